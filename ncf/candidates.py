@@ -1,0 +1,216 @@
+"""What a model is judged on: the held-out item among sampled candidates, or in the whole catalogue.
+
+Both are drawn once and written down, so that every model is judged on the same lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ncf.complement import Complement
+from ncf.interactions import Interactions
+from ncf.splitting import Split
+
+Part = Literal["validation", "test"]
+
+_USERS_PER_BLOCK = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """One held-out item per user, and the sampled items it must be ranked among.
+
+    Args:
+        users: users to judge, ``[U]``, int64.
+        positives: the held-out item of each user, ``[U]``, int64.
+        negatives: the sampled items of each user, ``[U, C]``, int64; ``-1`` is padding.
+
+    Raises:
+        ValueError: if the shapes or the types do not fit together.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import Candidates
+        >>> candidates = Candidates(torch.tensor([0, 2]), torch.tensor([5, 1]), torch.tensor([[3, 4], [0, -1]]))
+        >>> candidates.items
+        tensor([[ 5,  3,  4],
+                [ 1,  0, -1]])
+    """
+
+    users: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+    def __post_init__(self) -> None:
+        for name, dims in (("users", 1), ("positives", 1), ("negatives", 2)):
+            value = getattr(self, name)
+            if value.dtype != torch.int64 or value.dim() != dims:
+                raise ValueError(
+                    f"{name} must be an int64 tensor with {dims} dimension(s), "
+                    f"got {value.dtype} of shape {tuple(value.shape)}"
+                )
+            if len(value) != len(self.users):
+                raise ValueError(f"{name} has {len(value)} rows for {len(self.users)} users")
+        for name, lowest in (("users", 0), ("positives", 0), ("negatives", -1)):
+            value = getattr(self, name)
+            if value.numel() and int(value.min()) < lowest:
+                row = int((value.reshape(len(value), -1) < lowest).any(1).nonzero()[0])
+                raise ValueError(f"{name}[{row}] holds {int(value[row].min())}: ids are {lowest} or more")
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def __repr__(self) -> str:
+        return f"Candidates({len(self)} users, 1 + {self.negatives.shape[1]} items each)"
+
+    @property
+    def items(self) -> Tensor:
+        """The positive, then the negatives, ``[U, 1 + C]``."""
+        return torch.cat([self.positives[:, None], self.negatives], dim=1)
+
+    def to(self, device: torch.device | str) -> Candidates:
+        """The same candidates on another device."""
+        return Candidates(self.users.to(device), self.positives.to(device), self.negatives.to(device))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the candidates to a safetensors file, beside it first and then renamed."""
+        from ncf.files import write_tensors
+
+        tensors = {"users": self.users, "positives": self.positives, "negatives": self.negatives}
+        write_tensors(path, tensors)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Candidates:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the file does not hold the three tensors of candidates.
+        """
+        from ncf.files import read_tensors
+
+        return cls(**read_tensors(path, names=("users", "positives", "negatives")))
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """One held-out item per user, to be ranked among every item that the user has not touched.
+
+    Args:
+        users: users to judge, ``[U]``, int64.
+        positives: the held-out item of each user, ``[U]``.
+        num_items: size of the catalogue.
+        seen_offsets: where each user's seen items start in ``seen_items``, ``[U + 1]``.
+        seen_items: the items to leave out, ascending within a user, ``[S]``; never the user's positive.
+    """
+
+    users: Tensor
+    positives: Tensor
+    num_items: int
+    seen_offsets: Tensor
+    seen_items: Tensor
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def __repr__(self) -> str:
+        return f"Catalogue({len(self)} users, {self.num_items} items less those seen)"
+
+
+def sample_candidates(
+    split: Split, part: Part = "test", *, num_negatives: int = 100, seed: int = 0
+) -> Candidates:
+    """Draw the ranking candidates of He et al. (2017), section 4.1: 100 items the user never touched.
+
+    The items are distinct, uniform over those with which the user has no interaction in *any* part of
+    the split. A user with fewer such items gets all of them, padded with ``-1``.
+
+    Args:
+        split: what `leave_one_out` returned.
+        part: whose held-out items are ranked, ``"test"`` or ``"validation"``.
+        num_negatives: how many items to draw per user.
+        seed: same seed, same candidates; the two parts draw different ones.
+
+    Returns:
+        `Candidates`, in the order of the part's users.
+
+    Raises:
+        ValueError: if the part is empty or ``num_negatives`` is less than one.
+
+    Example::
+
+        >>> from ncf import Interactions, leave_one_out, sample_candidates
+        >>> interactions = Interactions.from_arrays([0, 0, 0, 1, 1, 1], [0, 1, 2, 2, 3, 4])
+        >>> candidates = sample_candidates(leave_one_out(interactions), num_negatives=3)
+        >>> candidates.positives, candidates.negatives.sort().values
+        (tensor([2, 4]), tensor([[-1,  3,  4],
+                [-1,  0,  1]]))
+    """
+    if num_negatives < 1:
+        raise ValueError(f"num_negatives = {num_negatives}: at least one item must be drawn")
+    held_out = _held_out(split, part)
+    untouched = Complement(*_touched(split), num_items=held_out.num_items)
+    generator = torch.Generator().manual_seed(seed * 2 + (part == "validation"))
+    blocks = [
+        untouched.draw_distinct(users, num_negatives, generator)
+        for users in held_out.users.split(_USERS_PER_BLOCK)
+    ]
+    return Candidates(held_out.users, held_out.items, torch.cat(blocks))
+
+
+def whole_catalogue(split: Split, part: Part = "test") -> Catalogue:
+    """The exact ranking task beside the sampled one: the held-out item among all untouched items.
+
+    Krichene & Rendle (KDD 2020) showed that sampled metrics need not agree with the exact ones.
+
+    Args:
+        split: what `leave_one_out` returned.
+        part: whose held-out items are ranked, ``"test"`` or ``"validation"``.
+
+    Returns:
+        `Catalogue`; the seen items are the user's interactions in any part of the split.
+
+    Raises:
+        ValueError: if the part is empty.
+
+    Example::
+
+        >>> from ncf import Interactions, leave_one_out, whole_catalogue
+        >>> interactions = Interactions.from_arrays([0, 0, 0, 1, 1, 1], [0, 1, 2, 2, 3, 4])
+        >>> whole_catalogue(leave_one_out(interactions)).seen_items
+        tensor([0, 1, 2, 3])
+    """
+    held_out = _held_out(split, part)
+    offsets, items = _touched(split)
+    starts, counts = offsets[held_out.users], offsets.diff()[held_out.users]
+    rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    firsts = counts.cumsum(0) - counts
+    seen = items[torch.arange(len(rows)) - firsts[rows] + starts[rows]]
+    keep = seen != held_out.items[rows]
+    seen_offsets = torch.zeros(len(counts) + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(rows[keep], minlength=len(counts)), 0, out=seen_offsets[1:])
+    return Catalogue(held_out.users, held_out.items, held_out.num_items, seen_offsets, seen[keep])
+
+
+def _held_out(split: Split, part: Part) -> Interactions:
+    if part not in ("validation", "test"):
+        raise ValueError(f'part = {part!r}: choose "validation" or "test"')
+    held_out: Interactions | None = getattr(split, part)
+    if held_out is None or len(held_out) == 0:
+        raise ValueError(f"the {part} part of the split is empty: no user has enough interactions to hold one out")
+    return held_out
+
+
+def _touched(split: Split) -> tuple[Tensor, Tensor]:
+    """Every interaction of every part as one CSR: offsets ``[num_users + 1]``, items ascending per user."""
+    parts = [part for part in (split.train, split.validation, split.test) if part is not None]
+    num_users, num_items = parts[0].num_users, parts[0].num_items
+    keys = torch.cat([part.users * num_items + part.items for part in parts]).unique()  # sorted
+    offsets = torch.zeros(num_users + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(keys // num_items, minlength=num_users), 0, out=offsets[1:])
+    return offsets, keys % num_items
