@@ -107,6 +107,9 @@ class Catalogue:
         num_items: size of the catalogue.
         seen_offsets: where each user's seen items start in ``seen_items``, ``[U + 1]``.
         seen_items: the items to leave out, ascending within a user, ``[S]``; never the user's positive.
+
+    Raises:
+        ValueError: if the shapes, types or ids do not fit together.
     """
 
     users: Tensor
@@ -114,6 +117,35 @@ class Catalogue:
     num_items: int
     seen_offsets: Tensor
     seen_items: Tensor
+
+    def __post_init__(self) -> None:
+        offsets, seen = self.seen_offsets, self.seen_items
+        lengths = {"positives": len(self.users), "seen_offsets": len(self.users) + 1, "seen_items": len(seen)}
+        for name, length in lengths.items():
+            value = getattr(self, name)
+            if value.dtype != torch.int64 or value.shape != (length,):
+                raise ValueError(
+                    f"{name} must be int64 of shape ({length},), got {value.dtype} {tuple(value.shape)}"
+                )
+        counts = offsets.diff()
+        if int(offsets[0]) != 0 or int(offsets[-1]) != len(seen) or bool((counts < 0).any()):
+            raise ValueError(f"seen_offsets must rise from 0 to len(seen_items) = {len(seen)}")
+        rows = torch.repeat_interleave(counts)
+        for name, items in (("positives", self.positives), ("seen_items", seen)):
+            wrong = ((items < 0) | (items >= self.num_items)).nonzero()
+            if len(wrong):
+                place = int(wrong[0])
+                raise ValueError(
+                    f"{name}[{place}] = {int(items[place])} is out of range for num_items = {self.num_items}"
+                )
+        descends = (seen[1:] <= seen[:-1]) & (rows[1:] == rows[:-1])
+        own = (seen == self.positives[rows]).nonzero()
+        if bool(descends.any()) or len(own):
+            place = int(own[0]) if len(own) else int(descends.nonzero()[0]) + 1
+            raise ValueError(
+                f"seen_items[{place}] = {int(seen[place])}: the seen items of a user must ascend, "
+                "each once, without the user's positive"
+            )
 
     def __len__(self) -> int:
         return len(self.users)

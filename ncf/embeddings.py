@@ -1,0 +1,143 @@
+"""The user and item tables, in one TorchRec `EmbeddingBagCollection`, and their one lookup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ncf.initialization import normal_rows
+from ncf.torchrec_import import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+
+Side = Literal["user", "item"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One embedding table.
+
+    Args:
+        name: of the table, as in ``embeddings.ebc.embedding_bags.<name>.weight``.
+        side: whose ids index it.
+        dim: columns; FBGEMM, which runs sharded tables, wants a multiple of four.
+        std: standard deviation of the initial values.
+        drawn: how many columns start at random; the rest start at zero. All by default.
+    """
+
+    name: str
+    side: Side
+    dim: int
+    std: float
+    drawn: int | None = None
+
+
+class UserItemEmbeddings(nn.Module):
+    """Looks up the rows of a user and of an item in every table.
+
+    In one process a lookup is a plain gather: one id, one row. Once TorchRec has sharded the collection, the
+    ids travel as a `KeyedJaggedTensor` with bags of one. Both give the same numbers.
+
+    Args:
+        num_users: rows of the user tables.
+        num_items: rows of the item tables.
+        tables: the tables.
+        seed: of the initial values.
+        device: where the tables live; ``"meta"`` holds no values, for sharding.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.embeddings import Table, UserItemEmbeddings
+        >>> tables = [Table("user_gmf", "user", 8, 0.01), Table("item_gmf", "item", 8, 0.01)]
+        >>> embeddings = UserItemEmbeddings(3, 5, tables)
+        >>> rows = embeddings(torch.tensor([0, 2]), torch.tensor([[1, 2, 3], [4, 4, 0]]))
+        >>> rows["user_gmf"].shape, rows["item_gmf"].shape
+        (torch.Size([2, 1, 8]), torch.Size([2, 3, 8]))
+    """
+
+    def __init__(
+        self,
+        num_users: int,
+        num_items: int,
+        tables: Sequence[Table],
+        *,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_users = num_users
+        self.num_items = num_items
+        self.tables = tuple(tables)
+        rows = {"user": num_users, "item": num_items}
+        configs = [
+            EmbeddingBagConfig(
+                name=table.name,
+                embedding_dim=table.dim,
+                num_embeddings=rows[table.side],
+                feature_names=[table.side],
+            )
+            for table in tables
+        ]
+        # Built without values: its own would come from the global generator.
+        self.ebc = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+        if device is None or torch.device(device).type != "meta":
+            for table in self.tables:
+                weight = torch.empty(rows[table.side], table.dim, device=device)
+                self.fill(table, weight, seed=seed)
+                self.ebc.embedding_bags[table.name].weight = nn.Parameter(weight)
+
+    @staticmethod
+    def fill(table: Table, out: Tensor, *, seed: int, row: int = 0, column: int = 0) -> None:
+        """Set a rectangle of a table, whole by default, to its initial values; see `normal_rows`."""
+        width = table.dim if table.drawn is None else table.drawn
+        normal_rows(out, std=table.std, seed=seed, table=table.name, width=width, row=row, column=column)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether TorchRec has replaced the collection by a sharded one."""
+        return not isinstance(self.ebc, EmbeddingBagCollection)
+
+    def weight(self, table: str) -> Tensor:
+        """The whole weight of a table that is not sharded, ``[rows, dim]``."""
+        weight: Tensor = self.ebc.embedding_bags[table].weight
+        return weight
+
+    def forward(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
+        """Look the rows up.
+
+        Args:
+            users: ``[B]``, int64.
+            items: ``[B]``, or ``[B, C]`` for several items of each user.
+
+        Returns:
+            The rows by table: ``[B, D]`` each; with ``[B, C]`` items, ``[B, 1, D]`` for a user table and
+            ``[B, C, D]`` for an item table.
+        """
+        if self.is_sharded:
+            return self._collective_lookup(users, items)
+        users = users[:, None] if items.dim() == 2 else users
+        return {
+            table.name: F.embedding(users if table.side == "user" else items, self.weight(table.name))
+            for table in self.tables
+        }
+
+    def _collective_lookup(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
+        """One all-to-all for all tables; every rank must call it, with any number of ids."""
+        shape = items.shape
+        if items.dim() == 2:
+            users = users[:, None].expand(shape)
+        values = torch.cat([users.reshape(-1), items.reshape(-1)])
+        features = KeyedJaggedTensor(
+            keys=["user", "item"], values=values, lengths=torch.ones_like(values, dtype=torch.int32)
+        )
+        pooled = self.ebc(features)  # lazily awaited by the first use
+        keys: list[str] = list(pooled.keys())
+        rows = dict(zip(keys, torch.split(pooled.values(), pooled.length_per_key(), dim=1), strict=True))
+        return {
+            table.name: rows.get(f"{table.side}@{table.name}", rows.get(table.side)).view(*shape, table.dim)
+            for table in self.tables
+        }

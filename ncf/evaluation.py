@@ -1,0 +1,420 @@
+"""Judge a model by leave-one-out ranking: where does it place the held-out item among the candidates?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ncf.candidates import Candidates, Catalogue
+from ncf.metrics import METRICS, Metric, metric_label, metric_values
+from ncf.statistics import Interval, bootstrap_interval, normal_interval, wilson_interval
+
+# Pairs scored at once: about 16 MB with their ids, small beside any model, enough to keep a device busy.
+_PAIRS_PER_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}
+
+
+@runtime_checkable
+class SupportsScore(Protocol):
+    """Anything that can be judged."""
+
+    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """Score each user's candidates: ``[U]`` and ``[U, C]`` to ``[U, C]``; ``-1`` is padding."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The rank of every user's held-out item, and the metrics that follow from it.
+
+    Args:
+        users: who was judged, ``[U]``, int64.
+        ranks: how many candidates other than the held-out item score at least as high, ``[U]``, int64;
+            0 is best.
+        num_candidates: how many distinct items were ranked, the held-out item among them, ``[U]``, int64.
+        k: length of the list that HR and NDCG look at.
+
+    Raises:
+        ValueError: if the shapes or types differ, a rank is out of range, or ``k`` exceeds every list.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import Ranking
+        >>> ranking = Ranking(torch.arange(4), torch.tensor([0, 2, 9, 50]), torch.full((4,), 101), k=10)
+        >>> ranking.hr, ranking.at(5).hr
+        (0.75, 0.5)
+        >>> print(ranking)
+        HR@10 0.750 [0.301, 0.954]  NDCG@10 0.447 [0.034, 0.860]  MRR 0.363 [0.000, 0.799]
+    """
+
+    users: Tensor
+    ranks: Tensor
+    num_candidates: Tensor
+    k: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("users", "ranks", "num_candidates"):
+            value = getattr(self, name)
+            if value.dtype != torch.int64 or value.shape != (len(self.users),):
+                raise ValueError(
+                    f"{name} must be int64 of shape ({len(self.users)},), "
+                    f"got {value.dtype} {tuple(value.shape)}"
+                )
+        if len(self.users) == 0:
+            raise ValueError("there are no users to judge: the candidates are empty")
+        outside = (self.ranks < 0) | (self.ranks >= self.num_candidates)
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0])
+            raise ValueError(
+                f"ranks[{row}] = {int(self.ranks[row])} is out of range "
+                f"for num_candidates[{row}] = {int(self.num_candidates[row])}"
+            )
+        _check_k(self.k, int(self.num_candidates.max()))
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def hr(self) -> float:
+        """Hit ratio: share of users whose item is among the first ``k``."""
+        return self.mean("hr")
+
+    @property
+    def ndcg(self) -> float:
+        """Normalised discounted cumulative gain at ``k``: 1 / log₂(rank + 2), or 0 outside the list."""
+        return self.mean("ndcg")
+
+    @property
+    def mrr(self) -> float:
+        """Mean of 1 / (rank + 1) over all candidates, not cut at ``k``."""
+        return self.mean("mrr")
+
+    @property
+    def auc(self) -> float:
+        """Chance that the held-out item scores above another candidate of the user."""
+        return self.mean("auc")
+
+    @property
+    def intervals(self) -> dict[Metric, Interval]:
+        """The 95% interval of every metric; see `interval`."""
+        return {metric: self.interval(metric) for metric in METRICS}
+
+    def values(self, metric: Metric) -> Tensor:
+        """A metric per user, ``[U]``, float64."""
+        return metric_values(metric, self.ranks, self.num_candidates, self.k)
+
+    def mean(self, metric: Metric) -> float:
+        """A metric's mean over users."""
+        return float(self.values(metric).mean())
+
+    def at(self, k: int) -> Ranking:
+        """The same ranks, cut at another ``k``: nothing is scored again."""
+        return dataclasses.replace(self, k=k)
+
+    def interval(
+        self,
+        metric: Metric = "hr",
+        *,
+        confidence: float = 0.95,
+        method: Literal["formula", "bootstrap"] = "formula",
+    ) -> Interval:
+        """Confidence interval of a metric, over users as if drawn at random.
+
+        Args:
+            metric: ``"hr"``, ``"ndcg"``, ``"mrr"`` or ``"auc"``.
+            confidence: coverage, between 0 and 1.
+            method: ``"formula"`` is Wilson's interval for HR and the normal one, cut to [0, 1], for the
+                others; ``"bootstrap"`` draws the users anew 2,000 times.
+
+        Raises:
+            ValueError: for an unknown metric, method or confidence.
+        """
+        values = self.values(metric)
+        if method == "bootstrap":
+            return bootstrap_interval(values, confidence=confidence)
+        if method != "formula":
+            raise ValueError(f'method = {method!r}: choose "formula" or "bootstrap"')
+        if metric == "hr":
+            return wilson_interval(int(values.sum()), len(self), confidence=confidence)
+        if len(self) == 1:  # one value says nothing of the spread
+            return Interval(0.0, 1.0)
+        low, high = normal_interval(values, confidence=confidence)
+        return Interval(max(0.0, low), min(1.0, high))
+
+    def metrics(self, *ks: int) -> dict[str, float]:
+        """Every metric by its label, at several ``k`` in one pass, ready for JSON.
+
+        Args:
+            ks: lengths of the list; ``self.k`` by default.
+
+        Example::
+
+            >>> import torch
+            >>> from ncf import Ranking
+            >>> Ranking(torch.arange(2), torch.tensor([0, 6]), torch.tensor([9, 9]), k=5).metrics(1, 5)
+            {'HR@1': 0.5, 'NDCG@1': 0.5, 'HR@5': 0.5, 'NDCG@5': 0.5, 'MRR': 0.5714285714285714, 'AUC': 0.625}
+        """
+        lists = [self.at(k) for k in ks] or [self]
+        of_lists = {metric_label(m, r.k): r.mean(m) for r in lists for m in METRICS if m in ("hr", "ndcg")}
+        return of_lists | {metric_label(m, self.k): self.mean(m) for m in METRICS if m not in ("hr", "ndcg")}
+
+    def __str__(self) -> str:
+        return "  ".join(
+            f"{metric_label(m, self.k)} {self.mean(m):.3f} {self.interval(m)}" for m in METRICS if m != "auc"
+        )
+
+    def __repr__(self) -> str:
+        return f"Ranking({len(self)} users, {self})"
+
+
+def evaluate(
+    model: SupportsScore, candidates: Candidates | Catalogue, k: int = 10, *, block_users: int | None = None
+) -> Ranking:
+    """Rank the held-out item of every user among the candidates.
+
+    The rank counts the candidates *other than the held-out item* that score *at least* as high: ties lose,
+    so a model that scores all alike gets HR 0. A user's candidates are a set: an item listed twice counts
+    once, the held-out item among its own negatives does not count, and neither does padding (``-1``).
+
+    Args:
+        model: any object with ``score(users [U], candidates [U, C]) -> [U, C]``. If it offers ``scorer()``,
+            a frozen fast view, that is taken once. An `nn.Module` is set to evaluation mode meanwhile.
+        candidates: what `sample_candidates` or `whole_catalogue` drew.
+        k: length of the list that HR and NDCG look at.
+        block_users: users scored at once; by default as many as give about a million pairs, so memory
+            does not grow with the number of users.
+
+    Returns:
+        `Ranking`: the per-user ranks, on the CPU, and HR@k, NDCG@k, MRR and AUC with their intervals.
+
+    Raises:
+        TypeError: if the model has no ``score``, or the candidates are of another type.
+        ValueError: if a candidate's score is NaN, the scores have the wrong shape, an id is unknown to the
+            model, or ``k`` is larger than the number of candidates.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import Candidates, evaluate
+        >>> class ByNumber:
+        ...     def score(self, users, candidates):
+        ...         return candidates.float()
+        >>> negatives = torch.tensor([[4, 5], [4, 5]])
+        >>> candidates = Candidates(torch.tensor([0, 1]), torch.tensor([9, 3]), negatives)
+        >>> evaluate(ByNumber(), candidates, k=1).ranks
+        tensor([0, 2])
+    """
+    _check_k(k, _width(candidates))
+    with scoring_view(model) as scorer:
+        _check_vocabulary(model, candidates)
+        ranks, num_candidates = ranks_of(
+            scorer, candidates, block_users=block_users, device=_device_of(model)
+        )
+    return Ranking(candidates.users.cpu(), ranks, num_candidates, k)
+
+
+def ranks_of(
+    scorer: SupportsScore,
+    candidates: Candidates | Catalogue,
+    *,
+    block_users: int | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The rank of every held-out item: `evaluate` without the metrics.
+
+    Several processes can each rank a part of the users and put the results together in one `Ranking`.
+
+    Args:
+        scorer: what scores; it is used as it is.
+        candidates: what to rank.
+        block_users: users scored at once.
+        device: where the scorer wants its ids; that of the candidates by default.
+
+    Returns:
+        ranks: ``[U]``, int64, on the CPU.
+        num_candidates: ``[U]``, distinct items ranked, the held-out item among them.
+
+    Raises:
+        ValueError: see `evaluate`.
+    """
+    width = _width(candidates)
+    device = torch.device(device) if device is not None else candidates.users.device
+    if block_users is None:
+        block_users = max(1, _PAIRS_PER_BLOCK.get(device.type, 1 << 20) // width)
+    elif block_users < 1:
+        raise ValueError(f"block_users = {block_users}: give at least 1")
+    rank_block = _rank_catalogue if isinstance(candidates, Catalogue) else _rank_candidates
+    ranks = torch.empty(len(candidates.users), dtype=torch.int64)
+    num_candidates = torch.empty_like(ranks)
+    with torch.no_grad():
+        for start in range(0, len(ranks), block_users):
+            block = slice(start, min(start + block_users, len(ranks)))
+            ranks[block], num_candidates[block] = rank_block(scorer, candidates, block, device)
+    return ranks, num_candidates
+
+
+def _rank_candidates(
+    scorer: SupportsScore, candidates: Candidates, block: slice, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    users, positives = candidates.users[block].to(device), candidates.positives[block].to(device)
+    negatives = candidates.negatives[block].to(device)
+    items = torch.cat([positives[:, None], negatives], dim=1)  # [b, 1 + C]
+    scores = _scores(scorer, users, items)
+    counted = _counted(positives, negatives)
+    _refuse_nan(scores, users, items, items >= 0)
+    wins = _at_least(scores[:, 1:], scores[:, :1])  # [b, C]
+    if counted is None:
+        return wins.sum(1), torch.full_like(users, items.shape[1])
+    return (wins * counted).sum(1), 1 + counted.sum(1)
+
+
+def _rank_catalogue(
+    scorer: SupportsScore, catalogue: Catalogue, block: slice, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    users, positives = catalogue.users[block].to(device), catalogue.positives[block].to(device)
+    offsets = catalogue.seen_offsets[block.start : block.stop + 1]
+    seen = catalogue.seen_items[int(offsets[0]) : int(offsets[-1])].to(device)
+    rows = torch.repeat_interleave(offsets.diff()).to(device)
+    num_items = catalogue.num_items
+    items = torch.arange(num_items, device=device).expand(len(users), -1)  # [b, I], one list for all
+    scores = _scores(scorer, users, items)
+    left_out = rows * num_items + seen  # positions in the flattened block
+    own = torch.arange(len(users), device=device) * num_items + positives
+    if _may_hold_nan(scores):
+        real = torch.ones(scores.shape, dtype=torch.bool, device=device)
+        real.view(-1)[left_out] = False
+        _refuse_nan(scores, users, items, real)
+    wins = _at_least(scores, scores.gather(1, positives[:, None]))
+    wins.view(-1).index_fill_(0, left_out, 0).index_fill_(0, own, 0)
+    return wins.sum(1), num_items - offsets.diff()
+
+
+def _scores(scorer: SupportsScore, users: Tensor, items: Tensor) -> Tensor:
+    scores = scorer.score(users, items)
+    if isinstance(scores, np.ndarray):
+        scores = torch.from_numpy(scores).to(items.device)
+    if not isinstance(scores, Tensor) or scores.dtype.is_complex or scores.dtype == torch.bool:
+        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"{type(scorer).__name__}.score returned {got}: return a tensor of real numbers")
+    if scores.shape != items.shape:
+        raise ValueError(
+            f"{type(scorer).__name__}.score returned shape {tuple(scores.shape)} for {items.shape[0]} users "
+            f"and {items.shape[1]} candidates each: return {tuple(items.shape)}"
+        )
+    return scores
+
+
+def _at_least(scores: Tensor, positive: Tensor) -> Tensor:
+    """1 where a score reaches the positive's, else 0. Floating point, whose sums are the fast ones."""
+    exact = torch.float32 if scores.shape[1] < 1 << 24 else torch.float64
+    return torch.ge(scores, positive, out=torch.empty(scores.shape, dtype=exact, device=scores.device))
+
+
+def _counted(positives: Tensor, negatives: Tensor) -> Tensor | None:
+    """Which negatives count, ``[b, C]``, bool: distinct, real, not the positive. None when all do."""
+    if negatives.is_cpu:  # numpy sorts short rows ten times faster; a wrapped id can only look like a repeat
+        ordered = torch.from_numpy(np.sort(negatives.to(torch.int32).numpy(), axis=1))
+    else:
+        ordered = negatives.sort(dim=1).values
+    own = negatives == positives[:, None]
+    if not bool((ordered[:, 1:] == ordered[:, :-1]).any() | (ordered[:, :1] < 0).any() | own.any()):
+        return None
+    ordered, order = negatives.sort(dim=1, stable=True)
+    first = torch.ones_like(own)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return torch.empty_like(own).scatter_(1, order, first) & (negatives >= 0) & ~own
+
+
+def _may_hold_nan(scores: Tensor) -> bool:
+    """False only when there is none: a sum meets every NaN and costs a tenth of looking for it."""
+    return scores.is_floating_point() and bool(scores.sum().isnan())
+
+
+def _refuse_nan(scores: Tensor, users: Tensor, items: Tensor, real: Tensor) -> None:
+    if not _may_hold_nan(scores):
+        return
+    bad = (scores.isnan() & real).nonzero()
+    if len(bad):
+        row, column = bad[0].tolist()
+        raise ValueError(
+            f"the score of item {int(items[row, column])} for user {int(users[row])} is NaN "
+            f"(and {len(bad) - 1} more): the model has diverged or was fed NaN, it cannot be ranked"
+        )
+
+
+@contextmanager
+def scoring_view(model: SupportsScore) -> Iterator[SupportsScore]:
+    """What to score with: the model's frozen view if it offers one; a module in evaluation mode meanwhile.
+
+    Args:
+        model: see `evaluate`.
+
+    Yields:
+        An object with ``score``.
+
+    Raises:
+        TypeError: if there is no ``score`` to call.
+    """
+    if not isinstance(model, SupportsScore):
+        raise TypeError(f"{type(model).__name__} has no method score(users [U], candidates [U, C]) -> [U, C]")
+    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
+    view: Any = getattr(model, "scorer", None)
+    try:
+        if isinstance(model, nn.Module):
+            model.eval()
+        with torch.no_grad():
+            yield view() if callable(view) else model
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _width(candidates: Candidates | Catalogue) -> int:
+    """Scores per user."""
+    if isinstance(candidates, Catalogue):
+        return candidates.num_items
+    if isinstance(candidates, Candidates):
+        return 1 + candidates.negatives.shape[1]
+    raise TypeError(f"candidates must be Candidates or Catalogue, got {type(candidates).__name__}")
+
+
+def _check_k(k: int, most: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= most:
+        raise ValueError(
+            f"k = {k!r}: a user has at most {most} candidates, choose a whole number from 1 to {most}"
+        )
+
+
+def _device_of(model: SupportsScore) -> torch.device | None:
+    device = getattr(model, "device", None)
+    if device is None and isinstance(model, nn.Module):
+        device = next((parameter.device for parameter in model.parameters()), None)
+    return device if isinstance(device, torch.device) else None
+
+
+def _check_vocabulary(model: SupportsScore, candidates: Candidates | Catalogue) -> None:
+    """A frozen view indexes its tables without looking: an unknown id must be found before."""
+    checks = [("users", candidates.users, "num_users"), ("positives", candidates.positives, "num_items")]
+    if isinstance(candidates, Candidates):
+        checks.append(("negatives", candidates.negatives, "num_items"))
+    for name, ids, size_name in checks:
+        size = getattr(model, size_name, None)
+        if isinstance(size, int) and ids.numel() and int(ids.max()) >= size:
+            row = int((ids.reshape(len(ids), -1) >= size).any(1).nonzero()[0])
+            raise ValueError(
+                f"{name}[{row}] holds {int(ids[row].max())}, but the model has {size_name} = {size}: "
+                "judge it on candidates of the data it was trained for"
+            )
+    if isinstance(candidates, Catalogue):
+        known = getattr(model, "num_items", candidates.num_items)
+        if candidates.num_items > known:
+            raise ValueError(
+                f"the catalogue has {candidates.num_items} items, but the model has num_items = {known}"
+            )

@@ -1,0 +1,166 @@
+"""What every trained model has in common: ids in, logits out, scores for ranking, an artifact on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ncf.embeddings import Table, UserItemEmbeddings
+
+if TYPE_CHECKING:
+    from ncf.interactions import Vocabulary
+    from ncf.kernels.tables import ScoringTables
+    from ncf.scoring import Scorer
+
+
+class Recommender(nn.Module):
+    """Embeddings, towers and a head.
+
+    A subclass says which tables and towers it has, how it turns looked-up rows into logits, and how its
+    parameters are laid out for ranking. Nothing else differs between models.
+
+    Args:
+        num_users: size of the user vocabulary; ids are ``0 .. num_users - 1``.
+        num_items: size of the item vocabulary.
+        tables: the embedding tables.
+        towers: the dense towers by name.
+        head: what turns the towers' output into the logit.
+        config: the keyword arguments that build the same model again.
+        device: where to build; ``"meta"`` for a model to be sharded.
+    """
+
+    user_ids: Vocabulary | None = None
+    item_ids: Vocabulary | None = None
+
+    def __init__(
+        self,
+        num_users: int,
+        num_items: int,
+        *,
+        tables: Sequence[Table],
+        towers: dict[str, nn.Module],
+        head: nn.Module,
+        config: dict[str, Any],
+        seed: int,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("num_users", num_users), ("num_items", num_items)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} = {value!r}: give a positive whole number")
+        self.num_users = num_users
+        self.num_items = num_items
+        self.config = {"num_users": num_users, "num_items": num_items, **config, "seed": seed}
+        self.embeddings = UserItemEmbeddings(num_users, num_items, tables, seed=seed, device=device)
+        dense_device = None if device is None or torch.device(device).type == "meta" else device
+        self.towers = nn.ModuleDict(towers).to(dense_device)
+        self.head = head.to(dense_device)
+
+    def extra_repr(self) -> str:
+        """The arguments it was built with."""
+        return ", ".join(f"{name}={value}" for name, value in self.config.items())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the dense parameters live."""
+        bias: Tensor = self.head.bias
+        return bias.device
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """Logits of user-item pairs.
+
+        Args:
+            users: ``[B]``, int64.
+            items: ``[B]``, or ``[B, C]`` for several items of each user.
+
+        Returns:
+            Logits of the shape of ``items``; `torch.sigmoid` and the loss are the caller's.
+        """
+        return self.logits(self.embeddings(users, items))
+
+    def logits(self, rows: dict[str, Tensor]) -> Tensor:
+        """Logits from looked-up rows: ``[..., D]`` per table to ``[...]``."""
+        raise NotImplementedError
+
+    def scoring_tables(self) -> ScoringTables:
+        """The parameters laid out for ranking: what depends on a user or an item alone, worked out once."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def predict(self, users: Tensor, items: Tensor) -> Tensor:
+        """The probability, in (0, 1), that a user and an item interact (He et al. 2017, equation 6).
+
+        Args:
+            users: ``[B]``, int64.
+            items: ``[B]`` or ``[B, C]``.
+
+        Returns:
+            Probabilities of the shape of ``items``.
+
+        Raises:
+            ValueError: if an id is out of range, or the shapes do not fit.
+        """
+        users, items = self._checked(users, "users"), self._checked(items, "items")
+        if items.shape[:1] != users.shape or items.dim() > 2:
+            raise ValueError(f"items {tuple(items.shape)} must be [B] or [B, C] for users {tuple(users.shape)}")
+        was_training = self.training
+        self.eval()
+        try:
+            logits = self(users.to(self.device), items.to(self.device))
+        finally:
+            self.train(was_training)
+        # float32 rounds the sigmoid of 17 to one: stay inside the open interval
+        tiny = torch.finfo(logits.dtype).tiny
+        return torch.sigmoid(logits).clamp(tiny, 1 - torch.finfo(logits.dtype).eps / 2)
+
+    def scorer(self) -> Scorer:
+        """A frozen, fast view of the model for ranking; later training does not change it."""
+        from ncf.scoring import Scorer
+
+        return Scorer(self.scoring_tables())
+
+    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """Logits of each user's candidates, for ranking.
+
+        Args:
+            users: ``[U]``, int64.
+            candidates: items, ``[U, C]``, int64; ``-1`` is padding.
+
+        Returns:
+            Scores, ``[U, C]``; padding has ``-inf``.
+
+        Raises:
+            ValueError: if an id is out of range, or the shapes do not fit.
+        """
+        users, candidates = self._checked(users, "users"), self._checked(candidates, "candidates", lowest=-1)
+        if candidates.dim() != 2 or candidates.shape[:1] != users.shape:
+            raise ValueError(
+                f"candidates {tuple(candidates.shape)} must be [U, C] for users {tuple(users.shape)}"
+            )
+        return self.scorer().score(users, candidates)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the model to a folder; `ncf.load` reads it. See `ncf.artifact.save`."""
+        from ncf.artifact import save
+
+        save(self, path)
+
+    def _checked(self, ids: Tensor, name: str, lowest: int = 0) -> Tensor:
+        """Refuse what would index outside a table: on a GPU that would be an abort without a message."""
+        if ids.dtype != torch.int64:
+            raise ValueError(f"{name} must be an int64 tensor of ids, got {ids.dtype}")
+        size_name = "num_users" if name == "users" else "num_items"
+        size = getattr(self, size_name)
+        base = ids[0] if ids.dim() == 2 and len(ids) and ids.stride(0) == 0 else ids
+        if base.numel() and (int(base.min()) < lowest or int(base.max()) >= size):
+            place = ((ids < lowest) | (ids >= size)).nonzero()[0].tolist()
+            value = int(ids[tuple(place)])
+            raise ValueError(
+                f"{name}[{', '.join(map(str, place))}] = {value} is out of range for {size_name} = {size}: "
+                f"ids go from {lowest} to {size - 1}"
+            )
+        return ids
