@@ -1,1 +1,115 @@
-"""The ranked list: the best items of a user, by raw ids, those already seen left out."""
+"""The ranked list: a user's best items by raw id, those already seen left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ncf.evaluation import SupportsScore
+from ncf.interactions import Interactions, Vocabulary
+
+_SCORES_PER_BLOCK = 1 << 22  # 16 MB of scores at a time, whatever the number of users
+
+
+class Recommendations(NamedTuple):
+    """The best items of each user, best first.
+
+    Args:
+        items: raw item ids per user; fewer than asked for where a user has seen nearly everything.
+        scores: the model's scores beside them, ``[U, k]``; ``-inf`` past the end of a shorter list.
+    """
+
+    items: list[list[Any]]
+    scores: Tensor
+
+
+def recommend(
+    model: SupportsScore,
+    users: Sequence[Any] | Tensor,
+    k: int = 10,
+    *,
+    exclude: Interactions | None = None,
+) -> Recommendations:
+    """Rank the whole catalogue for some users and keep the top of it.
+
+    Args:
+        model: anything with ``score(users, candidates)``: a trained model or a baseline.
+        users: raw user ids, as in the data that the model was trained on (0-based numbers where that data
+            had no vocabulary).
+        k: length of the list.
+        exclude: interactions whose items are not offered again to the same user; usually the training data.
+
+    Returns:
+        `Recommendations`: raw item ids, and scores.
+
+    Raises:
+        ValueError: if a user is unknown, ``k`` is not between 1 and the number of items, or the interactions
+            to exclude are of another catalogue than the model.
+
+    Example::
+
+        >>> from ncf import Interactions, ItemPop, recommend
+        >>> bought = Interactions.from_arrays(["ann", "bob", "bob", "cat"], ["tea", "tea", "milk", "milk"])
+        >>> recommend(ItemPop(bought), ["ann", "bob"], k=2, exclude=bought).items
+        [['milk'], []]
+    """
+    user_ids, item_ids = (_vocabulary(model, exclude, name) for name in ("user_ids", "item_ids"))
+    num_users, num_items = (_size(model, exclude, name) for name in ("num_users", "num_items"))
+    if not 1 <= k <= num_items:
+        raise ValueError(f"k = {k}: give a length between 1 and the number of items, {num_items}")
+    if user_ids is not None:
+        rows = user_ids.encode(users)
+    else:
+        rows = torch.as_tensor(users, dtype=torch.int64)
+        outside = ((rows < 0) | (rows >= num_users)).nonzero()
+        if len(outside):
+            place = int(outside[0])
+            raise ValueError(
+                f"users[{place}] = {int(rows[place])} is out of range: ids go from 0 to {num_users - 1}"
+            )
+    scorer = model.scorer() if hasattr(model, "scorer") else model
+    catalogue = torch.arange(num_items)
+    best_scores, best_items = [], []
+    for block in rows.split(max(1, _SCORES_PER_BLOCK // num_items)):
+        scores = scorer.score(block, catalogue.expand(len(block), -1)).float().cpu()
+        if exclude is not None:
+            scores[_seen(exclude, block)] = -torch.inf
+        values, items = scores.topk(k, dim=1)
+        best_scores.append(values)
+        best_items.append(items)
+    values = torch.cat(best_scores) if best_scores else torch.empty(0, k)
+    items = torch.cat(best_items) if best_items else torch.empty(0, k, dtype=torch.int64)
+    lengths = (values > -torch.inf).sum(1).tolist()
+    flat = items[values > -torch.inf]
+    raw = item_ids.decode(flat) if item_ids is not None else flat.tolist()
+    lists, start = [], 0
+    for length in lengths:
+        lists.append(raw[start : start + length])
+        start += length
+    return Recommendations(lists, values)
+
+
+def _seen(exclude: Interactions, users: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column, in a block of scores, of everything its users have seen."""
+    offsets, items = exclude.csr()
+    counts = offsets.diff()[users]
+    rows = torch.repeat_interleave(torch.arange(len(users)), counts)
+    within = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+    return rows, items[offsets[users][rows] + within]
+
+
+def _vocabulary(model: object, exclude: Interactions | None, name: str) -> Vocabulary | None:
+    vocabulary: Vocabulary | None = getattr(model, name, None) or getattr(exclude, name, None)
+    return vocabulary
+
+
+def _size(model: object, exclude: Interactions | None, name: str) -> int:
+    sizes = [getattr(source, name) for source in (model, exclude) if hasattr(source, name)]
+    if not sizes:
+        raise ValueError(f"{type(model).__name__} does not say its {name}: pass the interactions as exclude")
+    if len(set(sizes)) > 1:
+        raise ValueError(f"{name} differs: {sizes[0]} in the model, {sizes[1]} in the interactions to exclude")
+    return int(sizes[0])

@@ -1,0 +1,144 @@
+"""A model on disk: a JSON description, the weights as safetensors, the vocabularies as Parquet. No pickle.
+
+``config.json`` names the other files, each of which carries a part of its content's hash in its name.
+It is replaced last and at once, so a folder holds the old model or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+import ncf
+from ncf import models
+from ncf.files import read_tensors, write_tensors, write_text, written_beside
+from ncf.interactions import Vocabulary
+from ncf.recommender import Recommender
+
+_FORMAT = 1
+_MODELS = ("GMF", "MLP", "NeuMF", "MatrixFactorization")
+_VOCABULARIES = ("user_ids", "item_ids")
+
+
+def save(model: Recommender, path: str | PathLike[str]) -> None:
+    """Write a model to a folder, which `load` reads.
+
+    Args:
+        model: what to save.
+        path: the folder; it is made if missing, and a model in it is replaced.
+
+    Example::
+
+        >>> import tempfile, ncf
+        >>> model = ncf.GMF(10, 20, factors=4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(folder)
+        ...     ncf.load(folder)
+        GMF(num_users=10, num_items=20, factors=4, dropout=0.0, init_std=0.01, seed=0)
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, str] = {}
+    weights = folder / ".model.safetensors"
+    write_tensors(weights, model.state_dict())
+    files["model"] = _settle(weights, "model", ".safetensors")
+    for name in _VOCABULARIES:
+        vocabulary: Vocabulary | None = getattr(model, name)
+        if vocabulary is not None:
+            place = folder / f".{name}.parquet"
+            with written_beside(place) as beside:
+                pq.write_table(pa.table({"id": vocabulary.values}), beside)
+            files[name] = _settle(place, name, ".parquet")
+    description = {
+        "format": _FORMAT,
+        "ncf": ncf.__version__,
+        "model": type(model).__name__,
+        "config": model.config,
+        "files": files,
+    }
+    write_text(folder / "config.json", json.dumps(description, indent=2) + "\n")
+    for stem in ("model", *_VOCABULARIES):
+        for old in folder.glob(f"{stem}-*"):
+            if old.name not in files.values():
+                old.unlink()
+
+
+def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Recommender:
+    """Read a model that `save` wrote; nothing is unpickled.
+
+    Args:
+        path: the folder.
+        device: where to put the model.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if the folder holds no model.
+        ValueError: if a file is damaged, or a tensor is missing, unexpected or of another shape.
+    """
+    folder = Path(path)
+    description = _read_description(folder)
+    try:
+        model: Recommender = getattr(models, description["model"])(**description["config"], device="meta")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'}: the model cannot be built from it: {error}") from error
+    expected = model.state_dict()
+    tensors = read_tensors(folder / description["files"]["model"], names=tuple(expected))
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, "
+                f"config.json asks for {tuple(expected[name].shape)}"
+            )
+    model.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()}, assign=True)
+    model.requires_grad_(True)
+    for name in _VOCABULARIES:
+        if name in description["files"]:
+            setattr(model, name, _read_vocabulary(folder / description["files"][name]))
+    return model.eval()
+
+
+def _settle(file: Path, stem: str, suffix: str) -> str:
+    """Rename a finished file after its content."""
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()[:12]
+    final = file.with_name(f"{stem}-{digest}{suffix}")
+    file.replace(final)
+    return final.name
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    place = folder / "config.json"
+    if not place.is_file():
+        raise FileNotFoundError(f"{folder} holds no model: there is no config.json in it")
+    try:
+        description = json.loads(place.read_text(encoding="utf-8"))
+        version, model, files = description["format"], description["model"], description["files"]
+        names = [description["files"]["model"], *files.values()]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{place} does not describe a model ({error!r}): save the model again") from error
+    if version != _FORMAT:
+        raise ValueError(f"{place} has format {version}, this version of ncf reads {_FORMAT}: update ncf")
+    if model not in _MODELS:
+        raise ValueError(f"{place} names the model {model!r}: known are {', '.join(_MODELS)}")
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{place} names a file outside its folder: {name}")
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is incomplete: {name} is missing, copy the whole folder again")
+    return dict(description)
+
+
+def _read_vocabulary(file: Path) -> Vocabulary:
+    try:
+        return Vocabulary(pq.read_table(file)["id"].combine_chunks())
+    except (pa.ArrowException, KeyError) as error:
+        raise ValueError(f"{file} is not a vocabulary ({error}): save the model again") from error

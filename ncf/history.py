@@ -1,0 +1,52 @@
+"""What happened during training, epoch by epoch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+
+@dataclass
+class History:
+    """One entry per epoch, and which epoch was kept.
+
+    Args:
+        selection: how the kept epoch was chosen; ``"paper"`` means on the test part, as the article did.
+        epochs: epoch numbers, from 1.
+        loss: mean training loss of each epoch.
+        hr: HR@k after each epoch, ``None`` where the epoch was not judged.
+        ndcg: NDCG@k after each epoch, likewise.
+        seconds: training time of each epoch, sampling included, judging excluded.
+        samples: training samples of each epoch, positives and negatives.
+        best_epoch: the epoch whose weights the model has; 0 before the first has ended.
+        interrupted: whether Ctrl-C ended the training.
+    """
+
+    selection: str
+    epochs: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    hr: list[float | None] = field(default_factory=list)
+    ndcg: list[float | None] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+    best_epoch: int = 0
+    interrupted: bool = False
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __str__(self) -> str:
+        how = {"paper": " (chosen on the test part, as in the paper)", "validation": " (chosen on the validation part)"}
+        text = f"{len(self)} epochs in {sum(self.seconds):.1f} s, kept epoch {self.best_epoch}"
+        return text + how.get(self.selection, "") + (", interrupted" if self.interrupted else "")
+
+    @property
+    def samples_per_second(self) -> float:
+        """Median over the epochs, 0 before the first has ended."""
+        rates = [samples / seconds for samples, seconds in zip(self.samples, self.seconds, strict=True)]
+        return median(rates) if rates else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
