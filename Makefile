@@ -1,0 +1,53 @@
+# One command for each habit; every one of them makes what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install movielens test lint benchmarks benchmarks-peers docs clean
+
+help:
+	@echo "make movielens         train and judge every model on MovieLens-100K"
+	@echo "make test              run the tests"
+	@echo "make lint              check style and types"
+	@echo "make benchmarks        measure speed"
+	@echo "make benchmarks-peers  measure other libraries on the same work (long)"
+	@echo "make docs              build the documentation into docs/_build/html"
+	@echo "make install           create $(VENV) with all that these need"
+	@echo "make clean             remove what was built, but not $(VENV)"
+
+# The stamp is as new as the files it was installed from.
+$(VENV)/installed: requirements-cpu.txt requirements-dev.txt setup.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet -r requirements-cpu.txt -r requirements-dev.txt 2>&1 | (grep -v "^WARNING: Location" || true)
+	@$(BIN)/python -m pip install --quiet --no-deps torchrec==1.8.0 -e .
+	@touch $@
+
+install: $(VENV)/installed
+
+movielens: install
+	@$(BIN)/python examples/movielens.py
+
+test: install
+	@$(BIN)/python -m pytest
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+
+benchmarks: install
+	@$(BIN)/python -m pytest benchmarks
+
+benchmarks-peers: install
+	@$(BIN)/python -m benchmarks.peers
+
+docs: install
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage docs/_build
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

@@ -1,0 +1,45 @@
+"""Packaging of ncf; the pinned set for machines without an NVIDIA GPU is in requirements-cpu.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "ncf/__init__.py").read_text(encoding="utf-8")).group(1)
+
+extras = {
+    "plots": ["matplotlib>=3.8"],
+    "als": ["implicit>=0.7.2"],
+    "test": ["pytest>=8", "pytest-benchmark>=5", "pytest-cov>=5", "pytest-randomly>=3", "hypothesis>=6.100"]
+    + ["pandas>=2.2", "polars>=1", "scipy>=1.11", "triton>=3.4; platform_system == 'Linux'"],
+    "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8"],
+}
+extras["dev"] = sorted({*sum(extras.values(), []), "mypy>=1.14", "ruff>=0.9", "pre-commit>=4"})
+
+setup(
+    name="ncf",
+    version=version,
+    description="Neural Collaborative Filtering over TorchRec embedding tables",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="BSD-3-Clause",
+    python_requires=">=3.10",
+    packages=find_packages(include=["ncf", "ncf.*"]),
+    package_data={"ncf": ["py.typed"]},
+    install_requires=[
+        "torch==2.13.*",
+        "torchrec==1.8.*",  # brings fbgemm-gpu, the CUDA build
+        "fbgemm-gpu==1.8.*",
+        "numpy>=1.26",
+        "pyarrow>=17",
+        "safetensors>=0.5",
+        "tqdm>=4.66",
+    ],
+    extras_require=extras,
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
