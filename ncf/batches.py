@@ -14,11 +14,11 @@ from ncf.sampling import NegativeSampler
 
 
 class Batch(NamedTuple):
-    """Positives, each beside its own negatives.
+    """A chunk of K batches of P positives, each beside its own negatives.
 
     Args:
-        users: ``[P]``, int64.
-        items: ``[P, 1 + n]``, int64; column 0 is the positive.
+        users: ``[K, P]``, int64.
+        items: ``[K, P, 1 + n]``, int64; along the last dimension the positive comes first.
     """
 
     users: Tensor
@@ -52,7 +52,7 @@ class TrainingBatches:
         >>> from ncf.batches import TrainingBatches
         >>> batches = TrainingBatches(Interactions.from_arrays([0, 0, 1], [0, 1, 2]), batch_size=10, negatives=4)
         >>> [batch.items.shape for batch in batches.epoch(0)]
-        [torch.Size([2, 5]), torch.Size([1, 5])]
+        [torch.Size([1, 2, 5]), torch.Size([1, 1, 5])]
     """
 
     def __init__(
@@ -90,12 +90,17 @@ class TrainingBatches:
         """Samples in an epoch, positives and negatives."""
         return len(self.users) * (1 + self.negatives)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch.
+    def epoch(self, number: int, start: int = 0, per_chunk: int = 1) -> Iterator[Batch]:
+        """The batches of an epoch, in chunks of equal ones.
 
         Args:
             number: which epoch, from 0.
             start: how many batches to pass over, to go on where a run was cut off.
+            per_chunk: how many batches to give at once; a chunk at the end, or the last and smaller batch,
+                holds fewer.
+
+        Yields:
+            Chunks of K batches: users ``[K, P]`` and items ``[K, P, 1 + n]``.
         """
         random = torch.Generator(self.device)
         random.manual_seed(stream(self.seed, "epoch", number).initial_seed())
@@ -103,5 +108,9 @@ class TrainingBatches:
         drawn = self.sampler.sample(self.users, self.negatives)  # [N, n]
         items = torch.cat([self.items[:, None], drawn], dim=1).to(torch.int32)  # [N, 1 + n]
         order = torch.randperm(len(items), generator=random, device=self.device)
-        for chosen in order.split(self.positives_per_batch)[start:]:
-            yield Batch(self.users[chosen], items[chosen].to(torch.int64))
+        size = self.positives_per_batch
+        whole = len(order) // size * size
+        full = order[:whole].view(-1, size)[start:]  # [batches, P]
+        for rows in [*full.split(per_chunk), order[None, whole:]]:
+            if rows.numel():
+                yield Batch(self.users[rows], items[rows].to(torch.int64))

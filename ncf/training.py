@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ncf.batches import Batch, TrainingBatches
+from ncf.batches import TrainingBatches
 from ncf.candidates import Candidates, sample_candidates
 from ncf.evaluation import evaluate
 from ncf.history import History
@@ -19,6 +19,7 @@ from ncf.losses import LOSSES
 from ncf.optimizers import dense_optimizer, learning_rate_at
 from ncf.recommender import Recommender
 from ncf.splitting import Split
+from ncf.steps import CompiledStep, EagerStep, Step
 
 __all__ = ["History", "Trainer"]
 
@@ -154,6 +155,7 @@ class Trainer:
             seed=self.seed,
             device=model.device,
         )
+        step = self._step(batches)
         history = History(selection=self.selection)
         best_score, best = -1.0, _weights(model)
         total = self.epochs * batches.samples
@@ -166,7 +168,7 @@ class Trainer:
         )
         try:
             for epoch in range(self.epochs):
-                self._run_epoch(epoch, batches, history, bar)
+                self._run_epoch(epoch, step, batches, history, bar)
                 score = self._judge(candidates, history)
                 if score is None or score > best_score:
                     best_score = -1.0 if score is None else score
@@ -185,41 +187,41 @@ class Trainer:
             model.eval()
         return history
 
-    def _run_epoch(self, epoch: int, batches: TrainingBatches, history: History, bar: tqdm[None]) -> None:
+    def _run_epoch(
+        self, epoch: int, step: Step, batches: TrainingBatches, history: History, bar: tqdm[None]
+    ) -> None:
         model = self.model.train()
-        step_function = self._step_function(batches)
         dropout = bool(model.config.get("dropout"))
         losses = torch.zeros(len(batches), device=model.device)
         began = time.perf_counter()
         total = self.epochs * len(batches)
+        done = checked = 0
         with torch.random.fork_rng(enabled=dropout):
-            for step, batch in enumerate(batches.epoch(epoch)):
+            for chunk in batches.epoch(epoch, per_chunk=step.batches_per_call):
                 if dropout:  # its own stream per step, so that a run can go on in the middle of an epoch
-                    torch.manual_seed(stream(self.seed, "dropout", epoch, step).initial_seed())
-                rate = learning_rate_at(epoch * len(batches) + step, total, self.schedule)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = self.learning_rate * rate
-                losses[step] = step_function(batch)
-                bar.update(batch.items.numel())
-                if (step + 1) % _CHECK_EVERY == 0:
-                    _check_finite(losses[: step + 1], epoch)
+                    torch.manual_seed(stream(self.seed, "dropout", epoch, done).initial_seed())
+                now = range(done, done + len(chunk.users))
+                position = epoch * len(batches)
+                rates = [self.learning_rate * learning_rate_at(position + k, total, self.schedule) for k in now]
+                losses[now.start : now.stop] = step(chunk, rates)
+                done = now.stop
+                bar.update(chunk.items.numel())
+                if done - checked >= _CHECK_EVERY:
+                    _check_finite(losses[:done], epoch)
+                    checked = done
         _check_finite(losses, epoch)
         history.seconds.append(time.perf_counter() - began)
         history.epochs.append(epoch + 1)
         history.samples.append(batches.samples)
         history.loss.append(float(losses.mean()))
 
-    def _step_function(self, batches: TrainingBatches) -> Callable[[Batch], Tensor]:
-        loss_function = LOSSES[self.loss]
-
-        def step(batch: Batch) -> Tensor:
-            loss = loss_function(self.model(batch.users, batch.items))
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            return loss.detach()
-
-        return step
+    def _step(self, batches: TrainingBatches) -> Step:
+        loss = LOSSES[self.loss]
+        if self.compile:
+            return CompiledStep(
+                self.model, self.optimizer, loss, positives_per_batch=batches.positives_per_batch
+            )
+        return EagerStep(self.model, self.optimizer, loss)
 
     def _judge(self, candidates: Candidates | None, history: History) -> float | None:
         if candidates is None:

@@ -1,0 +1,146 @@
+"""One training step, forward, backward and update: eager, or compiled as a single region."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ncf.batches import Batch
+from ncf.losses import Loss
+
+
+class Step(Protocol):
+    """Trains on a chunk of batches, one after the other."""
+
+    batches_per_call: int
+
+    def __call__(self, chunk: Batch, rates: Sequence[float]) -> Tensor:
+        """Take one step per batch, at the given learning rates; return the losses, ``[K]``."""
+        ...
+
+
+class EagerStep:
+    """Steps that run operation by operation; any model and optimizer.
+
+    Args:
+        model: what to train.
+        optimizer: updates the model's parameters.
+        loss: of logits ``[P, 1 + n]``.
+    """
+
+    batches_per_call = 1
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.loss = loss
+
+    def __call__(self, chunk: Batch, rates: Sequence[float]) -> Tensor:
+        """See `Step`."""
+        losses = []
+        for users, items, rate in zip(chunk.users, chunk.items, rates, strict=True):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss = self.loss(self.model(users, items))
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+
+class CompiledStep:
+    """Several steps, with their Adam updates, compiled by ``torch.compile`` into one call.
+
+    Nothing returns to Python between the lookups and the updated parameters, nor between the batches of a
+    chunk. The numbers are those of `EagerStep` with `torch.optim.Adam` up to rounding, and Adam's state stays
+    in the optimizer, so one can take over from the other. Compiling takes tens of seconds the first time.
+
+    Args:
+        model: what to train; without dropout.
+        optimizer: holder of Adam's settings and state.
+        loss: of logits ``[P, 1 + n]``.
+        positives_per_batch: rows of the batches that are compiled for; others run eagerly.
+
+    Raises:
+        ValueError: if the optimizer is not Adam, or the model has dropout.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, *, positives_per_batch: int
+    ) -> None:
+        if not isinstance(optimizer, torch.optim.Adam):
+            raise ValueError(f"compile=True works with Adam, not with {type(optimizer).__name__}")
+        if getattr(model, "config", {}).get("dropout"):
+            raise ValueError("compile=True works without dropout: its random numbers would not be the seed's")
+        # Below some thousand samples a step costs less than its call: let a call take several.
+        self.batches_per_call = max(1, min(8, 400 // positives_per_batch))
+        self.positives_per_batch = positives_per_batch
+        self.optimizer = optimizer
+        self._eager = EagerStep(model, optimizer, loss)
+        self._group: dict[str, Any] = optimizer.param_groups[0]
+        self._names = [name for name, _ in model.named_parameters()]
+        self._leaves = [parameter for _, parameter in model.named_parameters()]
+        self._compiled = torch.compile(self._steps, fullgraph=True, dynamic=False)
+        self._loss_of = lambda parameters, users, items: loss(
+            torch.func.functional_call(model, dict(zip(self._names, parameters, strict=True)), (users, items))
+        )
+
+    def __call__(self, chunk: Batch, rates: Sequence[float]) -> Tensor:
+        """See `Step`."""
+        if chunk.users.shape != (self.batches_per_call, self.positives_per_batch):
+            return torch.cat(
+                [self._eager(Batch(chunk.users[k : k + 1], chunk.items[k : k + 1]), rates[k : k + 1]) for k in range(len(rates))]
+            )
+        state = [self._state(leaf) for leaf in self._leaves]
+        done = float(state[0]["step"])
+        beta1, beta2 = self._group["betas"]
+        counts = [done + k + 1 for k in range(len(rates))]
+        scaled = [rate / (1 - beta1**count) for rate, count in zip(rates, counts, strict=True)]
+        correction = [(1 - beta2**count) ** -0.5 for count in counts]
+        losses: Tensor = self._compiled(
+            [leaf.detach() for leaf in self._leaves],
+            [each["exp_avg"] for each in state],
+            [each["exp_avg_sq"] for each in state],
+            chunk.users,
+            chunk.items,
+            *torch.tensor([scaled, correction], device=chunk.users.device).unbind(),
+        )
+        for each in state:
+            each["step"] += len(rates)
+        return losses
+
+    def _state(self, leaf: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.optimizer.state[leaf]
+        if not state:
+            state["step"] = torch.zeros((), device=leaf.device)
+            state["exp_avg"] = torch.zeros_like(leaf)
+            state["exp_avg_sq"] = torch.zeros_like(leaf)
+        return state
+
+    def _steps(
+        self,
+        parameters: list[Tensor],
+        means: list[Tensor],
+        squares: list[Tensor],
+        users: Tensor,  # [K, P]
+        items: Tensor,  # [K, P, 1 + n]
+        rates: Tensor,  # [K], with Adam's first bias correction
+        corrections: Tensor,  # [K], Adam's second
+    ) -> Tensor:
+        beta1, beta2 = self._group["betas"]
+        decay, eps = self._group["weight_decay"], self._group["eps"]
+        losses = []
+        for k in range(len(users)):
+            gradients, loss = torch.func.grad_and_value(self._loss_of)(parameters, users[k], items[k])
+            for value, gradient, mean, square in zip(parameters, gradients, means, squares, strict=True):
+                if decay:
+                    gradient = gradient + decay * value
+                mean.lerp_(gradient, 1 - beta1)
+                square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+                value.sub_(rates[k] * mean / (square.sqrt() * corrections[k] + eps))
+            losses.append(loss)
+        return torch.stack(losses)
