@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -77,7 +78,7 @@ class CompiledStep:
         if getattr(model, "config", {}).get("dropout"):
             raise ValueError("compile=True works without dropout: its random numbers would not be the seed's")
         # Below some thousand samples a step costs less than its call: let a call take several.
-        self.batches_per_call = max(1, min(8, 400 // positives_per_batch))
+        self.batches_per_call = max(1, min(4, 400 // positives_per_batch))
         self.positives_per_batch = positives_per_batch
         self.optimizer = optimizer
         self._eager = EagerStep(model, optimizer, loss)
@@ -101,14 +102,16 @@ class CompiledStep:
         counts = [done + k + 1 for k in range(len(rates))]
         scaled = [rate / (1 - beta1**count) for rate, count in zip(rates, counts, strict=True)]
         correction = [(1 - beta2**count) ** -0.5 for count in counts]
-        losses: Tensor = self._compiled(
-            [leaf.detach() for leaf in self._leaves],
-            [each["exp_avg"] for each in state],
-            [each["exp_avg_sq"] for each in state],
-            chunk.users,
-            chunk.items,
-            *torch.tensor([scaled, correction], device=chunk.users.device).unbind(),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own deprecations
+            losses: Tensor = self._compiled(
+                [leaf.detach() for leaf in self._leaves],
+                [each["exp_avg"] for each in state],
+                [each["exp_avg_sq"] for each in state],
+                chunk.users,
+                chunk.items,
+                *torch.tensor([scaled, correction], device=chunk.users.device).unbind(),
+            )
         for each in state:
             each["step"] += len(rates)
         return losses
