@@ -5,6 +5,8 @@ Triton is imported when a kernel runs for the first time, never by importing thi
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
@@ -13,24 +15,86 @@ from ncf.kernels.tables import ScoringTables
 
 __all__ = ["ScoringTables", "score_candidates", "score_reference"]
 
-_BLOCK_BYTES = 1 << 22  # of the widest intermediate result of the CPU path
+# Of the widest intermediate result where nothing is fused: a cache's worth, or enough to fill a GPU.
+_BLOCK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
 
 
 @torch.no_grad()
 def score_candidates(tables: ScoringTables, users: Tensor, candidates: Tensor) -> Tensor:
     """Score each user's candidates on the tables' device.
 
+    On a GPU a fused Triton kernel does it, if Triton is installed and the tables fit
+    (`ncf.kernels.scoring.fits`); else the reference, block by block. Without an MLP, one list for all users
+    is a matrix product.
+
     Args:
         tables: the model's parameters laid out for ranking.
         users: ``[U]``, int64; ids are not checked here.
-        candidates: items, ``[U, C]``, int64; a negative one is padding.
+        candidates: items, ``[U, C]``, int64; a negative one is padding. An expanded list (the same for every
+            user, ``stride(0) == 0``) is looked up less often.
 
     Returns:
         Scores, ``[U, C]``, fp32 or fp64 (`ScoringTables.score_dtype`); padding has ``-inf``.
+
+    Raises:
+        ValueError: if shapes, types or devices do not fit together.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels import ScoringTables, score_candidates
+        >>> tables = ScoringTables(item_bias=torch.tensor([0.5, 2.0]), bias=torch.zeros(1))
+        >>> score_candidates(tables, torch.tensor([0, 7]), torch.tensor([1, 0, -1]).expand(2, 3))
+        tensor([[2.0000, 0.5000,   -inf],
+                [2.0000, 0.5000,   -inf]])
     """
+    _check(tables, users, candidates)
+    if candidates.numel() == 0:
+        return torch.empty(candidates.shape, dtype=tables.score_dtype, device=tables.device)
+    if tables.item_half is None and candidates.stride(0) == 0:
+        return _score_product(tables, users, candidates[0])
+    if tables.device.type == "cuda" and find_spec("triton"):
+        from ncf.kernels.scoring import fits, score_triton
+
+        if fits(tables):
+            return score_triton(tables, users, candidates)
+    return _score_blocks(tables, users, candidates)
+
+
+def _check(tables: ScoringTables, users: Tensor, candidates: Tensor) -> None:
+    """Reject what a kernel would answer with another tensor's memory."""
+    if users.dim() != 1 or candidates.dim() != 2 or len(users) != len(candidates):
+        raise ValueError(
+            f"users has shape {tuple(users.shape)}, candidates {tuple(candidates.shape)}: give [U] and [U, C]"
+        )
+    for name, ids in (("users", users), ("candidates", candidates)):
+        if ids.dtype != torch.int64 or ids.device != tables.device:
+            raise ValueError(
+                f"{name} is {ids.dtype} on {ids.device}: give int64 on {tables.device}, where the tables are"
+            )
+
+
+def _score_product(tables: ScoringTables, users: Tensor, items: Tensor) -> Tensor:
+    """Scores ``[U, C]`` of one list of items, ``[C]``, by tables without an MLP."""
+    t, rows = tables, items.clamp(min=0)
+    scores = torch.empty(len(users), len(items), dtype=t.score_dtype, device=t.device)
+    scores.copy_(t.bias)
+    if t.user_gmf is not None and t.item_gmf is not None:
+        scores.addmm_(t.user_gmf[users].to(scores.dtype), t.item_gmf[rows].to(scores.dtype).T)
+    if t.user_bias is not None:
+        scores += t.user_bias[users][:, None]
+    if t.item_bias is not None:
+        scores += t.item_bias[rows]
+    return scores.masked_fill_(items < 0, -torch.inf)
+
+
+def _score_blocks(tables: ScoringTables, users: Tensor, candidates: Tensor) -> Tensor:
     scores = torch.empty(candidates.shape, dtype=tables.score_dtype, device=tables.device)
+    # Half-precision tables are read as fp32: once, not in every block.
+    tables = tables.to(tables.score_dtype)
     widths = [t.shape[1] for t in (tables.item_half, tables.item_gmf) if t is not None]
-    rows = max(1, _BLOCK_BYTES // (4 * max(widths, default=1) * max(1, candidates.shape[1])))
+    pair_bytes = tables.dtype.itemsize * max(widths, default=1)
+    rows = max(1, _BLOCK_BYTES.get(tables.device.type, 1 << 28) // (pair_bytes * candidates.shape[1]))
     for start in range(0, len(users), rows):
         block = slice(start, start + rows)
         scores[block] = score_reference(tables, users[block], candidates[block])
