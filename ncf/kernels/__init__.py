@@ -1,4 +1,4 @@
-"""Scores of users × candidates: one function that chooses by device, and the kernels behind it.
+"""The fused kernels, their references in PyTorch, and for each one function that chooses by device.
 
 Triton is imported when a kernel runs for the first time, never by importing this package.
 """
@@ -10,10 +10,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ncf.kernels.reference import score_reference
+from ncf.kernels.reference import lookup_reference, score_reference
 from ncf.kernels.tables import ScoringTables
 
-__all__ = ["ScoringTables", "score_candidates", "score_reference"]
+__all__ = ["ScoringTables", "fused_lookup", "lookup_reference", "score_candidates", "score_reference"]
 
 # Of the widest intermediate result where nothing is fused: a cache's worth, or enough to fill a GPU.
 _BLOCK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
@@ -53,12 +53,52 @@ def score_candidates(tables: ScoringTables, users: Tensor, candidates: Tensor) -
         return torch.empty(candidates.shape, dtype=tables.score_dtype, device=tables.device)
     if tables.item_half is None and candidates.stride(0) == 0:
         return _score_product(tables, users, candidates[0])
-    if tables.device.type == "cuda" and find_spec("triton"):
+    if _has_triton(tables.device):
         from ncf.kernels.scoring import fits, score_triton
 
         if fits(tables):
             return score_triton(tables, users, candidates)
     return _score_blocks(tables, users, candidates)
+
+
+def fused_lookup(
+    users: Tensor,
+    items: Tensor,
+    user_gmf: Tensor | None,
+    item_gmf: Tensor | None,
+    user_mlp: Tensor | None,
+    item_mlp: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Look up a training batch, and make the GMF product and the MLP's first hidden layer of it.
+
+    On a GPU fused Triton kernels do it, forward and backward, if Triton is installed; else the reference.
+    Both are differentiable in the tables, the weight and the bias.
+
+    Args:
+        users: ``[B]``, int64; ids are not checked here.
+        items: ``[B]``, or ``[B, C]`` for several items of each user, int64.
+        user_gmf: ``[num_users, F]``; ``None``, as ``item_gmf``, without a GMF part.
+        item_gmf: ``[num_items, F]``.
+        user_mlp: ``[num_users, D]``; ``None``, as the three that follow, without an MLP.
+        item_mlp: ``[num_items, D]``.
+        weight: of the first layer, over the user's and the item's row side by side, ``[H, 2 D]``.
+        bias: of the first layer, ``[H]``.
+
+    Returns:
+        The product, ``[B, F]`` or ``[B, C, F]``, and the rectified hidden layer, ``[B, H]`` or ``[B, C, H]``;
+        ``None`` in place of an absent part.
+    """
+    if _has_triton(users.device):
+        from ncf.kernels.lookup_autograd import lookup_triton
+
+        return lookup_triton(users, items, user_gmf, item_gmf, user_mlp, item_mlp, weight, bias)
+    return lookup_reference(users, items, user_gmf, item_gmf, user_mlp, item_mlp, weight, bias)
+
+
+def _has_triton(device: torch.device) -> bool:
+    return device.type == "cuda" and find_spec("triton") is not None
 
 
 def _check(tables: ScoringTables, users: Tensor, candidates: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What every scoring path is held against: the formula of `ScoringTables`, written as it reads."""
+"""What the kernels are held against: the same signatures, and the formulas written as they read."""
 
 from __future__ import annotations
 
@@ -45,3 +45,54 @@ def score_reference(tables: ScoringTables, users: Tensor, candidates: Tensor) ->
             hidden = F.relu(F.linear(hidden, weight, bias))  # [U, C, H_out]
         scores = scores + hidden @ t.head_mlp
     return scores.masked_fill(candidates < 0, -torch.inf)
+
+
+def lookup_reference(
+    users: Tensor,
+    items: Tensor,
+    user_gmf: Tensor | None,
+    item_gmf: Tensor | None,
+    user_mlp: Tensor | None,
+    item_mlp: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Look up a training batch, and make the GMF product and the MLP's first hidden layer of it.
+
+    Args:
+        users: ``[B]``, int64.
+        items: ``[B]``, or ``[B, C]`` for several items of each user, int64.
+        user_gmf: ``[num_users, F]``; ``None``, as ``item_gmf``, without a GMF part.
+        item_gmf: ``[num_items, F]``.
+        user_mlp: ``[num_users, D]``; ``None``, as the three that follow, without an MLP.
+        item_mlp: ``[num_items, D]``.
+        weight: of the first layer, over the user's and the item's row side by side, ``[H, 2 D]``.
+        bias: of the first layer, ``[H]``.
+
+    Returns:
+        The product, ``[B, F]`` or ``[B, C, F]``, and the rectified hidden layer, ``[B, H]`` or ``[B, C, H]``;
+        ``None`` in place of an absent part.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels import lookup_reference
+        >>> users, items = torch.tensor([0]), torch.tensor([[1, 0]])
+        >>> rows, weight = torch.tensor([[2.0], [3.0]]), torch.tensor([[1.0, -1.0]])
+        >>> lookup_reference(users, items, rows, rows, rows, rows, weight, torch.zeros(1))
+        (tensor([[[6.],
+                 [4.]]]), tensor([[[0.],
+                 [0.]]]))
+    """
+    users = users[:, None] if items.dim() == 2 else users
+    product = hidden = None
+    if user_gmf is not None and item_gmf is not None:
+        product = F.embedding(users, user_gmf) * F.embedding(items, item_gmf)  # [B, F] or [B, C, F]
+    if user_mlp is not None and item_mlp is not None and weight is not None and bias is not None:
+        of_user, of_item = weight.chunk(2, dim=1)  # [H, D] each
+        halves = (
+            F.linear(F.embedding(users, user_mlp), of_user, bias),
+            F.linear(F.embedding(items, item_mlp), of_item),
+        )
+        hidden = F.relu(halves[0] + halves[1])  # [B, H] or [B, C, H]
+    return product, hidden

@@ -1,0 +1,152 @@
+"""Compile the Triton kernels ahead of time, without a GPU, and print what each takes of one.
+
+::
+
+    python benchmarks/aot_kernels.py                      # the table of docs/kernels.md
+    python benchmarks/aot_kernels.py --only factor-8 --types fp32
+    python benchmarks/aot_kernels.py --write docs/kernels.md   # replace the table between its two marks
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from ncf.kernels import ScoringTables
+from ncf.kernels.launch import Launch
+from ncf.kernels.lookup_autograd import Lookup
+from ncf.kernels.scoring import scoring_launch
+
+TARGETS = (80, 90)
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Factors of the product, and widths of the MLP with the two rows side by side first.
+SHAPES = {"factor-8": (8, (32, 16, 8)), "paper": (8, (64, 32, 16, 8)), "factor-64": (64, (256, 128, 64))}
+MARKS = "<!-- resources: begin -->\n", "<!-- resources: end -->\n"
+
+
+class Resources(NamedTuple):
+    """What a compiled kernel takes: registers a thread, bytes shared by a program, bytes spilled a thread."""
+
+    registers: int
+    shared: int
+    spill_stores: int
+    spill_loads: int
+
+
+class _Target:
+    """Stands in for the CUDA driver: says for what to compile, and never launches."""
+
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+
+    def get_current_device(self) -> int:
+        return self._capability  # compiled kernels are cached by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._capability, 32)
+
+
+def compile_for(launch: Launch, capability: int) -> tuple[Any, Resources]:
+    """Compile one launch for a compute capability, such as 80, and read ``ptxas -v``."""
+    driver.set_active(_Target(capability))
+    triton.knobs.nvidia.dump_ptxas_log = True
+    triton.knobs.compilation.always_compile = True  # a kernel from the cache has no log
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log):
+        kernel = launch.compile()
+    registers = re.search(r"Used (\d+) registers", log.getvalue())
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log.getvalue())
+    if registers is None or spills is None:
+        raise RuntimeError(f"ptxas said nothing of registers and spills:\n{log.getvalue()}")
+    return kernel, Resources(int(registers[1]), kernel.metadata.shared, int(spills[1]), int(spills[2]))
+
+
+def launches(factors: int, layers: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
+    """The five kernels for one model, at 6,040 users × 101 candidates and batches of 8,192 × 5 pairs."""
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    num_users, num_items = 6040, 3706
+    dim, hidden = layers[0] // 2, layers[1]
+    gmf = {"user_gmf": empty(num_users, factors), "item_gmf": empty(num_items, factors)}
+    tables = ScoringTables(
+        **gmf,
+        user_half=empty(num_users, hidden),
+        item_half=empty(num_items, hidden),
+        layers=tuple((empty(out, into), empty(out)) for into, out in pairwise(layers[1:])),
+        head_mlp=empty(layers[-1]),
+        bias=empty(1),
+    )
+    users, scores = torch.empty(num_users, dtype=torch.int64), torch.empty(num_users, 101)
+    lists = torch.empty(num_users, 101, dtype=torch.int64)
+    yield "scores, a list per user", scoring_launch(tables, users, lists, scores)
+    yield "scores, a common list", scoring_launch(tables, users, lists[0].expand(lists.shape), scores)
+    batch, items = users.new_empty(8192), users.new_empty(8192, 5)
+    pairs = items.numel()
+    rows = (*gmf.values(), empty(num_users, dim), empty(num_items, dim))
+    lookup = Lookup(batch, items, rows, empty(hidden, 2 * dim), empty(hidden), dtype)
+    product, units = empty(pairs, factors), empty(pairs, hidden)
+    yield "lookup, forward", lookup.forward(product, units)
+    gradients = tuple(empty(pairs, row.shape[1]) for row in rows)
+    yield "lookup, backward of rows", lookup.backward_rows(gradients, product, units, units)
+    yield "lookup, backward of the weight", lookup.backward_weight(units, units)[0]
+
+
+def table(shapes: list[str], types: list[str], targets: list[int]) -> str:
+    """A Markdown table with a row per kernel, model and type."""
+    heads = [
+        f"sm_{target}: {name}" for target in targets for name in ("registers", "shared, KiB", "spills, B")
+    ]
+    lines = [["kernel", "model", "type", "pairs × warps", *heads]]
+    for shape in shapes:
+        for name in types:
+            for title, launch in launches(*SHAPES[shape], TYPES[name]):
+                sizes = launch.arguments
+                pairs = sizes.get("BLOCK") or sizes.get("PAIRS") or sizes["CHUNK"]
+                line = [title, shape, name, f"{pairs} × {sizes['num_warps']}"]
+                for target in targets:
+                    _, r = compile_for(launch, target)
+                    line += [
+                        str(r.registers),
+                        f"{r.shared / 1024:.1f}",
+                        f"{r.spill_stores} + {r.spill_loads}",
+                    ]
+                lines.append(line)
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table, or write it into a document."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--only", nargs="+", choices=SHAPES, default=list(SHAPES), help="models")
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
+    parser.add_argument("--targets", nargs="+", type=int, default=list(TARGETS), help="compute capabilities")
+    parser.add_argument("--write", type=Path, help="a document with the two marks of this script")
+    options = parser.parse_args(arguments)
+    text = table(options.only, options.types, options.targets)
+    text = f"Triton {triton.__version__}, by `python benchmarks/aot_kernels.py`.\n\n{text}"
+    if options.write is None:
+        print(text)
+        return
+    before, rest = options.write.read_text().split(MARKS[0])
+    options.write.write_text(f"{before}{MARKS[0]}{text}{MARKS[1]}{rest.split(MARKS[1])[1]}")
+
+
+if __name__ == "__main__":
+    main()
