@@ -53,21 +53,21 @@ def correct_for_sampling(
 ) -> CorrectedMetric:
     """Estimate a metric over the whole catalogue from ranks among sampled candidates.
 
-    HR@10 among 101 candidates is not HR@10 in the catalogue, nor in proportion to it: it can order two models
-    the other way round. Seen from the catalogue, rank r of n, the sampled rank among m others is
-    hypergeometric, m draws from n - 1 of which r are ahead. An estimator gives each sampled rank a value so that its
-    expectation comes near the metric of r.
+    HR@10 among 101 candidates is not HR@10 in the catalogue, nor in proportion to it: it can order two
+    models the other way round. Seen from rank r of n in the catalogue, the sampled rank among m others is
+    hypergeometric: m draws from n - 1 items of which r are ahead. A correction gives every sampled rank a
+    value, such that its expectation comes near the metric of r.
 
-    - ``"bias-variance"`` (section 6.3 of the paper) minimises E[bias² + gamma · variance]. The expectation is over
-      ranks with probability ∝ 1 / (r + k); the paper takes all ranks alike, which for a
-      model that ranks well costs twice the bias.
-    - ``"rank"`` (section 6.1) takes the metric at the estimated rank (n - 1) · sampled rank / m. The rank is
-      without bias, the metric is not, but for AUC.
+    - ``"bias-variance"``, the trade-off of the paper, minimises E[bias² + gamma · variance]. The expectation
+      is over ranks with probability ∝ 1 / (r + k). (The paper takes all ranks alike, which leaves a model
+      that ranks well with several times the bias.)
+    - ``"rank"`` takes the metric at the estimated rank, (n - 1) · sampled rank / m. The rank is without bias;
+      of the metrics only AUC is.
 
-    No estimator is free of bias: when n is far above m · k, hardly a sample holds one of the items that decide the
-    metric. The stated bias is worked out for a mixture of geometric laws of r, fitted to the sampled ranks by
-    maximum likelihood; such mixtures hold all falling power laws. Where the whole catalogue can be scored, do
-    that: `whole_catalogue`.
+    No correction is free of bias: where n is far above m · k, hardly a sample holds one of the items that
+    decide the metric. The stated bias is worked out for a mixture of geometric laws of r, fitted to the
+    sampled ranks by maximum likelihood; such mixtures include the falling power laws. Where the whole
+    catalogue can be scored, score it: `whole_catalogue`.
 
     Args:
         ranking: of sampled candidates, as `evaluate` returns it.
@@ -107,7 +107,7 @@ def correct_for_sampling(
         raise ValueError(f'method = {method!r}: choose "bias-variance" or "rank"')
     alike = (sizes.to(torch.float64).log() / _SIZES_ALIKE).floor().to(torch.int64)
     groups = torch.stack([ranking.num_candidates, alike], dim=1)
-    groups, group_of = groups.unique(dim=0, return_inverse=True)  # [G, 2], [U]
+    groups, group_of = torch.unique(groups, dim=0, return_inverse=True)  # [G, 2], [U]
     estimates = torch.empty(len(ranking), dtype=torch.float64)
     likelihood = torch.empty(len(ranking), _MEAN_RANKS, dtype=torch.float64)
     biases = torch.zeros(_MEAN_RANKS, dtype=torch.float64)  # of each geometric law
@@ -117,8 +117,10 @@ def correct_for_sampling(
         size = int(sizes[chosen].to(torch.float64).mean().round())
         target = metric_values(metric, torch.arange(size), torch.tensor(size), ranking.k)  # [n]
         law = sampled_rank_law(size, num_candidates - 1)  # [n, m + 1]
-        values = _rank_values(target, law.shape[1]) if method == "rank" else _steady_values(
-            law, target, 1 / (torch.arange(size, dtype=torch.float64) + ranking.k), gamma
+        values = (
+            _rank_values(target, law.shape[1])
+            if method == "rank"
+            else _steady_values(law, target, 1 / (torch.arange(size, dtype=torch.float64) + ranking.k), gamma)
         )  # [m + 1]
         geometric = _geometric_laws(size)  # [L, n]
         estimates[chosen] = values[ranks]
@@ -166,7 +168,8 @@ def _steady_values(law: Tensor, target: Tensor, prior: Tensor, gamma: float) -> 
     prior = prior / prior.sum()
     weighted = prior[:, None] * law  # [n, m + 1]
     squares = (1 - gamma) * (law.T @ weighted) + gamma * torch.diag(weighted.sum(0))
-    return torch.linalg.lstsq(squares, weighted.T @ target, driver="gelsd").solution
+    values: Tensor = torch.linalg.lstsq(squares, weighted.T @ target, driver="gelsd").solution
+    return values
 
 
 def _rank_values(target: Tensor, num: int) -> Tensor:
@@ -185,7 +188,7 @@ def _geometric_laws(size: int) -> Tensor:
 
 def _mixture_weights(likelihood: Tensor) -> Tensor:
     """Maximum-likelihood weights of a mixture, by expectation maximisation: ``[U, L]`` to ``[L]``."""
-    rows, counts = likelihood.unique(dim=0, return_counts=True)
+    rows, counts = torch.unique(likelihood, dim=0, return_counts=True)
     shares = counts.to(torch.float64) / counts.sum()
     weights = torch.full((likelihood.shape[1],), 1 / likelihood.shape[1], dtype=torch.float64)
     for _ in range(_EM_STEPS):

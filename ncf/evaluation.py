@@ -250,13 +250,16 @@ def ranks_of(
         block_users = max(1, _PAIRS_PER_BLOCK.get(device.type, 1 << 20) // width)
     elif block_users < 1:
         raise ValueError(f"block_users = {block_users}: give at least 1")
-    rank_block = _rank_catalogue if isinstance(candidates, Catalogue) else _rank_candidates
     ranks = torch.empty(len(candidates.users), dtype=torch.int64)
     num_candidates = torch.empty_like(ranks)
     with torch.no_grad():
         for start in range(0, len(ranks), block_users):
             block = slice(start, min(start + block_users, len(ranks)))
-            ranks[block], num_candidates[block] = rank_block(scorer, candidates, block, device)
+            if isinstance(candidates, Catalogue):
+                ranked = _rank_catalogue(scorer, candidates, block, device)
+            else:
+                ranked = _rank_candidates(scorer, candidates, block, device)
+            ranks[block], num_candidates[block] = ranked
     return ranks, num_candidates
 
 

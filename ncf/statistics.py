@@ -200,7 +200,7 @@ def sign_flip_p_value(differences: Tensor, *, resamples: int = 10_000, seed: int
         (1 + patterns at least as extreme) / (1 + patterns), never zero (Phipson & Smyth 2010).
     """
     differences = _checked(differences)
-    sizes, counts = differences.abs().unique(return_counts=True)
+    sizes, counts = torch.unique(differences.abs(), return_counts=True)
     counts = counts.to(torch.float64)
     generator = torch.Generator(differences.device).manual_seed(seed)
     observed = float(differences.sum().abs())
