@@ -6,13 +6,17 @@ rows. A pair then costs an add, a ReLU and the small layers, in place of the who
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncf.kernels.tables import ScoringTables
+from ncf.kernels import ScoringTables, score_candidates
 
-_BLOCK_BYTES = 1 << 20  # the intermediate results of a block should stay in the second-level caches
+# Both measured: a block's intermediate results should stay in the caches.
+_BLOCK_BYTES = 2 << 20
+_THIN = 48  # input width of a layer
 
 
 class Scorer:
@@ -32,8 +36,11 @@ class Scorer:
     """
 
     def __init__(self, tables: ScoringTables) -> None:
-        self.tables = tables.detach()
-        self._width = sum(t.shape[1] for t in (tables.item_half, tables.item_gmf) if t is not None)
+        self.tables = tables.detach()._map(torch.clone)
+        halves = [t for t in (tables.item_half, tables.item_gmf) if t is not None]
+        # One row per item, so that a candidate costs one gather: [I, H + F]
+        self._items = torch.cat(halves, dim=1).detach() if halves else None
+        self._width = 0 if tables.item_half is None else tables.item_half.shape[1]
 
     @torch.no_grad()
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
@@ -42,59 +49,64 @@ class Scorer:
         Args:
             users: ``[U]``, int64.
             candidates: items, ``[U, C]``, int64; ``-1`` is padding. An expanded list (the same for every user,
-                ``stride(0) == 0``) costs no gather.
+                ``stride(0) == 0``) is looked up once.
 
         Returns:
             Scores, ``[U, C]``; padding has ``-inf``.
         """
-        shape = candidates.shape
-        scores = torch.empty(shape, dtype=self.tables.bias.dtype, device=self.tables.bias.device)
+        if self.tables.device.type != "cpu":
+            return score_candidates(self.tables, users, candidates)
+        scores = torch.empty(candidates.shape, dtype=self.tables.dtype)
         if scores.numel() == 0:
             return scores
-        if scores.is_cuda:
-            from ncf.kernels import score_candidates
-
-            return score_candidates(self.tables, users, candidates)
-        shared = candidates.stride(0) == 0 and len(users) > 1
-        items = self._gather(candidates[:1]) if shared else None  # [1, C, ·]
-        rows = max(1, _BLOCK_BYTES // (4 * max(1, self._width) * shape[1]))
-        for start in range(0, len(users), rows):
-            block = slice(start, start + rows)
-            of_items = items if items is not None else self._gather(candidates[block])
-            self._score_block(users[block], of_items, out=scores[block])
-        if bool((candidates[:1] if shared else candidates).min() < 0):
+        shared = len(users) > 1 and candidates.stride(0) == 0
+        distinct = candidates[:1] if shared else candidates
+        padded = int(distinct.min()) < 0
+        if padded:
+            distinct = distinct.clamp(min=0)
+        width = 1 if self._items is None else self._items.shape[1]
+        pairs = max(1, _BLOCK_BYTES // (4 * width))
+        if not shared:
+            for block in _blocks(len(users), max(1, pairs // candidates.shape[1])):
+                self._score_block(users[block], self._lookup(distinct[block]), out=scores[block])
+        else:  # one list for all: blocks of items too, since a list may be the whole catalogue
+            for some in _blocks(candidates.shape[1], pairs):
+                of_items = self._lookup(distinct[:, some])
+                for block in _blocks(len(users), max(1, pairs // candidates.shape[1])):
+                    self._score_block(users[block], of_items, out=scores[block, some])
+        if padded:
             scores.masked_fill_(candidates < 0, -torch.inf)
         return scores
 
-    def _gather(self, candidates: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The item rows of a block, ``[b, C, H]``, ``[b, C, F]`` and ``[b, C]``."""
-        t = self.tables
-        candidates = candidates.clamp(min=0)
+    def _lookup(self, items: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The rows ``[b, C, H + F]`` and the biases ``[b, C]`` of a block of items."""
+        bias = self.tables.item_bias
         return (
-            None if t.item_half is None else F.embedding(candidates, t.item_half),
-            None if t.item_gmf is None else F.embedding(candidates, t.item_gmf),
-            None if t.item_bias is None else t.item_bias[candidates],
+            None if self._items is None else F.embedding(items, self._items),
+            None if bias is None else bias[items],
         )
 
-    def _score_block(
-        self, users: Tensor, items: tuple[Tensor | None, Tensor | None, Tensor | None], out: Tensor
-    ) -> None:
-        t = self.tables
-        item_half, item_gmf, item_bias = items
-        out.copy_(t.bias)
-        if t.user_bias is not None:
-            out += t.user_bias[users][:, None]
+    def _score_block(self, users: Tensor, items: tuple[Tensor | None, Tensor | None], out: Tensor) -> None:
+        t, (rows, item_bias) = self.tables, items
+        out.copy_(t.bias if t.user_bias is None else (t.user_bias[users] + t.bias)[:, None])
         if item_bias is not None:
             out += item_bias
-        if t.user_gmf is not None and item_gmf is not None:
-            user_gmf = t.user_gmf[users]  # [b, F]
-            if len(item_gmf) == 1:
-                out.addmm_(user_gmf, item_gmf[0].T)
+        if t.user_gmf is not None and rows is not None:
+            user, item = t.user_gmf[users], rows[..., self._width :]  # [b, F], [b or 1, C, F]
+            if len(item) == 1:
+                out.addmm_(user, item[0].T)
             else:
-                out += torch.bmm(item_gmf, user_gmf[:, :, None])[:, :, 0]
-        if t.user_half is not None and item_half is not None and t.head_mlp is not None:
-            hidden = (t.user_half[users][:, None] + item_half).relu_()  # [b, C, H]
-            hidden = hidden.flatten(0, 1)
+                out += torch.bmm(item, user[:, :, None])[:, :, 0]
+        if t.user_half is not None and t.head_mlp is not None and rows is not None:
+            hidden = (rows[..., : self._width] + t.user_half[users][:, None]).relu_()  # [b, C, H]
+            hidden = hidden.flatten(0, 1)  # [b · C, H]
             for weight, bias in t.layers:
-                hidden = torch.addmm(bias, hidden, weight.T).relu_()
-            out += (hidden @ t.head_mlp).view(out.shape)
+                if weight.shape[1] < _THIN:  # W · Xᵀ: for thin layers several times faster than X · Wᵀ
+                    hidden = torch.addmm(bias[:, None], weight, hidden.T).relu_().T
+                else:
+                    hidden = torch.addmm(bias, hidden, weight.T).relu_()
+            out += torch.mv(hidden, t.head_mlp).view(out.shape)
+
+
+def _blocks(size: int, step: int) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, size, step))
