@@ -1,0 +1,264 @@
+"""MovieLens, the ratings of films by GroupLens (Harper & Konstan, ACM TiiS 2015), as implicit feedback.
+
+Every rating counts as an interaction, whatever its stars, as in He et al. (2017).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ncf.datasets.download import check_md5, data_home, download, download_wheel, open_archive
+from ncf.files import written_beside
+from ncf.interactions import Interactions, Vocabulary
+
+__all__ = ["MovieLens", "load"]
+
+_GROUPLENS = "https://files.grouplens.org/datasets/movielens"
+
+_TERMS = """\
+MovieLens {name} was collected by GroupLens, University of Minnesota. Its terms: no endorsement may be implied, publications
+must cite it (Harper & Konstan 2015, doi:10.1145/2827872), it may not be redistributed or used commercially without
+permission. The whole text: https://grouplens.org/datasets/movielens/. Kept in {folder}; this note is shown once."""
+
+
+class _Release(NamedTuple):
+    md5: str  # as GroupLens publishes it beside the file
+    ratings: str
+    movies: str
+
+
+_RELEASES = {
+    "100k": _Release("0e33842e24a9c977be4e0107933c0723", "u.data", "u.item"),
+    "1m": _Release("c4d9eecfca2ab87c1945afe126590906", "ratings.dat", "movies.dat"),
+    "20m": _Release("cd245b17a1ae2cc31bb14903e1204af3", "ratings.csv", "movies.csv"),
+    "25m": _Release("6b51fb2759a8657d3bfcbfc42b592ada", "ratings.csv", "movies.csv"),
+    "32m": _Release("d472be332d4daa821edc399621853b57", "ratings.csv", "movies.csv"),
+}
+
+# The same 100,000 ratings in the same order, for machines that reach a package index and nothing else.
+_WHEEL = "recbole==1.2.1"
+_WHEEL_FILE = "recbole-1.2.1-py3-none-any.whl"
+_WHEEL_MEMBERS = {  # name: SHA-256
+    "recbole/dataset_example/ml-100k/ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+    "recbole/dataset_example/ml-100k/ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class MovieLens:
+    """The ratings, and what the films are called.
+
+    Args:
+        interactions: who rated what and when, each rating once, in file order; raw ids are GroupLens's numbers.
+        titles: ``titles[item]`` is the film's title and year, ``"Toy Story (1995)"``; ``[num_items]``.
+        genres: ``genres[item]`` are its genres, empty where none is known; ``[num_items]``.
+    """
+
+    interactions: Interactions
+    titles: list[str]
+    genres: list[tuple[str, ...]]
+
+    def __repr__(self) -> str:
+        return f"MovieLens({self.interactions!r}, {len(self.titles)} titles)"
+
+
+def load(name: str = "100k") -> MovieLens:
+    """Load a release of MovieLens; the first time it is fetched over the network, then kept.
+
+    It is kept in ``$NCF_DATA_HOME``, else in ``ncf`` in the user's cache folder. GroupLens's archive is
+    checked against its published MD5. Where GroupLens cannot be reached, 100k comes from the data files
+    inside the published wheel ``recbole==1.2.1``, checked by SHA-256: the same ratings in the same order.
+    An archive that was put there by hand (``ml-1m.zip``) is taken as if it had been fetched.
+
+    Args:
+        name: ``"100k"``, ``"1m"``, ``"20m"``, ``"25m"`` or ``"32m"``.
+
+    Returns:
+        `MovieLens`, numbered by ascending raw id; films that nobody rated are left out.
+
+    Raises:
+        OSError: if it can be had from nowhere; the message says which file to place where by hand.
+        ValueError: for an unknown name, or a placed or kept file that is not what it should be.
+
+    Example::
+
+        >>> from ncf.datasets import movielens
+        >>> data = movielens.load("100k")  # doctest: +SKIP
+        >>> data, data.titles[0]  # doctest: +SKIP
+        (MovieLens(Interactions(100000 rows, 943 users, 1682 items), 1682 titles), 'Toy Story (1995)')
+    """
+    if name not in _RELEASES:
+        raise ValueError(f"name = {name!r}: MovieLens has {', '.join(map(repr, _RELEASES))}")
+    folder = data_home() / f"ml-{name}"
+    # The ratings are written last: where they are, the films are too.
+    if not (folder / "ratings.parquet").is_file():
+        ratings, movies = _obtain(name)
+        _write_parquet(movies, folder / "movies.parquet")
+        _write_parquet(ratings, folder / "ratings.parquet")
+    ratings, movies = (_read_parquet(folder / f"{part}.parquet") for part in ("ratings", "movies"))
+    interactions = Interactions.from_table(ratings, timestamp="timestamp")
+    assert interactions.item_ids is not None  # from_table always gives them
+    rows = Vocabulary(movies["item"]).encode(interactions.item_ids.values, "item").numpy()
+    movies = movies.take(rows)
+    return MovieLens(
+        interactions, movies["title"].to_pylist(), [tuple(row) for row in movies["genres"].to_pylist()]
+    )
+
+
+def _obtain(name: str) -> tuple[Any, Any]:
+    """The tables of ratings and films, from a file placed by hand or else from the network."""
+    home, release = data_home(), _RELEASES[name]
+    archive, wheel = home / f"ml-{name}.zip", home / _WHEEL_FILE
+    if archive.is_file():
+        check_md5(archive, release.md5)
+        return _read_archive(name, archive)
+    if name == "100k" and wheel.is_file():
+        return _read_wheel(wheel)
+
+    url = f"{_GROUPLENS}/ml-{name}.zip"
+
+    def from_grouplens(folder: Path) -> tuple[Any, Any]:
+        download(url, folder / archive.name, release.md5)
+        return _read_archive(name, folder / archive.name)
+
+    def from_wheel(folder: Path) -> tuple[Any, Any]:
+        return _read_wheel(download_wheel(_WHEEL, folder))
+
+    sources: list[Callable[[Path], tuple[Any, Any]]] = [from_grouplens]
+    if name == "100k":
+        sources.append(from_wheel)
+    reasons = []
+    home.mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=home) as folder:
+            try:
+                tables = source(Path(folder))
+            except (OSError, ValueError) as error:
+                reasons.append(str(error))
+                continue
+        print(_TERMS.format(name=name, folder=home), file=sys.stderr)
+        return tables
+    other = f" (or {_WHEEL_FILE})" if name == "100k" else ""
+    raise OSError(
+        f"MovieLens {name} is not in {home} and cannot be fetched: {'; '.join(reasons)}. "
+        f"Fetch {url}{other} on another machine and place it in {home}"
+    )
+
+
+def _read_archive(name: str, path: Path) -> tuple[Any, Any]:
+    release = _RELEASES[name]
+    members = [f"ml-{name}/{member}" for member in (release.ratings, release.movies)]
+    with _whole_archive(path, members) as archive:
+        if release.ratings == "ratings.dat":  # separated by "::", which no fast reader knows
+            text = archive.read(members[0]).replace(b"::", b"\t")
+            ratings = _read_ratings(io.BytesIO(text), separator="\t", header=False)
+        else:
+            comma = release.ratings.endswith(".csv")
+            with archive.open(members[0]) as file:
+                ratings = _read_ratings(file, separator="," if comma else "\t", header=comma)
+        text = archive.read(members[1])
+    if release.movies == "movies.csv":
+        rows = [(row[0], row[1], row[2].split("|")) for row in csv.reader(io.StringIO(text.decode())) if row][
+            1:
+        ]
+    elif release.movies == "movies.dat":
+        lines = [line.split("::") for line in text.decode("latin-1").splitlines()]
+        rows = [(row[0], row[1], row[2].split("|")) for row in lines]
+    else:
+        genres = (
+            "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror "
+            "Musical Mystery Romance Sci-Fi Thriller War Western"
+        ).split()
+        lines = [line.split("|") for line in text.decode("latin-1").splitlines() if line]
+        rows = [
+            (row[0], row[1], [g for g, flag in zip(genres, row[-19:], strict=True) if flag == "1"])
+            for row in lines
+        ]
+    return ratings, _films(rows)
+
+
+def _read_wheel(path: Path) -> tuple[Any, Any]:
+    with _whole_archive(path, list(_WHEEL_MEMBERS)) as archive:
+        texts = [archive.read(member) for member in _WHEEL_MEMBERS]
+    for (member, expected), text in zip(_WHEEL_MEMBERS.items(), texts, strict=True):
+        found = hashlib.sha256(text).hexdigest()
+        if found != expected:
+            raise ValueError(
+                f"{member} in {path.name} is not the published file: its SHA-256 is {found}, not {expected}"
+            )
+    ratings = _read_ratings(io.BytesIO(texts[0]), separator="\t", header=True)
+    lines = [line.split("\t") for line in texts[1].decode().splitlines()[1:]]
+    # The wheel has title and year apart, and misspells the one film without either.
+    rows = [
+        (item, "unknown" if title == "unkonwn" else f"{title} ({year})", genres.split(" "))
+        for item, title, year, genres in lines
+    ]
+    return ratings, _films(rows)
+
+
+@contextmanager
+def _whole_archive(path: Path, members: list[str]) -> Iterator[zipfile.ZipFile]:
+    """An open archive; damage that shows only while a member is read is told as such."""
+    with open_archive(path, members) as archive:
+        try:
+            yield archive
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
+
+
+def _read_ratings(file: Any, *, separator: str, header: bool) -> Any:
+    """Read columns user, item, rating, time, whatever the header calls them."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    names = ["user", "item", "rating", "timestamp"]
+    kept = ["user", "item", "timestamp"]
+    return arrow_csv.read_csv(
+        file,
+        read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=int(header)),
+        parse_options=arrow_csv.ParseOptions(delimiter=separator, quote_char=False),
+        convert_options=arrow_csv.ConvertOptions(
+            include_columns=kept, column_types=dict.fromkeys(kept, pa.int64())
+        ),
+    )
+
+
+def _films(rows: Iterable[tuple[str, str, list[str]]]) -> Any:
+    import pyarrow as pa
+
+    none = ("unknown", "(no genres listed)", "")
+    items, titles, genres = zip(*rows, strict=True)
+    return pa.table(
+        {
+            "item": pa.array([int(item) for item in items], pa.int64()),
+            "title": [" ".join(title.split()) for title in titles],
+            "genres": pa.array([[g for g in row if g not in none] for row in genres], pa.list_(pa.string())),
+        }
+    )
+
+
+def _write_parquet(table: Any, path: Path) -> None:
+    from pyarrow import parquet
+
+    with written_beside(path) as beside:
+        parquet.write_table(table, beside, compression="zstd")
+
+
+def _read_parquet(path: Path) -> Any:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and it is fetched again") from error
