@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ncf.candidates import Catalogue
 from ncf.evaluation import Ranking
 from ncf.metrics import Metric, metric_label, metric_values
 from ncf.statistics import Interval
@@ -45,7 +46,7 @@ class CorrectedMetric:
 
 def correct_for_sampling(
     ranking: Ranking,
-    catalogue_sizes: int | Tensor,
+    catalogue: Catalogue | Tensor | int,
     metric: Metric = "hr",
     *,
     method: Literal["bias-variance", "rank"] = "bias-variance",
@@ -71,17 +72,18 @@ def correct_for_sampling(
 
     Args:
         ranking: of sampled candidates, as `evaluate` returns it.
-        catalogue_sizes: n, how many items each user's held-out one would be ranked among, itself included:
-            ``[U]`` or one for all.
+        catalogue: what `whole_catalogue` gave for the same users; or n, how many items each user's held-out
+            one would be ranked among, itself included, ``[U]`` or one for all.
         metric: ``"hr"``, ``"ndcg"``, ``"mrr"`` or ``"auc"``, at the ranking's ``k``.
         method: which estimator.
-        gamma: weight of the variance; more is steadier and more biased.
+        gamma: weight of the variance, 0 to 1; more is steadier and more biased.
 
     Returns:
         `CorrectedMetric`.
 
     Raises:
-        ValueError: if a catalogue is smaller than the candidates drawn from it.
+        ValueError: if a catalogue is smaller than the candidates drawn from it or of other users, or an
+            argument is unknown.
 
     Example::
 
@@ -92,19 +94,25 @@ def correct_for_sampling(
         >>> ranking = Ranking(torch.arange(400), ranks, torch.full((400,), 101))
         >>> ranking.hr
         0.3175
-        >>> print(correct_for_sampling(ranking, 1001))
+        >>> print(correct_for_sampling(ranking, catalogue=1001))
         HR@10 0.113 [0.065, 0.162] (estimated; bias +0.003)
     """
-    sizes = torch.as_tensor(catalogue_sizes, dtype=torch.int64).expand(len(ranking))
+    if isinstance(catalogue, Catalogue):
+        if not torch.equal(catalogue.users.cpu(), ranking.users):
+            raise ValueError("the users of the catalogue and the ranking differ: take both from one split")
+        catalogue = catalogue.num_items - catalogue.seen_offsets.diff().cpu()
+    sizes = torch.as_tensor(catalogue, dtype=torch.int64).expand(len(ranking))
     small = (sizes < ranking.num_candidates).nonzero()
     if len(small):
         row = int(small[0])
         raise ValueError(
-            f"catalogue_sizes[{row}] = {int(sizes[row])} is less than the "
+            f"catalogue[{row}] = {int(sizes[row])} items is less than the "
             f"{int(ranking.num_candidates[row])} candidates of that user"
         )
     if method not in ("bias-variance", "rank"):
         raise ValueError(f'method = {method!r}: choose "bias-variance" or "rank"')
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma = {gamma}: give a weight between 0 and 1")
     alike = (sizes.to(torch.float64).log() / _SIZES_ALIKE).floor().to(torch.int64)
     groups = torch.stack([ranking.num_candidates, alike], dim=1)
     groups, group_of = torch.unique(groups, dim=0, return_inverse=True)  # [G, 2], [U]
@@ -117,11 +125,9 @@ def correct_for_sampling(
         size = int(sizes[chosen].to(torch.float64).mean().round())
         target = metric_values(metric, torch.arange(size), torch.tensor(size), ranking.k)  # [n]
         law = sampled_rank_law(size, num_candidates - 1)  # [n, m + 1]
-        values = (
-            _rank_values(target, law.shape[1])
-            if method == "rank"
-            else _steady_values(law, target, 1 / (torch.arange(size, dtype=torch.float64) + ranking.k), gamma)
-        )  # [m + 1]
+        prior = 1 / (torch.arange(size, dtype=torch.float64) + ranking.k)
+        steady = method == "bias-variance"
+        values = _steady_values(law, target, prior, gamma) if steady else _rank_values(target, law.shape[1])
         geometric = _geometric_laws(size)  # [L, n]
         estimates[chosen] = values[ranks]
         likelihood[chosen] = (geometric @ law).T[ranks]
