@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KERNELS = [
+    "scores, a list per user",
+    "scores, a common list",
+    "lookup, forward",
+    "lookup, backward of rows",
+    "lookup, backward of the weight",
+]
+
+pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="needs triton")
+
+
+def _compile(cache: Path, *options: str) -> str:
+    """What the script prints, in a process of its own: it puts a stand-in in the place of the CUDA driver."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(cache)}
+    command = [sys.executable, str(ROOT / "benchmarks/aot_kernels.py"), *options]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.parametrize("target", ["80", "90"])
+def test_kernels_compile_without_a_device_and_spill_nothing(tmp_path: Path, target: str) -> None:
+    table = _compile(tmp_path, "--only", "factor-8", "--types", "fp32", "--targets", target)
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line[:1] == "|"
+    ]
+    assert [line[0] for line in lines[2:]] == KERNELS
+    for line in lines[2:]:
+        registers, shared, spills = line[4:]
+        assert 16 <= int(registers) <= 255
+        assert 0 < float(shared) <= 163  # KiB of a processor of an A100; an H100 has more
+        assert spills == "0 + 0"
+
+
+@pytest.mark.slow
+def test_documented_resources_are_those_of_the_script(tmp_path: Path) -> None:
+    documented = (ROOT / "docs/kernels.md").read_text()
+    table = _compile(tmp_path)
+    version = table.split(",")[0]
+    if version not in documented:
+        pytest.skip(f"docs/kernels.md was written with another version than {version}")
+    assert table.strip() in documented
