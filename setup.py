@@ -1,6 +1,7 @@
 """Packaging of ncf; the pinned set for machines without an NVIDIA GPU is in requirements-cpu.txt."""
 
 import re
+from itertools import chain
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -11,11 +12,20 @@ version = re.search(r'__version__ = "(.+)"', (here / "ncf/__init__.py").read_tex
 extras = {
     "plots": ["matplotlib>=3.8"],
     "als": ["implicit>=0.7.2"],
-    "test": ["pytest>=8", "pytest-benchmark>=5", "pytest-cov>=5", "pytest-randomly>=3", "hypothesis>=6.100"]
-    + ["pandas>=2.2", "polars>=1", "scipy>=1.11", "triton>=3.4; platform_system == 'Linux'"],
+    "test": [
+        "pytest>=8",
+        "pytest-benchmark>=5",
+        "pytest-cov>=5",
+        "pytest-randomly>=3",
+        "hypothesis>=6.100",
+        "pandas>=2.2",
+        "polars>=1",
+        "scipy>=1.11",
+        "triton>=3.4; platform_system == 'Linux'",
+    ],
     "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8"],
 }
-extras["dev"] = sorted({*sum(extras.values(), []), "mypy>=1.14", "ruff>=0.9", "pre-commit>=4"})
+extras["dev"] = [*chain.from_iterable(extras.values()), "mypy>=1.14", "ruff>=0.9", "pre-commit>=4"]
 
 setup(
     name="ncf",

@@ -132,7 +132,17 @@ def table(results: dict[str, Result], k: int) -> str:
     """The comparison as text: means over seeds, with a 95% interval over users or a standard error over seeds."""
     several = any(len(result.sampled) > 1 for result in results.values())
     spread = "± standard error" if several else "95% interval"
-    header = ("model", f"HR@{k}", spread, f"NDCG@{k}", spread, f"all items HR@{k}", f"NDCG@{k}", "samples/s", "seconds")
+    header = (
+        "model",
+        f"HR@{k}",
+        spread,
+        f"NDCG@{k}",
+        spread,
+        f"all items HR@{k}",
+        f"NDCG@{k}",
+        "samples/s",
+        "seconds",
+    )
     rows = [header]
     for result in results.values():
         cells = [result.name]
@@ -148,7 +158,9 @@ def table(results: dict[str, Result], k: int) -> str:
     lines = []
     for number, row in enumerate(rows):
         left = row[0].ljust(widths[0])
-        lines.append("  ".join([left, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]))
+        lines.append(
+            "  ".join([left, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        )
         if number == 0:
             lines.append("─" * len(lines[0]))
     return "\n".join(lines)
@@ -207,7 +219,9 @@ def write(results: dict[str, Result], split: Any, candidates: Any, args: argpars
         except ImportError as error:
             print(f"no plot: {error}")
         else:
-            learning_curves({result.name: result.histories for result in trained}, out / "learning_curves.png", k=args.k)
+            learning_curves(
+                {result.name: result.histories for result in trained}, out / "learning_curves.png", k=args.k
+            )
             written.append("learning_curves.png")
     print(f"\nWritten to {out}/: {', '.join(written)}")
 
@@ -236,13 +250,25 @@ def show_films(results: dict[str, Result], data: Any, split: Any, users: int = 3
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--dataset", default="100k", choices=("100k", "1m", "20m", "25m", "32m"), help="which MovieLens")
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--dataset", default="100k", choices=("100k", "1m", "20m", "25m", "32m"), help="which MovieLens"
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="which models")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
     parser.add_argument("--factors", type=int, default=16, help="width of the GMF and dot-product rows")
-    parser.add_argument("--layers", type=int, nargs="+", default=[64, 32, 16], help="widths of the MLP; the first is that of both embeddings")
-    parser.add_argument("--selection", default="last", choices=("last", "validation", "paper"), help="which epoch is kept")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        default=[64, 32, 16],
+        help="widths of the MLP; the first is that of both embeddings",
+    )
+    parser.add_argument(
+        "--selection", default="last", choices=("last", "validation", "paper"), help="which epoch is kept"
+    )
     parser.add_argument("--k", type=int, default=10, help="length of the ranked list")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")

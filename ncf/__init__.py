@@ -39,7 +39,7 @@ _HOMES = {
 __all__ = ["__version__", "datasets", *_HOMES]
 
 if TYPE_CHECKING:
-    from ncf import datasets
+    import ncf.datasets as datasets
     from ncf.artifact import load
     from ncf.baselines import EASE, ItemKNN, ItemPop
     from ncf.candidates import Candidates, Catalogue, sample_candidates, whole_catalogue

@@ -234,7 +234,9 @@ def _held_out(split: Split, part: Part) -> Interactions:
         raise ValueError(f'part = {part!r}: choose "validation" or "test"')
     held_out: Interactions | None = getattr(split, part)
     if held_out is None or len(held_out) == 0:
-        raise ValueError(f"the {part} part of the split is empty: no user has enough interactions to hold one out")
+        raise ValueError(
+            f"the {part} part of the split is empty: no user has enough interactions to hold one out"
+        )
     return held_out
 
 

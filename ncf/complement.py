@@ -26,7 +26,9 @@ class Complement:
         ValueError: if the weights are too large for 64-bit arithmetic.
     """
 
-    def __init__(self, offsets: Tensor, items: Tensor, *, num_items: int, weights: Tensor | None = None) -> None:
+    def __init__(
+        self, offsets: Tensor, items: Tensor, *, num_items: int, weights: Tensor | None = None
+    ) -> None:
         device = items.device
         counts = offsets.diff()
         users = torch.repeat_interleave(torch.arange(len(counts), device=device), counts)
@@ -51,7 +53,9 @@ class Complement:
             self.sizes = total - (before[offsets[1:]] - before[offsets[:-1]])
         self._stride = total + 1
         if len(counts) * self._stride >= 2**63:
-            raise ValueError(f"{len(counts)} users with a total weight of {total} do not fit 64-bit keys: scale the weights down")
+            raise ValueError(
+                f"{len(counts)} users with a total weight of {total} do not fit 64-bit keys: scale the weights down"
+            )
         self._keys = shifted + users * self._stride
         if len(counts) * self._stride < 2**31:  # half the memory traffic of the search
             self._keys = self._keys.to(torch.int32)

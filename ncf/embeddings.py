@@ -138,6 +138,8 @@ class UserItemEmbeddings(nn.Module):
         keys: list[str] = list(pooled.keys())
         rows = dict(zip(keys, torch.split(pooled.values(), pooled.length_per_key(), dim=1), strict=True))
         return {
-            table.name: rows.get(f"{table.side}@{table.name}", rows.get(table.side)).view(*shape, table.dim)
+            table.name: rows[key if (key := f"{table.side}@{table.name}") in rows else table.side].view(
+                *shape, table.dim
+            )
             for table in self.tables
         }

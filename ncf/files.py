@@ -75,7 +75,9 @@ def read_tensors(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str
         raise ValueError(f"{path} is not a complete safetensors file ({error}): write it again") from error
     missing, extra = sorted(set(names) - tensors.keys()), sorted(tensors.keys() - set(names))
     if missing or extra:
-        raise ValueError(f"{path} does not fit: missing {missing or 'nothing'}, unexpected {extra or 'nothing'}")
+        raise ValueError(
+            f"{path} does not fit: missing {missing or 'nothing'}, unexpected {extra or 'nothing'}"
+        )
     return tensors
 
 

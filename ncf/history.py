@@ -37,7 +37,10 @@ class History:
         return len(self.epochs)
 
     def __str__(self) -> str:
-        how = {"paper": " (chosen on the test part, as in the paper)", "validation": " (chosen on the validation part)"}
+        how = {
+            "paper": " (chosen on the test part, as in the paper)",
+            "validation": " (chosen on the validation part)",
+        }
         text = f"{len(self)} epochs in {sum(self.seconds):.1f} s, kept epoch {self.best_epoch}"
         return text + how.get(self.selection, "") + (", interrupted" if self.interrupted else "")
 

@@ -51,7 +51,9 @@ def normal_rows(
             block = torch.empty(_ROWS_PER_STREAM, width)
             block.normal_(0.0, std, generator=stream(seed, table, first))
             start = max(first, row)
-            out[start - row : last - row, :drawn] = block[start - first : last - first, columns].to(out.device)
+            out[start - row : last - row, :drawn] = block[start - first : last - first, columns].to(
+                out.device
+            )
 
 
 def uniform_(weight: Tensor, *, gain: float, fans: int, seed: int, name: str) -> None:

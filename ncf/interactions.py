@@ -58,7 +58,9 @@ class Interactions:
         for name, size in (("users", self.num_users), ("items", self.num_items)):
             ids: Tensor = getattr(self, name)
             if ids.dtype != torch.int64 or ids.dim() != 1:
-                raise ValueError(f"{name} must be an int64 tensor with one dimension, got {ids.dtype} {tuple(ids.shape)}")
+                raise ValueError(
+                    f"{name} must be an int64 tensor with one dimension, got {ids.dtype} {tuple(ids.shape)}"
+                )
             _check_range(ids, name, size)
         if len(self.users) != len(self.items):
             raise ValueError(f"users has {len(self.users)} rows, items {len(self.items)}: they must be equal")
@@ -102,7 +104,9 @@ class Interactions:
         times = None if timestamps is None else _times(timestamps)
         for name, column in (("items", item_numbers), ("timestamps", times)):
             if column is not None and len(column) != len(user_numbers):
-                raise ValueError(f"users has {len(user_numbers)} rows, {name} {len(column)}: they must be equal")
+                raise ValueError(
+                    f"users has {len(user_numbers)} rows, {name} {len(column)}: they must be equal"
+                )
         if len(user_numbers) == 0:
             raise ValueError("there are no interactions: users and items are empty")
         rows = _latest(user_numbers * len(item_ids) + item_numbers, times)
@@ -161,7 +165,9 @@ class Interactions:
         wanted = [name for name in (user, item, timestamp) if name is not None]
         missing = [name for name in wanted if name not in table.column_names]
         if missing:
-            raise ValueError(f"column {missing[0]!r} is missing: the table has {', '.join(map(repr, table.column_names))}")
+            raise ValueError(
+                f"column {missing[0]!r} is missing: the table has {', '.join(map(repr, table.column_names))}"
+            )
         columns = [table[name] for name in wanted]
         return cls.from_arrays(*columns, min_user_count=min_user_count, min_item_count=min_item_count)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ncf.embeddings import Table
@@ -175,16 +175,13 @@ class NeuMF(Recommender):
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
-        towers: dict[str, nn.Module] = {
-            "gmf": GMFTower(factors, dropout=dropout),
-            "mlp": MLPTower(layers, dropout=dropout, seed=seed),
-        }
+        mlp = MLPTower(layers, dropout=dropout, seed=seed)
         super().__init__(
             num_users,
             num_items,
             tables=_gmf_tables(factors, init_std) + _mlp_tables(layers, init_std),
-            towers=towers,
-            head=linear_head(factors + towers["mlp"].out_features, seed),
+            towers={"gmf": GMFTower(factors, dropout=dropout), "mlp": mlp},
+            head=linear_head(factors + mlp.out_features, seed),
             config={"factors": factors, "layers": tuple(layers), "dropout": dropout, "init_std": init_std},
             seed=seed,
             device=device,
@@ -251,7 +248,9 @@ class NeuMF(Recommender):
     def scoring_tables(self) -> ScoringTables:
         """See `Recommender.scoring_tables`."""
         weight = self.embeddings.weight
-        of_gmf, of_mlp = self.head.weight.split([self.config["factors"], self.towers["mlp"].out_features], dim=1)
+        of_gmf, of_mlp = self.head.weight.split(
+            [self.config["factors"], self.towers["mlp"].out_features], dim=1
+        )
         return ScoringTables(
             user_gmf=weight("user_gmf") * of_gmf,
             item_gmf=weight("item_gmf"),

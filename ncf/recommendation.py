@@ -111,5 +111,7 @@ def _size(model: object, exclude: Interactions | None, name: str) -> int:
     if not sizes:
         raise ValueError(f"{type(model).__name__} does not say its {name}: pass the interactions as exclude")
     if len(set(sizes)) > 1:
-        raise ValueError(f"{name} differs: {sizes[0]} in the model, {sizes[1]} in the interactions to exclude")
+        raise ValueError(
+            f"{name} differs: {sizes[0]} in the model, {sizes[1]} in the interactions to exclude"
+        )
     return int(sizes[0])

@@ -33,6 +33,9 @@ class Recommender(nn.Module):
         device: where to build; ``"meta"`` for a model to be sharded.
     """
 
+    # Typed loosely: nn.Module says of every attribute that it is a tensor or a module.
+    towers: Any
+    head: Any
     user_ids: Vocabulary | None = None
     item_ids: Vocabulary | None = None
 
@@ -106,7 +109,9 @@ class Recommender(nn.Module):
         """
         users, items = self._checked(users, "users"), self._checked(items, "items")
         if items.shape[:1] != users.shape or items.dim() > 2:
-            raise ValueError(f"items {tuple(items.shape)} must be [B] or [B, C] for users {tuple(users.shape)}")
+            raise ValueError(
+                f"items {tuple(items.shape)} must be [B] or [B, C] for users {tuple(users.shape)}"
+            )
         was_training = self.training
         self.eval()
         try:

@@ -53,9 +53,7 @@ class Split:
         return Split(train, None, self.test)
 
 
-def leave_one_out(
-    interactions: Interactions, *, validation: bool = True, min_interactions: int = 3
-) -> Split:
+def leave_one_out(interactions: Interactions, *, validation: bool = True, min_interactions: int = 3) -> Split:
     """Hold out each user's last interaction (He et al. 2017, section 4.1).
 
     The last is the one with the latest timestamp; among equal timestamps, and where there are none,

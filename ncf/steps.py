@@ -94,7 +94,10 @@ class CompiledStep:
         """See `Step`."""
         if chunk.users.shape != (self.batches_per_call, self.positives_per_batch):
             return torch.cat(
-                [self._eager(Batch(chunk.users[k : k + 1], chunk.items[k : k + 1]), rates[k : k + 1]) for k in range(len(rates))]
+                [
+                    self._eager(Batch(chunk.users[k : k + 1], chunk.items[k : k + 1]), rates[k : k + 1])
+                    for k in range(len(rates))
+                ]
             )
         state = [self._state(leaf) for leaf in self._leaves]
         done = float(state[0]["step"])

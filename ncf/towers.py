@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,13 +73,14 @@ class MLPTower(nn.Module):
             )
         self.out_features = layers[-1]
         self.dropout = dropout
-        self.layers = nn.ModuleList(
-            nn.utils.skip_init(nn.Linear, fan_in, fan_out) for fan_in, fan_out in zip(layers, layers[1:], strict=False)
-        )
-        for index, layer in enumerate(self.layers):
-            fans = layer.in_features + layer.out_features
-            uniform_(layer.weight, gain=2, fans=fans, seed=seed, name=f"{name}.layers.{index}.weight")
+        self.layers = nn.ModuleList()
+        for index, (fan_in, fan_out) in enumerate(pairwise(layers)):
+            layer: nn.Linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
+            uniform_(
+                layer.weight, gain=2, fans=fan_in + fan_out, seed=seed, name=f"{name}.layers.{index}.weight"
+            )
             nn.init.zeros_(layer.bias)
+            self.layers.append(layer)
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Run the tower: ``[..., D]`` and ``[..., D]`` to ``[..., layers[-1]]``.
@@ -86,11 +89,12 @@ class MLPTower(nn.Module):
         """
         if not self.layers:
             return _side_by_side(user, item)
-        first = self.layers[0]
+        first: Any
+        first, *others = self.layers
         of_user, of_item = first.weight.chunk(2, dim=1)  # [H, D] each
         hidden = F.linear(user, of_user, first.bias) + F.linear(item, of_item)
         hidden = F.dropout(F.relu(hidden), self.dropout, self.training)
-        for layer in self.layers[1:]:
+        for layer in others:
             hidden = F.dropout(F.relu(layer(hidden)), self.dropout, self.training)
         return hidden
 
@@ -102,7 +106,7 @@ def _side_by_side(user: Tensor, item: Tensor) -> Tensor:
 
 def linear_head(in_features: int, seed: int) -> nn.Linear:
     """The last layer, to one logit, started by LeCun's uniform law as in the paper's code."""
-    head = nn.utils.skip_init(nn.Linear, in_features, 1)
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, in_features, 1)
     uniform_(head.weight, gain=1, fans=in_features, seed=seed, name="head.weight")
     nn.init.zeros_(head.bias)
     return head

@@ -137,7 +137,9 @@ class Trainer:
         model = self.model
         for name in ("num_users", "num_items"):
             if getattr(train, name) > getattr(model, name):
-                raise ValueError(f"the split has {name} = {getattr(train, name)}, the model {getattr(model, name)}")
+                raise ValueError(
+                    f"the split has {name} = {getattr(train, name)}, the model {getattr(model, name)}"
+                )
         if candidates is None and self.selection != "last":
             part: Literal["test", "validation"] = "test" if self.selection == "paper" else "validation"
             if getattr(split, part) is None:
@@ -202,7 +204,9 @@ class Trainer:
                     torch.manual_seed(stream(self.seed, "dropout", epoch, done).initial_seed())
                 now = range(done, done + len(chunk.users))
                 position = epoch * len(batches)
-                rates = [self.learning_rate * learning_rate_at(position + k, total, self.schedule) for k in now]
+                rates = [
+                    self.learning_rate * learning_rate_at(position + k, total, self.schedule) for k in now
+                ]
                 losses[now.start : now.stop] = step(chunk, rates)
                 done = now.stop
                 bar.update(chunk.items.numel())

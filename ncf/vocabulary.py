@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -60,11 +59,15 @@ class Vocabulary:
         try:
             column = column.cast(self.values.type)
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{name} holds ids of type {column.type}, the vocabulary {self.values.type}") from error
+            raise ValueError(
+                f"{name} holds ids of type {column.type}, the vocabulary {self.values.type}"
+            ) from error
         found = pc.index_in(column, value_set=self.values)
         if found.null_count:
             row = pc.index(found.is_null(), True).as_py()
-            raise ValueError(f"{name}[{row}] = {column[row].as_py()!r} is not among the {len(self)} known ids")
+            raise ValueError(
+                f"{name}[{row}] = {column[row].as_py()!r} is not among the {len(self)} known ids"
+            )
         return torch.from_numpy(found.to_numpy(zero_copy_only=False).astype("int64"))
 
     def decode(self, ids: Tensor) -> list[Any]:
@@ -129,5 +132,3 @@ def encode_column(values: Any, name: str) -> tuple[Tensor, Vocabulary]:
     rank[torch.from_numpy(order.to_numpy().astype("int64"))] = torch.arange(len(order))
     codes = torch.from_numpy(encoded.indices.to_numpy(zero_copy_only=False).astype("int64"))
     return rank[codes], Vocabulary(encoded.dictionary.take(order))
-
-
