@@ -98,10 +98,16 @@ def train(
         return ItemPop(split.train), None
     if name == "EASE":
         return EASE(split.train), None
-    size = {"num_users": split.train.num_users, "num_items": split.train.num_items, "seed": seed}
+    size = {
+        "num_users": split.train.num_users,
+        "num_items": split.train.num_items,
+        "init_std": args.init_std,
+        "seed": seed,
+    }
     layers = tuple(args.layers)
     settings = {
         "epochs": args.epochs,
+        "weight_decay": args.weight_decay,
         "selection": args.selection,
         "k": args.k,
         "seed": seed,
@@ -258,7 +264,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="which models")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
-    parser.add_argument("--factors", type=int, default=16, help="width of the GMF and dot-product rows")
+    parser.add_argument("--factors", type=int, default=128, help="width of the GMF and dot-product rows")
+    parser.add_argument("--init-std", type=float, default=0.1, help="deviation of the initial rows")
+    parser.add_argument("--weight-decay", type=float, default=1e-5, help="L2 penalty")
     parser.add_argument(
         "--layers",
         type=int,
