@@ -1,9 +1,9 @@
-"""Work out the least time each Triton kernel could take on an A100 and an H100, from what it must move and do.
+"""The least time each Triton kernel could take on an A100 and an H100, from what it must move and do.
 
 ::
 
-    python benchmarks/kernel_floors.py                         # the tables of docs/kernels.md
-    python benchmarks/kernel_floors.py --write docs/kernels.md # replace them between their two marks
+    python benchmarks/kernel_floors.py                          # the tables of docs/kernels.md
+    python benchmarks/kernel_floors.py --write docs/kernels.md  # replace them between their two marks
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MARKS = "<!-- floors: begin -->\n", "<!-- floors: end -->\n"
 
 
 class Device(NamedTuple):
-    """Peak rates by the vendor's data sheet, dense: bytes, and operations counting a fused multiply-add as two."""
+    """Peak rates by the vendor's data sheet, dense: bytes, and operations with a multiply-add as two."""
 
     name: str
     bandwidth: float
@@ -33,7 +33,7 @@ DEVICES = (
 
 
 class Work(NamedTuple):
-    """What a kernel must do at least: bytes to and from memory, multiply-adds in products, other operations."""
+    """What a kernel must do at least: bytes of memory, multiply-adds in products, other operations."""
 
     bytes: float
     products: float
@@ -68,7 +68,7 @@ def scoring(users: int, items: int, candidates: int, model: Model, size: int, co
 def lookup(
     users: int, items: int, batch: int, several: int, model: Model, size: int
 ) -> tuple[Work, Work, Work]:
-    """Forward, backward, and what the two would move more if the rows side by side were written and read back."""
+    """Forward, backward, and what the two would move more if the rows side by side were materialized."""
     pairs, dim, hidden = batch * several, model.layers[0] // 2, model.layers[1]
     ids = 8 * batch + 8 * pairs
     rows = (min(users, batch) + min(items, pairs)) * (dim + model.factors) * size
@@ -94,17 +94,21 @@ def floor(work: Work, device: Device, size: int) -> tuple[float, str]:
     return times[name] * 1e6, name
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+
+
 def _time(microseconds: float) -> str:
-    if microseconds >= 1e4:
+    if microseconds >= 1e5:
         return f"{microseconds / 1e3:,.0f} ms"
     return f"{microseconds / 1e3:.2f} ms" if microseconds >= 1e3 else f"{microseconds:.3g} µs"
 
 
 def _line(title: str, model: Model, name: str, size: int, work: Work) -> list[str]:
-    line = [title, str(model), name, f"{work.bytes / 1e6:,.1f}", f"{2 * work.products / 1e9:,.1f}"]
+    line = [title, str(model), name, _number(work.bytes / 1e6), _number(2 * work.products / 1e9)]
     for device in DEVICES:
         time, bound = floor(work, device, size)
-        line.append(f"{_time(time)}, {bound}")
+        line.append(f"{_time(time)}, {bound}" if work.scalars else _time(time))
     return line
 
 

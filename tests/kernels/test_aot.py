@@ -17,22 +17,23 @@ KERNELS = [
     "lookup, backward of the weight",
 ]
 
-pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="needs triton")
+needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="needs triton")
 
 
-def _compile(cache: Path, *options: str) -> str:
-    """What the script prints, in a process of its own: it puts a stand-in in the place of the CUDA driver."""
+def _run(script: str, cache: Path, *options: str) -> str:
+    """What a script prints. The one that compiles puts a stand-in in the place of its process's CUDA driver."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(cache)}
-    command = [sys.executable, str(ROOT / "benchmarks/aot_kernels.py"), *options]
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *options]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
 
+@needs_triton
 @pytest.mark.parametrize("target", ["80", "90"])
 def test_kernels_compile_without_a_device_and_spill_nothing(tmp_path: Path, target: str) -> None:
-    table = _compile(tmp_path, "--only", "factor-8", "--types", "fp32", "--targets", target)
+    table = _run("aot_kernels.py", tmp_path, "--only", "factor-8", "--types", "fp32", "--targets", target)
     lines = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line[:1] == "|"
     ]
@@ -44,11 +45,16 @@ def test_kernels_compile_without_a_device_and_spill_nothing(tmp_path: Path, targ
         assert spills == "0 + 0"
 
 
+@needs_triton
 @pytest.mark.slow
 def test_documented_resources_are_those_of_the_script(tmp_path: Path) -> None:
     documented = (ROOT / "docs/kernels.md").read_text()
-    table = _compile(tmp_path)
+    table = _run("aot_kernels.py", tmp_path)
     version = table.split(",")[0]
     if version not in documented:
         pytest.skip(f"docs/kernels.md was written with another version than {version}")
     assert table.strip() in documented
+
+
+def test_documented_floors_are_those_of_the_script(tmp_path: Path) -> None:
+    assert _run("kernel_floors.py", tmp_path).strip() in (ROOT / "docs/kernels.md").read_text()

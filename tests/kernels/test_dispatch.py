@@ -94,3 +94,19 @@ print(ncf.kernels.score_candidates(tables, torch.tensor([0]), torch.tensor([[1, 
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert run.stdout == "[[2.0, -inf]]\n", run.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("hidden", [(), (32, 16, 8), (32, 300, 8)], ids=str)
+@pytest.mark.parametrize("common", [False, True])
+def test_a_gpu_scores_as_the_cpu_does(hidden: tuple[int, ...], common: bool) -> None:
+    """The matrix product, the kernel, and the blocks of what is too wide for it."""
+    tables = random_tables(hidden=hidden, factors=8, biases=True)
+    users, candidates = random_pairs(tables, 40, 101)
+    if common:
+        candidates = candidates[:1].expand(40, -1)
+    on_gpu = candidates[:1].cuda().expand(40, -1) if common else candidates.cuda()
+    scores = score_candidates(tables.to("cuda"), users.cuda(), on_gpu)
+    torch.testing.assert_close(
+        scores.cpu(), score_candidates(tables, users, candidates), rtol=1e-4, atol=1e-4
+    )

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ncf.kernels import lookup_reference
 
+from .examples import amid_nans
+
 NUM_USERS, NUM_ITEMS = 7, 9
 Arguments = list[Tensor | None]
 Result = list[Tensor]
@@ -227,6 +229,34 @@ def test_tables_that_are_columns_of_another(run: Callable[..., Any]) -> None:
     for result, exact in zip(found[2:6], expected[2:6], strict=True):
         torch.testing.assert_close(result[:, 1:], exact, rtol=1e-5, atol=1e-4)
         assert not result[:, 0].any()
+
+
+def _fused_amid_nans(
+    device: str, users: Tensor, items: Tensor, arguments: Arguments, weights: Result
+) -> Result:
+    from ncf.kernels.lookup_autograd import lookup_triton
+
+    def look_up(users: Tensor, items: Tensor, *leaves: Tensor) -> Any:
+        return lookup_triton(users, items, *(_Amid.apply(leaf) for leaf in leaves))
+
+    moved = [None if value is None else value.to(device) for value in arguments]
+    return _outputs_and_gradients(look_up, users.to(device), items.to(device), moved, weights)
+
+
+class _Amid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return amid_nans(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def test_nothing_outside_the_tables_is_read(run: Callable[..., Any]) -> None:
+    results = _both(run, _fused_amid_nans, *_ids(30, 3), _arguments(5, 7, 21))
+    for result, exact in results:
+        torch.testing.assert_close(result.double(), exact, rtol=0, atol=1e-4)
 
 
 def _autocast(device: str, *arguments: Any) -> Result:

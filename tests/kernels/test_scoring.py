@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import ncf
 from ncf.kernels import ScoringTables, score_reference
 
-from .examples import random_pairs, random_tables, rounding_bound
+from .examples import amid_nans, random_pairs, random_tables, rounding_bound
 
 # fp32 products are made of three of tf32: what is dropped is the product of two errors of 2⁻¹¹.
 EPSILON = {torch.float32: 2.0**-21, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -98,6 +100,27 @@ def test_kernel_equals_the_reference_at_random_shapes(
         _check(run(_score_common, tables, users, common[0]), tables, users, common)
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("GMF", {"factors": 8, "init_std": 0.5}),
+        ("MLP", {"layers": (32, 16, 8), "init_std": 0.5}),
+        ("MLP", {"layers": (16,), "init_std": 0.5}),
+        ("NeuMF", {"factors": 8, "layers": (64, 32, 16, 8), "init_std": 0.5}),
+        ("MatrixFactorization", {"factors": 8, "init_std": 0.5}),
+    ],
+)
+def test_kernel_scores_as_the_model_does(run: Callable[..., Any], name: str, sizes: dict[str, Any]) -> None:
+    model = getattr(ncf, name)(7, 8, **sizes)
+    users, items = torch.randint(7, (5,)), torch.randint(8, (5, 30))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1  # so that no bias is zero
+        expected = model(users, items)
+    scores = run(_score, model.scoring_tables().detach(), users, items)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_more_tiles_than_programs(run: Callable[..., Any]) -> None:
     tables = random_tables(hidden=(8, 4), factors=4)
     users, candidates = random_pairs(
@@ -157,6 +180,23 @@ def test_strided_tables_and_candidates(run: Callable[..., Any]) -> None:
     users, candidates = torch.tensor([2, 0, 6]), torch.randint(-1, 8, (13, 3))
     scores = run(_score_views, user, item, users, candidates)
     _check(scores, _views(user, item), users, candidates.T)
+
+
+def _score_amid_nans(device: str, tables: ScoringTables, users: Tensor, candidates: Tensor) -> Tensor:
+    tables = tables.to(device)
+    named = {
+        field.name: amid_nans(value)
+        for field in fields(tables)
+        if isinstance(value := getattr(tables, field.name), Tensor)
+    }
+    layers = tuple((amid_nans(weight), amid_nans(bias)) for weight, bias in tables.layers)
+    return _score(device, replace(tables, **named, layers=layers), users, candidates)
+
+
+def test_nothing_outside_the_tables_is_read(run: Callable[..., Any]) -> None:
+    tables = random_tables(hidden=(33, 21, 5), factors=7, biases=True)
+    users, candidates = random_pairs(tables, 9, 31)
+    _check(run(_score_amid_nans, tables, users, candidates), tables, users, candidates)
 
 
 def test_scores_do_not_depend_on_the_batch(run: Callable[..., Any]) -> None:
