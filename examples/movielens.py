@@ -201,7 +201,7 @@ def write(results: dict[str, Result], split: Any, candidates: Any, args: argpars
     report = {
         "arguments": {name: value for name, value in vars(args).items() if name != "out"},
         "versions": {"ncf": ncf.__version__, "torch": torch.__version__},
-        "threads": torch.get_num_threads(),
+        "threads": 1,
         "models": {
             result.name: {
                 "sampled": [ranking.metrics(1, 5, args.k) for ranking in result.sampled],
