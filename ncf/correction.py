@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ncf.candidates import Catalogue
-from ncf.evaluation import Ranking
 from ncf.metrics import Metric, metric_label, metric_values
+from ncf.ranking import Ranking
 from ncf.statistics import Interval
 
 _SIZES_ALIKE = 0.02  # catalogues that differ by less share one estimator

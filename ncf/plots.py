@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ncf.evaluation import Ranking
 from ncf.files import written_beside
 from ncf.metrics import metric_label
+from ncf.ranking import Ranking
 
 if TYPE_CHECKING:
     from ncf.comparison import Comparison

@@ -12,7 +12,7 @@ from torch import Tensor
 from ncf.metrics import Metric, metric_label
 
 if TYPE_CHECKING:
-    from ncf.evaluation import Ranking
+    from ncf.ranking import Ranking
 
 _DRAWS_AT_ONCE = 1 << 22  # 32 MB of float64
 

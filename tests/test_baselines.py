@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ncf import EASE, Interactions, ItemKNN, ItemPop, evaluate, leave_one_out, recommend, sample_candidates
-from ncf import baselines as module
-from ncf.baselines import ALS, Baseline
+from ncf.baselines import ALS, Baseline, base
 from ncf.candidates import whole_catalogue
 
 
@@ -116,7 +115,7 @@ def test_lists_of_candidates_are_columns_of_the_whole_catalogue(
     lists[1, 3] = lists[2, 0] = -1
     expected = whole[users].gather(1, lists.clamp(min=0)).masked_fill(lists < 0, -torch.inf)
     for pairs in (1 << 22, 60):  # one block, and blocks of two users
-        monkeypatch.setattr(module, "_SCORES_PER_BLOCK", pairs)
+        monkeypatch.setattr(base, "_SCORES_PER_BLOCK", pairs)
         torch.testing.assert_close(model.score(users, lists), expected)
         shared = lists[1].expand(4, -1)
         torch.testing.assert_close(model.score(users, shared), model.score(users, shared.contiguous()))

@@ -129,7 +129,12 @@ def test_more_gamma_is_steadier() -> None:
 
 
 def test_catalogue_in_place_of_its_sizes() -> None:
-    interactions = Interactions(*(torch.rand(60, 150) < 0.2).nonzero(as_tuple=True), None, 60, 150)
+    interactions = Interactions(
+        *(torch.rand(60, 150, generator=torch.Generator().manual_seed(0)) < 0.2).nonzero(as_tuple=True),
+        None,
+        60,
+        150,
+    )
     split = leave_one_out(interactions, validation=False)
     ranking = evaluate(ItemPop(split.train), sample_candidates(split, num_negatives=20))
     catalogue = whole_catalogue(split)

@@ -1,7 +1,4 @@
-"""Models without gradient: what a trained model must beat, each fitted by its constructor.
-
-They have ``score(users, candidates)`` like every model, so `evaluate`, `compare` and `recommend` take them.
-"""
+"""Linear models of the user's items: a weight from every item to every other."""
 
 from __future__ import annotations
 
@@ -12,89 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ncf.baselines.base import Baseline, blocks_of
 from ncf.interactions import Interactions
-
-_SCORES_PER_BLOCK = 1 << 22  # 16 MB of float32
-
-
-class Baseline:
-    """What the baselines share: the vocabularies, the check of ids, and padding.
-
-    Args:
-        train: the training interactions.
-    """
-
-    def __init__(self, train: Interactions) -> None:
-        self.num_users, self.num_items = train.num_users, train.num_items
-        self.user_ids, self.item_ids = train.user_ids, train.item_ids
-        self.device = train.items.device
-
-    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
-        """Score each user's candidates.
-
-        Args:
-            users: ``[U]``, int64.
-            candidates: items, ``[U, C]``, int64; ``-1`` is padding. An expanded list, the same for every
-                user, is looked up once.
-
-        Returns:
-            Scores, ``[U, C]``, float32; padding has ``-inf``.
-
-        Raises:
-            ValueError: if an id is out of range, or the shapes do not fit.
-        """
-        shared = candidates.dim() == 2 and len(candidates) > 1 and candidates.stride(0) == 0
-        listed = candidates[:1] if shared else candidates
-        self._check(users, candidates, listed)
-        if not candidates.numel():
-            return torch.empty(candidates.shape, device=self.device)
-        scores = self._score(users, listed.clamp(min=0)).expand(candidates.shape).contiguous()
-        return scores.masked_fill(listed < 0, -torch.inf) if bool((listed < 0).any()) else scores
-
-    def _score(self, users: Tensor, candidates: Tensor) -> Tensor:
-        """Scores of real items, ``[U, C]``; where ``candidates`` has one row for all, so may the result."""
-        raise NotImplementedError
-
-    def _check(self, users: Tensor, candidates: Tensor, listed: Tensor) -> None:
-        if users.dim() != 1 or candidates.dim() != 2 or len(users) != len(candidates):
-            raise ValueError(
-                f"candidates {tuple(candidates.shape)} must be [U, C] for users {tuple(users.shape)}"
-            )
-        for name, ids, lowest, size_name in (
-            ("users", users, 0, "num_users"),
-            ("candidates", listed, -1, "num_items"),
-        ):
-            size = getattr(self, size_name)
-            if ids.dtype != torch.int64:
-                raise ValueError(f"{name} must be an int64 tensor of ids, got {ids.dtype}")
-            if ids.numel() and (int(ids.min()) < lowest or int(ids.max()) >= size):
-                place = ((ids < lowest) | (ids >= size)).nonzero()[0].tolist()
-                raise ValueError(
-                    f"{name}{place} = {int(ids[tuple(place)])} is out of range for {size_name} = {size}"
-                )
-
-
-class ItemPop(Baseline):
-    """Rank by popularity: the score of an item is its number of training interactions, for every user.
-
-    Args:
-        train: the training interactions.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf import Interactions, ItemPop
-        >>> train = Interactions.from_arrays([0, 1, 2, 2], [5, 5, 5, 9])
-        >>> ItemPop(train).score(torch.tensor([0]), torch.tensor([[0, 1]]))
-        tensor([[3., 1.]])
-    """
-
-    def __init__(self, train: Interactions) -> None:
-        super().__init__(train)
-        self.popularity = torch.bincount(train.items, minlength=train.num_items).to(torch.float32)  # [I]
-
-    def _score(self, users: Tensor, candidates: Tensor) -> Tensor:
-        return self.popularity[candidates]
 
 
 class _ItemToItem(Baseline):
@@ -114,7 +30,7 @@ class _ItemToItem(Baseline):
         columns = candidates[0] if len(candidates) == 1 else None
         whole = columns is not None and torch.equal(columns, torch.arange(self.num_items, device=self.device))
         scores = torch.empty(len(users), candidates.shape[1], device=self.device)
-        for block in _blocks(len(users), self.num_items):
+        for block in blocks_of(len(users), self.num_items):
             of_all = self._of_all(users[block])  # [b, I]
             if whole:
                 scores[block] = of_all
@@ -221,81 +137,6 @@ class EASE(_ItemToItem):
         super().__init__(train, weights)
 
 
-class ALS(Baseline):
-    """Matrix factorization by alternating least squares (Hu, Koren & Volinsky, ICDM 2008), from ``implicit``.
-
-    Args:
-        train: the training interactions.
-        factors: width of a row. The defaults were best on the validation part of MovieLens-100K.
-        regularization: weight of the squared norm of the rows.
-        alpha: how much more an interaction counts than its absence.
-        iterations: alternations.
-        seed: of the initial rows. The result also depends on the number of threads, in the last digits.
-
-    Raises:
-        ImportError: if ``implicit`` is not installed.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf import Interactions
-        >>> from ncf.baselines import ALS
-        >>> train = Interactions.from_arrays([0, 0, 1, 1, 2], [0, 1, 0, 1, 2])
-        >>> scores = ALS(train, factors=2).score(torch.tensor([0]), torch.tensor([[1, 2]]))
-        >>> bool(scores[0, 0] > scores[0, 1])
-        True
-    """
-
-    def __init__(
-        self,
-        train: Interactions,
-        *,
-        factors: int = 32,
-        regularization: float = 20.0,
-        alpha: float = 5.0,
-        iterations: int = 15,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(train)
-        try:
-            from implicit.cpu.als import AlternatingLeastSquares
-            from scipy.sparse import csr_matrix
-            from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-        except ImportError as error:
-            raise ImportError("ALS comes from the package implicit: pip install implicit") from error
-        offsets, items = (tensor.cpu().numpy() for tensor in train.csr())
-        ones = torch.ones(len(items)).numpy()
-        model = AlternatingLeastSquares(
-            factors=factors,
-            regularization=regularization,
-            alpha=alpha,
-            iterations=iterations,
-            random_state=seed,
-        )
-        with threadpool_limits(1, "blas"):  # implicit runs its own threads, and warns of any other
-            model.fit(
-                csr_matrix((ones, items, offsets), (self.num_users, self.num_items)), show_progress=False
-            )
-        self.user_factors = torch.from_numpy(model.user_factors).to(self.device)  # [num_users, F]
-        self.item_factors = torch.from_numpy(model.item_factors).to(self.device)  # [num_items, F]
-
-    def _score(self, users: Tensor, candidates: Tensor) -> Tensor:
-        if len(candidates) == 1:
-            return self.user_factors[users] @ self.item_factors[candidates[0]].T
-        scores = torch.empty(candidates.shape, device=self.device)
-        for block in _blocks(len(users), candidates.shape[1] * self.item_factors.shape[1]):
-            of_users = self.user_factors[users[block], :, None]  # [b, F, 1]
-            scores[block] = torch.bmm(self.item_factors[candidates[block]], of_users)[:, :, 0]
-        return scores
-
-
-def _blocks(rows: int, width: int) -> Iterator[slice]:
-    """Cut rows so that a block of ``width`` columns stays small."""
-    step = max(1, _SCORES_PER_BLOCK // max(1, width))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
-
-
 def _co_occurrence(train: Interactions) -> Iterator[tuple[slice, Tensor]]:
     """How many users two items have in common: blocks of rows of XᵀX, ``[b, I]``, float32."""
     size = (train.num_users, train.num_items)
@@ -305,7 +146,7 @@ def _co_occurrence(train: Interactions) -> Iterator[tuple[slice, Tensor]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls its sparse tensors unfinished
         everything = torch.sparse_coo_tensor(torch.stack([train.users, train.items]), ones, size).coalesce()
-        for block in _blocks(train.num_items, train.num_items):
+        for block in blocks_of(train.num_items, train.num_items):
             first, last = torch.searchsorted(
                 items, torch.tensor([block.start, block.stop], device=items.device)
             ).tolist()

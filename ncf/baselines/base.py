@@ -1,0 +1,76 @@
+"""What the baselines share: the vocabularies, the check of ids, and padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ncf.interactions import Interactions
+
+_SCORES_PER_BLOCK = 1 << 22  # 16 MB of float32
+
+
+class Baseline:
+    """What the baselines share: the vocabularies, the check of ids, and padding.
+
+    Args:
+        train: the training interactions.
+    """
+
+    def __init__(self, train: Interactions) -> None:
+        self.num_users, self.num_items = train.num_users, train.num_items
+        self.user_ids, self.item_ids = train.user_ids, train.item_ids
+        self.device = train.items.device
+
+    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """Score each user's candidates.
+
+        Args:
+            users: ``[U]``, int64.
+            candidates: items, ``[U, C]``, int64; ``-1`` is padding. An expanded list, the same for every
+                user, is looked up once.
+
+        Returns:
+            Scores, ``[U, C]``, float32; padding has ``-inf``.
+
+        Raises:
+            ValueError: if an id is out of range, or the shapes do not fit.
+        """
+        shared = candidates.dim() == 2 and len(candidates) > 1 and candidates.stride(0) == 0
+        listed = candidates[:1] if shared else candidates
+        self._check(users, candidates, listed)
+        if not candidates.numel():
+            return torch.empty(candidates.shape, device=self.device)
+        scores = self._score(users, listed.clamp(min=0)).expand(candidates.shape).contiguous()
+        return scores.masked_fill(listed < 0, -torch.inf) if bool((listed < 0).any()) else scores
+
+    def _score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """Scores of real items, ``[U, C]``; where ``candidates`` has one row for all, so may the result."""
+        raise NotImplementedError
+
+    def _check(self, users: Tensor, candidates: Tensor, listed: Tensor) -> None:
+        if users.dim() != 1 or candidates.dim() != 2 or len(users) != len(candidates):
+            raise ValueError(
+                f"candidates {tuple(candidates.shape)} must be [U, C] for users {tuple(users.shape)}"
+            )
+        for name, ids, lowest, size_name in (
+            ("users", users, 0, "num_users"),
+            ("candidates", listed, -1, "num_items"),
+        ):
+            size = getattr(self, size_name)
+            if ids.dtype != torch.int64:
+                raise ValueError(f"{name} must be an int64 tensor of ids, got {ids.dtype}")
+            if ids.numel() and (int(ids.min()) < lowest or int(ids.max()) >= size):
+                place = ((ids < lowest) | (ids >= size)).nonzero()[0].tolist()
+                raise ValueError(
+                    f"{name}{place} = {int(ids[tuple(place)])} is out of range for {size_name} = {size}"
+                )
+
+
+def blocks_of(rows: int, width: int) -> Iterator[slice]:
+    """Cut rows so that a block of ``width`` columns stays small."""
+    step = max(1, _SCORES_PER_BLOCK // max(1, width))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
