@@ -23,7 +23,7 @@ _BLOCK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
 def score_candidates(tables: ScoringTables, users: Tensor, candidates: Tensor) -> Tensor:
     """Score each user's candidates on the tables' device.
 
-    On a GPU a fused Triton kernel does it, if Triton is installed and the tables fit
+    On an NVIDIA GPU (Ampere or later) a fused Triton kernel does it, if Triton is installed and the tables fit
     (`ncf.kernels.scoring.fits`); else the reference, block by block. Without an MLP, one list for all users
     is a matrix product.
 
@@ -57,7 +57,8 @@ def score_candidates(tables: ScoringTables, users: Tensor, candidates: Tensor) -
         from ncf.kernels.scoring import fits, score_triton
 
         if fits(tables):
-            return score_triton(tables, users, candidates)
+            with torch.cuda.device(tables.device):  # Triton launches on the current device
+                return score_triton(tables, users, candidates)
     return _score_blocks(tables, users, candidates)
 
 
@@ -73,7 +74,8 @@ def fused_lookup(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Look up a training batch, and make the GMF product and the MLP's first hidden layer of it.
 
-    On a GPU fused Triton kernels do it, forward and backward, if Triton is installed; else the reference.
+    On an NVIDIA GPU (Ampere or later) fused Triton kernels do it, forward and backward, if Triton is
+    installed; else, and in fp64, the reference.
     Both are differentiable in the tables, the weight and the bias.
 
     Args:
@@ -90,15 +92,20 @@ def fused_lookup(
         The product, ``[B, F]`` or ``[B, C, F]``, and the rectified hidden layer, ``[B, H]`` or ``[B, C, H]``;
         ``None`` in place of an absent part.
     """
-    if _has_triton(users.device):
+    table = item_gmf if item_mlp is None else item_mlp
+    if table is not None and table.dtype != torch.float64 and _has_triton(table.device):
         from ncf.kernels.lookup_autograd import lookup_triton
 
-        return lookup_triton(users, items, user_gmf, item_gmf, user_mlp, item_mlp, weight, bias)
+        with torch.cuda.device(table.device):
+            return lookup_triton(users, items, user_gmf, item_gmf, user_mlp, item_mlp, weight, bias)
     return lookup_reference(users, items, user_gmf, item_gmf, user_mlp, item_mlp, weight, bias)
 
 
 def _has_triton(device: torch.device) -> bool:
-    return device.type == "cuda" and find_spec("triton") is not None
+    """Whether the kernels can run there: they count on the tensor cores of Ampere and later."""
+    if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _check(tables: ScoringTables, users: Tensor, candidates: Tensor) -> None:
