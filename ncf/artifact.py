@@ -98,7 +98,9 @@ def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Re
                 f"{folder}: {name} has shape {tuple(tensor.shape)}, "
                 f"config.json asks for {tuple(expected[name].shape)}"
             )
-    model.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()}, assign=True)
+    # Copied: a file's tensors need not be aligned as PyTorch's own are, and then round differently.
+    state = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
+    model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
     for name in _VOCABULARIES:
         if name in description["files"]:

@@ -1,0 +1,32 @@
+"""Small data that every test may use, and one thread: the machines that run tests have few cores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ncf import Interactions, Split, leave_one_out
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def random_interactions(num_users: int, num_items: int, per_user: int, seed: int = 0) -> Interactions:
+    """Each user's distinct random items, in random order of time."""
+    generator = torch.Generator().manual_seed(seed)
+    items = torch.rand(num_users, num_items, generator=generator).argsort(dim=1)[:, :per_user]
+    users = torch.arange(num_users).repeat_interleave(per_user)
+    times = torch.randint(0, 10 * per_user, (len(users),), generator=generator)  # with ties
+    return Interactions(users, items.reshape(-1), times, num_users, num_items)
+
+
+@pytest.fixture
+def interactions() -> Interactions:
+    return random_interactions(num_users=40, num_items=60, per_user=12)
+
+
+@pytest.fixture
+def split(interactions: Interactions) -> Split:
+    return leave_one_out(interactions)

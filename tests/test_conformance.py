@@ -1,0 +1,126 @@
+"""What every model must do, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import ncf
+from ncf import GMF, MLP, MatrixFactorization, NeuMF, Split, Trainer
+from ncf.recommender import Recommender
+
+USERS, ITEMS = 40, 60
+MODELS: dict[str, Callable[..., Recommender]] = {
+    "GMF": lambda **kw: GMF(USERS, ITEMS, factors=8, **kw),
+    "MLP": lambda **kw: MLP(USERS, ITEMS, layers=(16, 8, 4), **kw),
+    "MLP without a hidden layer": lambda **kw: MLP(USERS, ITEMS, layers=(16,), **kw),
+    "NeuMF": lambda **kw: NeuMF(USERS, ITEMS, factors=8, layers=(16, 8), **kw),
+    "NeuMF, wide": lambda **kw: NeuMF(USERS, ITEMS, factors=4, layers=(128, 64, 8), **kw),
+    "MatrixFactorization": lambda **kw: MatrixFactorization(USERS, ITEMS, factors=8, **kw),
+}
+
+
+@pytest.fixture(params=MODELS.values(), ids=MODELS.keys())
+def build(request: pytest.FixtureRequest) -> Callable[..., Recommender]:
+    return request.param
+
+
+def ids(seed: int = 0, count: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randint(0, USERS, (17,), generator=generator),
+        torch.randint(0, ITEMS, (17, count), generator=generator),
+    )
+
+
+def test_logits_of_pairs_and_of_several_items_agree(build: Callable[..., Recommender]) -> None:
+    model, (users, items) = build(init_std=1.0), ids()
+    many = model(users, items)
+    assert many.shape == (17, 3)
+    assert many.dtype == torch.float32
+    for column in range(3):
+        single = model(users, items[:, column])
+        assert single.shape == (17,)
+        torch.testing.assert_close(single, many[:, column], atol=1e-5, rtol=1e-5)
+
+
+def test_probabilities_stay_inside_the_open_interval(build: Callable[..., Recommender]) -> None:
+    model, (users, items) = build(init_std=30.0), ids()
+    probabilities = model.predict(users, items)
+    assert bool(((probabilities > 0) & (probabilities < 1)).all())
+    plain = build(init_std=0.5)
+    torch.testing.assert_close(plain.predict(users, items), torch.sigmoid(plain(users, items)).detach())
+
+
+def test_the_gradient_reaches_every_parameter(build: Callable[..., Recommender]) -> None:
+    model, (users, items) = build(init_std=1.0), ids()
+    model(users, items).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool((parameter.grad != 0).any()), name
+
+
+def test_scores_for_ranking_equal_the_logits(build: Callable[..., Recommender]) -> None:
+    model = build(init_std=1.0)
+    users, items = ids(count=9)
+    scores = model.score(users, items)
+    torch.testing.assert_close(scores, model(users, items).detach(), atol=1e-5, rtol=1e-5)
+    everything = torch.arange(ITEMS).expand(17, -1)
+    torch.testing.assert_close(
+        model.score(users, everything), model(users, everything).detach(), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_padding_scores_minus_infinity(build: Callable[..., Recommender]) -> None:
+    model = build()
+    scores = model.score(torch.tensor([1, 2]), torch.tensor([[3, -1], [-1, 4]]))
+    assert scores.isinf().tolist() == [[False, True], [True, False]]
+
+
+def test_a_scorer_is_frozen(build: Callable[..., Recommender]) -> None:
+    model, (users, items) = build(init_std=1.0), ids()
+    scorer = model.scorer()
+    before = scorer.score(users, items)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(scorer.score(users, items), before)
+    assert not torch.equal(model.score(users, items), before)
+
+
+def test_fault_15_saved_and_loaded_scores_are_equal_to_the_bit(
+    build: Callable[..., Recommender], tmp_path: Path
+) -> None:
+    model, (users, items) = build(init_std=1.0, seed=3), ids()
+    model.save(tmp_path)
+    again = ncf.load(tmp_path)
+    assert type(again) is type(model)
+    assert again.config == model.config
+    assert torch.equal(again(users, items), model(users, items))
+    assert not list(tmp_path.glob("*.p*t*l*"))  # no pickle
+
+
+def test_the_same_seed_trains_to_the_same_bits(build: Callable[..., Recommender], split: Split) -> None:
+    weights = []
+    for seed in (1, 1, 2):
+        model = build(seed=seed)
+        Trainer(model, epochs=2, batch_size=64, seed=seed).fit(split)
+        weights.append(torch.cat([value.flatten() for value in model.state_dict().values()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("method", ["score", "predict"])
+def test_ids_out_of_range_are_named(build: Callable[..., Recommender], method: str) -> None:
+    call = getattr(build(), method)
+    with pytest.raises(ValueError, match=rf"users\[1\] = {USERS} is out of range for num_users = {USERS}"):
+        call(torch.tensor([0, USERS]), torch.tensor([[0], [0]]))
+    with pytest.raises(ValueError, match=rf"\[1, 0\] = {ITEMS} is out of range for num_items = {ITEMS}"):
+        call(torch.tensor([0, 1]), torch.tensor([[0], [ITEMS]]))
+    with pytest.raises(ValueError, match="users must be an int64 tensor"):
+        call(torch.tensor([0.0]), torch.tensor([[0]]))
+    with pytest.raises(ValueError, match="for users"):
+        call(torch.tensor([0, 1]), torch.tensor([[0]]))

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from ncf import Interactions, NegativeSampler, Split, leave_one_out
+
+from .conftest import random_interactions
+
+
+def interactions_of(sets: list[set[int]], num_items: int) -> Interactions:
+    users = torch.tensor([u for u, s in enumerate(sets) for _ in s], dtype=torch.int64)
+    items = torch.tensor([i for s in sets for i in sorted(s)], dtype=torch.int64)
+    return Interactions(users, items, None, len(sets), num_items)
+
+
+def test_negatives_are_uniform_over_all_items_without_a_training_interaction() -> None:
+    train = interactions_of([{0, 3, 4, 9}, {1}], num_items=12)
+    drawn = NegativeSampler(train, seed=3).sample(torch.zeros(2000, dtype=torch.int64), 10)
+    counts = torch.bincount(drawn.flatten(), minlength=12)
+    assert counts[[0, 3, 4, 9]].sum() == 0
+    assert chisquare(counts[counts > 0].numpy()).pvalue > 1e-4
+    assert int((counts > 0).sum()) == 8
+
+
+def test_popularity_law_is_proportional_to_the_powered_counts() -> None:
+    sets = [{0}] + [{1, 2}] * 3 + [{2, 3}] * 13
+    drawn = NegativeSampler(interactions_of(sets, 5), law="popularity", seed=1)
+    counts = torch.bincount(drawn.sample(torch.zeros(4000, dtype=torch.int64), 5).flatten(), minlength=5)
+    mass = (
+        torch.tensor([0, 3, 16, 13, 0], dtype=torch.float64) ** 0.75
+    )  # item 0 is the user's own, 4 is unseen
+    mass[4] = 0
+    assert counts[0] == 0
+    assert counts[4] == 0
+    expected = mass[1:4] / mass[1:4].sum() * counts.sum()
+    assert chisquare(counts[1:4].numpy(), expected.numpy()).pvalue > 1e-4
+
+
+@given(
+    st.integers(1, 9).flatmap(
+        lambda size: st.tuples(
+            st.just(size),
+            st.lists(st.sets(st.integers(0, size - 1)), min_size=1, max_size=6).filter(lambda x: any(x)),
+        )
+    ),
+    st.sampled_from(["uniform", "popularity"]),
+)
+def test_no_negative_is_ever_a_positive(case: tuple[int, list[set[int]]], law: str) -> None:
+    size, sets = case
+    sampler = NegativeSampler(interactions_of(sets, size), law=law)  # type: ignore[arg-type]
+    drawn = sampler.sample(torch.arange(len(sets)), 20)
+    for user, own in enumerate(sets):
+        row = set(drawn[user].tolist())
+        assert not row & own
+        assert (row == {-1}) == (not bool(sampler.available[user]))
+
+
+def test_a_user_without_and_one_with_all_interactions() -> None:
+    sampler = NegativeSampler(interactions_of([set(), {0, 1, 2}], 3))
+    drawn = sampler.sample(torch.tensor([0, 1]), 50)
+    assert set(drawn[0].tolist()) == {0, 1, 2}
+    assert set(drawn[1].tolist()) == {-1}
+    assert sampler.available.tolist() == [True, False]
+
+
+def test_the_held_out_item_may_be_a_training_negative() -> None:
+    split = leave_one_out(Interactions.from_arrays([0] * 4, [0, 1, 2, 3]), validation=False)
+    drawn = NegativeSampler(split.train).sample(torch.zeros(50, dtype=torch.int64), 4)
+    assert set(drawn.flatten().tolist()) == set(split.test.items.tolist())
+
+
+def test_an_unknown_law_is_refused(split: Split) -> None:
+    with pytest.raises(ValueError, match='law = \'zipf\': choose "uniform" or "popularity"'):
+        NegativeSampler(split.train, law="zipf")  # type: ignore[arg-type]
+
+
+def test_same_seed_same_negatives() -> None:
+    train = random_interactions(20, 30, 5)
+    users = torch.arange(20)
+    first, second = (NegativeSampler(train, seed=5).sample(users, 7) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, NegativeSampler(train, seed=6).sample(users, 7))
