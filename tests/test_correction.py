@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from ncf import Interactions, ItemPop, Ranking, evaluate, leave_one_out, sample_candidates, whole_catalogue
-from ncf.correction import correct_for_sampling, sampled_rank_law
+from ncf.correction import _steady_values, correct_for_sampling, sampled_rank_law
 from ncf.metrics import METRICS, metric_values
 
 # How the ranks of a model fall: the weights need not sum to one.
@@ -118,6 +118,22 @@ def test_users_with_catalogues_and_candidates_of_their_own() -> None:
             part = Ranking(torch.arange(200)[of], ranks[of], num_candidates[of])
             expected += correct_for_sampling(part, size).value * len(part) / 200
     assert together.value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.5, 1.0])
+def test_values_of_the_trade_off_minimise_bias_and_variance(gamma: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    law, target = sampled_rank_law(40, 6), (torch.arange(40) < 10).double()
+    prior = torch.rand(40, generator=generator, dtype=torch.float64)
+
+    def cost(values: Tensor) -> float:
+        mean = law @ values
+        variance = law @ values**2 - mean**2
+        return float((prior / prior.sum()) @ ((mean - target) ** 2 + gamma * variance))
+
+    values = _steady_values(law, target, prior, gamma)
+    for _ in range(50):
+        assert cost(values + 0.05 * torch.randn(7, generator=generator, dtype=torch.float64)) > cost(values)
 
 
 def test_more_gamma_is_steadier() -> None:
