@@ -178,7 +178,9 @@ def test_the_compiled_step_trains_as_the_eager_one(split: Split, loss: str) -> N
         )
         losses.append(trainer.fit(split).loss)
         results.append(weights(model))
-    torch.testing.assert_close(results[0], results[1], atol=2e-5, rtol=1e-4)
+    # The head's bias comes last; BPR's loss does not depend on it, so Adam there magnifies rounding errors.
+    end = None if loss == "bce" else -1
+    torch.testing.assert_close(results[0][:end], results[1][:end], atol=2e-5, rtol=1e-4)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

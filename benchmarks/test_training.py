@@ -1,0 +1,27 @@
+"""Training samples per second: one epoch, sampling and Adam included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ncf import NeuMF, Split, Trainer
+
+Rate = Callable[..., None]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("batch_size", [256, 2048, 8192])
+def test_epoch(rate: Rate, split: Split, model: NeuMF, batch_size: int, compiled: bool) -> None:
+    trainer = Trainer(
+        model,
+        epochs=1,
+        batch_size=batch_size,
+        learning_rate=1e-3,
+        selection="last",
+        compile=compiled,
+        progress=False,
+    )
+    samples = 5 * len(split.train)
+    rate(lambda: trainer.fit(split), samples, "samples", rounds=3)
