@@ -53,17 +53,16 @@ class ALS(Baseline):
             raise ImportError("ALS comes from the package implicit: pip install implicit") from error
         offsets, items = (tensor.cpu().numpy() for tensor in train.csr())
         ones = torch.ones(len(items)).numpy()
-        model = AlternatingLeastSquares(
-            factors=factors,
-            regularization=regularization,
-            alpha=alpha,
-            iterations=iterations,
-            random_state=seed,
-        )
+        history = csr_matrix((ones, items, offsets), (self.num_users, self.num_items))
         with threadpool_limits(1, "blas"):  # implicit runs its own threads, and warns of any other
-            model.fit(
-                csr_matrix((ones, items, offsets), (self.num_users, self.num_items)), show_progress=False
+            model = AlternatingLeastSquares(
+                factors=factors,
+                regularization=regularization,
+                alpha=alpha,
+                iterations=iterations,
+                random_state=seed,
             )
+            model.fit(history, show_progress=False)
         self.user_factors = torch.from_numpy(model.user_factors).to(self.device)  # [num_users, F]
         self.item_factors = torch.from_numpy(model.item_factors).to(self.device)  # [num_items, F]
 
