@@ -96,6 +96,8 @@ def arrow_column(values: Any, name: str) -> Any:
         column = column.combine_chunks()
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if pa.types.is_string_view(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.string())  # what polars gives: not every Arrow function takes it
     if pa.types.is_floating(column.type):
         return _whole_numbers(column, name)
     if column.null_count:

@@ -75,9 +75,8 @@ def download_wheel(requirement: str, folder: str | os.PathLike[str]) -> Path:
     Raises:
         OSError: if pip is missing or does not get it.
     """
-    options = (
-        "--no-deps --only-binary :all: --quiet --disable-pip-version-check --retries 1 --timeout 10".split()
-    )
+    options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check"]
+    options += ["--retries", "1", "--timeout", "10"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", os.fspath(folder), requirement]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

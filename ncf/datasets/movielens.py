@@ -26,9 +26,10 @@ __all__ = ["MovieLens", "load"]
 _GROUPLENS = "https://files.grouplens.org/datasets/movielens"
 
 _TERMS = """\
-MovieLens {name} was collected by GroupLens, University of Minnesota. Its terms: no endorsement may be implied, publications
-must cite it (Harper & Konstan 2015, doi:10.1145/2827872), it may not be redistributed or used commercially without
-permission. The whole text: https://grouplens.org/datasets/movielens/. Kept in {folder}; this note is shown once."""
+MovieLens {name} was collected by GroupLens, University of Minnesota. Its terms: no endorsement may be implied,
+publications must cite it (Harper & Konstan 2015, doi:10.1145/2827872), it may not be redistributed or used
+commercially without permission. The whole text: https://grouplens.org/datasets/movielens/.
+Kept in {folder}; this note is shown once."""
 
 
 class _Release(NamedTuple):
@@ -52,6 +53,13 @@ _WHEEL_MEMBERS = {  # name: SHA-256
     "recbole/dataset_example/ml-100k/ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
     "recbole/dataset_example/ml-100k/ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
 }
+
+
+# The columns at the end of 100k's u.item.
+_GENRES = (
+    "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir|Horror|"
+    "Musical|Mystery|Romance|Sci-Fi|Thriller|War|Western"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,10 +183,7 @@ def _read_archive(name: str, path: Path) -> tuple[Any, Any]:
         lines = [line.split("::") for line in text.decode("latin-1").splitlines()]
         rows = [(row[0], row[1], row[2].split("|")) for row in lines]
     else:
-        genres = (
-            "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror "
-            "Musical Mystery Romance Sci-Fi Thriller War Western"
-        ).split()
+        genres = _GENRES.split("|")
         lines = [line.split("|") for line in text.decode("latin-1").splitlines() if line]
         rows = [
             (row[0], row[1], [g for g, flag in zip(genres, row[-19:], strict=True) if flag == "1"])

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ncf import Interactions, leave_one_out
+
+
+def columns(part: Interactions) -> list[tuple[int, int]]:
+    return list(zip(part.users.tolist(), part.items.tolist(), strict=True))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=40),
+    st.booleans(),
+    st.booleans(),
+)
+def test_against_the_slow_obvious_way(rows: list[tuple], validation: bool, timed: bool) -> None:
+    users, items, times = zip(*rows, strict=True)
+    whole = Interactions.from_arrays(users, items, times if timed else None)
+    per_user: dict[int, list[int]] = {}
+    for row, user in enumerate(whole.users.tolist()):
+        per_user.setdefault(user, []).append(row)
+    test, held = set(), set()
+    for own in per_user.values():
+        if len(own) >= 3:
+            by_time = sorted(own, key=lambda row: (int(whole.timestamps[row]) if timed else 0, row))
+            test.add(by_time[-1])
+            if validation:
+                held.add(by_time[-2])
+    if not test:
+        with pytest.raises(ValueError, match="no user has 3 interactions"):
+            leave_one_out(whole, validation=validation)
+        return
+    split = leave_one_out(whole, validation=validation)
+    pairs = columns(whole)
+    assert columns(split.test) == [pairs[row] for row in sorted(test)]
+    assert columns(split.train) == [pair for row, pair in enumerate(pairs) if row not in test | held]
+    assert (split.validation is None) == (not validation)
+    if split.validation is not None:
+        assert columns(split.validation) == [pairs[row] for row in sorted(held)]
+    merged = split.merged()
+    assert sorted(columns(merged.train)) == sorted(pair for row, pair in enumerate(pairs) if row not in test)
+
+
+def test_users_with_too_few_interactions_are_reported() -> None:
+    split = leave_one_out(Interactions.from_arrays([0, 0, 0, 1, 1], [0, 1, 2, 0, 1]))
+    assert "1 users have too few interactions" in repr(split)
+    assert columns(split.train) == [(0, 0), (1, 0), (1, 1)]
+
+
+def test_nobody_is_left_without_training_data() -> None:
+    interactions = Interactions.from_arrays([0, 0, 0], [0, 1, 2])
+    with pytest.raises(ValueError, match="min_interactions = 2: with 2 held out a user needs at least 3"):
+        leave_one_out(interactions, min_interactions=2)
+
+
+def test_parts_keep_times_and_vocabularies() -> None:
+    split = leave_one_out(Interactions.from_arrays(["a"] * 3, ["x", "y", "z"], [3, 1, 2]))
+    assert split.test.item_ids.decode(split.test.items) == ["x"]
+    assert split.validation.timestamps.tolist() == [2]
+    assert torch.equal(split.merged().train.timestamps, torch.tensor([1, 2]))
