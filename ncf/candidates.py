@@ -186,7 +186,7 @@ def sample_candidates(
     if num_negatives < 1:
         raise ValueError(f"num_negatives = {num_negatives}: at least one item must be drawn")
     held_out = _held_out(split, part)
-    untouched = Complement(*_touched(split), num_items=held_out.num_items)
+    untouched = Complement(*split.csr(), num_items=held_out.num_items)
     generator = torch.Generator().manual_seed(seed * 2 + (part == "validation"))
     blocks = [
         untouched.draw_distinct(users, num_negatives, generator)
@@ -218,7 +218,7 @@ def whole_catalogue(split: Split, part: Part = "test") -> Catalogue:
         tensor([0, 1, 2, 3])
     """
     held_out = _held_out(split, part)
-    offsets, items = _touched(split)
+    offsets, items = split.csr()
     starts, counts = offsets[held_out.users], offsets.diff()[held_out.users]
     rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
     firsts = counts.cumsum(0) - counts
@@ -238,13 +238,3 @@ def _held_out(split: Split, part: Part) -> Interactions:
             f"the {part} part of the split is empty: no user has enough interactions to hold one out"
         )
     return held_out
-
-
-def _touched(split: Split) -> tuple[Tensor, Tensor]:
-    """Every interaction of every part as one CSR: offsets ``[num_users + 1]``, items ascending per user."""
-    parts = [part for part in (split.train, split.validation, split.test) if part is not None]
-    num_users, num_items = parts[0].num_users, parts[0].num_items
-    keys = torch.cat([part.users * num_items + part.items for part in parts]).unique()  # sorted
-    offsets = torch.zeros(num_users + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(keys // num_items, minlength=num_users), 0, out=offsets[1:])
-    return offsets, keys % num_items

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ncf.interactions import Interactions
 
@@ -24,14 +25,36 @@ class Split:
     test: Interactions
 
     def __repr__(self) -> str:
-        sizes = [
-            f"{name} {len(part)}"
-            for name in ("train", "validation", "test")
-            if (part := getattr(self, name)) is not None
-        ]
-        spared = self.test.num_users - len(self.test)
-        note = f"; {spared} users have too few interactions and are only trained on" if spared else ""
+        names = ("train", "validation", "test")
+        sizes = [f"{name} {len(part)}" for name in names if (part := getattr(self, name)) is not None]
+        unheld = len(self.unheld)
+        note = f"; users too short to hold one out: {unheld}" if unheld else ""
         return f"Split({', '.join(sizes)}{note})"
+
+    @property
+    def parts(self) -> list[Interactions]:
+        """The parts that are there."""
+        return [part for part in (self.train, self.validation, self.test) if part is not None]
+
+    @property
+    def unheld(self) -> Tensor:
+        """Users who are trained on but have too few interactions to be tested, ascending, int64."""
+        if self.train is None:
+            return torch.empty(0, dtype=torch.int64)
+        trained, tested = (part.users.bincount(minlength=part.num_users) for part in (self.train, self.test))
+        return ((trained > 0) & (tested == 0)).nonzero()[:, 0]
+
+    def csr(self) -> tuple[Tensor, Tensor]:
+        """The items that each user touched in any part, ascending.
+
+        Returns:
+            ``offsets [num_users + 1]`` and ``items [N]``, both int64: user u has ``items[offsets[u]:offsets[u + 1]]``.
+        """
+        num_users, num_items = self.test.num_users, self.test.num_items
+        keys = torch.cat([part.users * num_items + part.items for part in self.parts]).unique()  # sorted
+        offsets = torch.zeros(num_users + 1, dtype=torch.int64, device=keys.device)
+        torch.cumsum(torch.bincount(keys // num_items, minlength=num_users), 0, out=offsets[1:])
+        return offsets, keys % num_items
 
     def merged(self) -> Split:
         """The validation part given back to the training part, for a last training with what was chosen."""
@@ -63,7 +86,7 @@ def leave_one_out(interactions: Interactions, *, validation: bool = True, min_in
     Args:
         interactions: the whole record.
         validation: also hold out the one before the last, for choosing epochs and settings.
-        min_interactions: users with fewer stay in the training part whole.
+        min_interactions: users with fewer stay in the training part whole; `Split.unheld` lists them.
 
     Returns:
         `Split`, each part in file order.
@@ -78,7 +101,7 @@ def leave_one_out(interactions: Interactions, *, validation: bool = True, min_in
         >>> interactions = Interactions.from_arrays([0, 0, 0, 1], [5, 6, 7, 5], [30, 10, 20, 10])
         >>> split = leave_one_out(interactions)
         >>> split
-        Split(train 2, validation 1, test 1; 1 users have too few interactions and are only trained on)
+        Split(train 2, validation 1, test 1; users too short to hold one out: 1)
         >>> split.test.item_ids.decode(split.test.items)
         [5]
     """
@@ -88,21 +111,39 @@ def leave_one_out(interactions: Interactions, *, validation: bool = True, min_in
             f"min_interactions = {min_interactions}: with {held_out} held out a user needs at least {held_out + 1}"
         )
     users = interactions.users
-    order = torch.arange(len(users))
-    if interactions.timestamps is not None:
-        order = interactions.timestamps.argsort(stable=True)
-    order = order[users[order].argsort(stable=True)]  # by user, then time, then file order
-    counts = torch.bincount(users, minlength=interactions.num_users)
-    ends = counts.cumsum(0)
-    enough = counts >= min_interactions
+    enough = users.bincount(minlength=interactions.num_users) >= min_interactions
     if not bool(enough.any()):
         raise ValueError(f"no user has {min_interactions} interactions: nothing can be held out")
-    part = torch.zeros(len(users), dtype=torch.int8)  # 0 train, 1 test, 2 validation
-    part[order[ends[enough] - 1]] = 1
+    eligible = enough[users]
+    test = _last(interactions, eligible)
+    train = torch.ones_like(eligible)
+    train[test] = False
+    before = None
     if validation:
-        part[order[ends[enough] - 2]] = 2
+        before = _last(interactions, eligible & train)
+        train[before] = False
     return Split(
-        interactions.take(part == 0),
-        interactions.take(part == 2) if validation else None,
-        interactions.take(part == 1),
+        interactions.take(train),
+        None if before is None else interactions.take(before),
+        interactions.take(test),
     )
+
+
+def _last(interactions: Interactions, among: Tensor) -> Tensor:
+    """The last of the rows ``among`` (bool, ``[N]``) of each user who has one, ascending."""
+    rows = among.nonzero()[:, 0]
+    users = interactions.users[rows]
+    if interactions.timestamps is not None:
+        times = interactions.timestamps[rows]
+        latest = _highest(users, times, interactions.num_users)
+        tied = times == latest[users]
+        rows, users = rows[tied], users[tied]
+    last = _highest(users, rows, interactions.num_users)
+    present = users.bincount(minlength=interactions.num_users) > 0
+    return last[present].sort().values
+
+
+def _highest(groups: Tensor, values: Tensor, num_groups: int) -> Tensor:
+    """The highest value of each group, ``[num_groups]``; anything for a group without one."""
+    highest = torch.zeros(num_groups, dtype=values.dtype, device=values.device)
+    return highest.scatter_reduce_(0, groups, values, "amax", include_self=False)

@@ -1,160 +1,241 @@
-"""The files of the paper's code: ``.train.rating``, ``.test.rating`` and ``.test.negative``.
+"""The files of the paper's code (He et al., WWW 2017): ``.train.rating``, ``.test.rating`` and ``.test.negative``.
 
 Each line of the first two is ``user item rating timestamp``, separated by tabs; each line of the third is
-``(user,item)`` and then the user's negatives. Ids are numbers from 0.
+``(user,item)`` and then that user's negatives. Ids are numbers from 0. The rating is not used: every line is an
+interaction. The timestamp may be left out, then the order of the lines is the time.
 """
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
 import torch
 from torch import Tensor
 
 from ncf.candidates import Candidates
-from ncf.datasets.tables import read_tables
-from ncf.files import write_text
+from ncf.columns import time_column, to_tensor
+from ncf.files import written_beside
 from ncf.interactions import Interactions
 from ncf.splitting import Split
 
 _COLUMNS = ("user", "item", "rating", "timestamp")
+_LINE = r"^\((\d{1,18}), ?(\d{1,18})\)((?:\t\d{1,18})*)\s*$"
 
 
 def read_ncf(prefix: str | PathLike[str], *, num_negatives: int | None = None) -> tuple[Split, Candidates]:
     """Read the paper's files.
 
-    The negatives are taken as they are: a positive among its own negatives (156 users of the paper's MovieLens-1M
-    file have one) does not count against itself in `ncf.evaluate`, and one listed twice counts once.
+    The negatives are taken as they are, and a warning counts those that should not be there: 156 users of the
+    paper's MovieLens-1M file have their positive among them. `ncf.evaluate` does not count it against itself.
 
     Args:
         prefix: path up to ``.test.rating``, such as ``"Data/ml-1m"``. ``.train.rating`` may be absent.
-        num_negatives: how many negatives each line must have; whatever is there by default.
+        num_negatives: how many negatives each line must have; by default whatever is there, shorter lines padded.
 
     Returns:
-        The split, without a validation part (``train`` is ``None`` if its file is absent), and the candidates.
+        The split, without a validation part (``train`` is ``None`` if its file is absent), and the candidates. Ids
+        are the files' own: users and items are as many as the highest one says.
 
     Raises:
         FileNotFoundError: if a test file is missing.
-        ValueError: for a malformed line, or a line with another number of negatives than asked for, by file and
-            row; or if the two test files do not hold the same pairs.
+        ValueError: for a malformed line, a line with another number of negatives than asked for, or test files
+            that do not hold the same pairs line by line; file and row are named.
 
     Example::
 
         >>> import tempfile
         >>> from ncf import Interactions, leave_one_out, sample_candidates
         >>> from ncf.datasets import read_ncf, write_ncf
-        >>> interactions = Interactions.from_arrays([0, 0, 1, 1], [0, 1, 1, 2])
-        >>> split = leave_one_out(interactions, validation=False, min_interactions=2)
+        >>> split = leave_one_out(Interactions.from_arrays([0, 0, 0, 1, 1, 1], [0, 1, 2, 1, 2, 3]))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_ncf(f"{folder}/tiny", split, sample_candidates(split, num_negatives=1))
         ...     read_ncf(f"{folder}/tiny")
-        (Split(train 2, test 2), Candidates(2 users, 1 + 1 items each))
+        (Split(train 4, test 2), Candidates(2 users, 1 + 1 items each))
     """
-    prefix = fspath(prefix)
-    test = _read_ratings(Path(f"{prefix}.test.rating"))
-    candidates = _read_negatives(Path(f"{prefix}.test.negative"), num_negatives)
-    if not (torch.equal(candidates.users, test[0]) and torch.equal(candidates.positives, test[1])):
-        rows = min(len(test[0]), len(candidates))
-        same = (candidates.users[:rows] == test[0][:rows]) & (candidates.positives[:rows] == test[1][:rows])
-        row = int((~same).nonzero()[0]) if not bool(same.all()) else rows
-        raise ValueError(
-            f"{prefix}.test.negative and .test.rating differ from row {row + 1} on: they belong to one split"
-        )
-    train_file = Path(f"{prefix}.train.rating")
+    train_file, test_file, negative_file = _files(prefix)
+    test = _read_ratings(test_file)
+    candidates = _read_negatives(negative_file, num_negatives)
+    _check_same(test, candidates, test_file, negative_file)
     train = _read_ratings(train_file) if train_file.is_file() else None
-    columns = [test] if train is None else [train, test]
-    num_users = 1 + max(int(column[0].max()) for column in columns)
-    num_items = 1 + max([int(column[1].max()) for column in columns] + [int(candidates.negatives.max())])
-    parts = [None if part is None else Interactions(*part, num_users, num_items) for part in (train, test)]
-    test_part = parts[1]
-    assert test_part is not None
-    return Split(parts[0], None, test_part), candidates
+    tables = [test] if train is None else [train, test]
+    num_users = 1 + max(int(users.max()) for users, *_ in tables)
+    num_items = 1 + max(int(candidates.items.max()), *(int(items.max()) for _, items, _ in tables))
+    split = Split(
+        None if train is None else _once(*train, num_users, num_items),
+        None,
+        Interactions(*test, num_users, num_items),
+    )
+    _report(split, candidates, negative_file)
+    return split, candidates
 
 
 def write_ncf(prefix: str | PathLike[str], split: Split, candidates: Candidates) -> None:
-    """Write a split and its test candidates as the paper's files; padding is left out.
+    """Write a split and its test candidates as the paper's files: all of them, or none.
 
     Args:
-        prefix: path up to ``.test.rating``.
-        split: its validation part, if any, goes into the training file.
-        candidates: of the test part, in the order of its users.
+        prefix: path up to ``.test.rating``; its folder is made if missing.
+        split: the format has no validation part: if there is one, it goes into the training file.
+        candidates: of the test part, one per test row in its order; padding is left out.
 
     Raises:
         ValueError: if the candidates are not those of the test part.
     """
-    if not torch.equal(candidates.users, split.test.users):
-        raise ValueError(
-            "the candidates' users are not those of the test part: draw them with sample_candidates(split)"
-        )
-    merged = split.merged()
-    prefix = fspath(prefix)
-    if merged.train is not None:
-        write_text(f"{prefix}.train.rating", _ratings(merged.train))
-    write_text(f"{prefix}.test.rating", _ratings(merged.test))
-    lines = []
-    for user, positive, negatives in zip(
-        candidates.users.tolist(), candidates.positives.tolist(), candidates.negatives.tolist(), strict=True
+    train_file, test_file, negative_file = _files(prefix)
+    _check_same((split.test.users, split.test.items, None), candidates, "split.test", "candidates")
+    train = split.merged().train
+    with (
+        written_beside(test_file) as test_beside,
+        written_beside(negative_file) as negative_beside,
     ):
-        lines.append("\t".join([f"({user},{positive})", *(str(item) for item in negatives if item >= 0)]))
-    write_text(f"{prefix}.test.negative", "\n".join(lines) + "\n")
+        _write_ratings(split.test, test_beside)
+        _write_negatives(candidates, negative_beside)
+        if train is None:
+            train_file.unlink(missing_ok=True)  # an older one would be read with the new test files
+        else:
+            with written_beside(train_file) as train_beside:
+                _write_ratings(train, train_beside)
 
 
-def _ratings(interactions: Interactions) -> str:
-    times = interactions.timestamps
-    columns = [
-        interactions.users.tolist(),
-        interactions.items.tolist(),
-        [0] * len(interactions) if times is None else times.tolist(),
-    ]
-    return "".join(f"{user}\t{item}\t1\t{time}\n" for user, item, time in zip(*columns, strict=True))
+_Ratings = tuple[Tensor, Tensor, Tensor | None]
 
 
-def _read_ratings(file: Path) -> tuple[Tensor, Tensor, Tensor]:
+def _files(prefix: str | PathLike[str]) -> list[Path]:
+    return [Path(fspath(prefix) + ending) for ending in (".train.rating", ".test.rating", ".test.negative")]
+
+
+def _read_ratings(file: Path) -> _Ratings:
+    """Users, items and, if there are any, times: each ``[N]``, int64."""
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
-    table = read_tables(file, ("user", "item", "timestamp"), columns=_COLUMNS, separator="\t")
-    if len(table) == 0:
-        raise ValueError(f"{file} is empty")
-    user, item, time = (_numbers(table[name], file, name) for name in ("user", "item", "timestamp"))
-    return user, item, time
-
-
-def _numbers(column: Any, file: Path, name: str) -> Tensor:
-    if (
-        column.null_count
-        or str(column.type) not in ("int64", "double")
-        or (name != "timestamp" and str(column.type) != "int64")
-    ):
-        raise ValueError(
-            f"{file}: column {name!r} must hold whole numbers, it is {column.type} with {column.null_count} missing"
+    with file.open("rb") as lines:
+        width = lines.readline().count(b"\t") + 1
+    if not 2 <= width <= len(_COLUMNS):
+        raise ValueError(f"{file}, row 1: {width} columns, expected {' '.join(_COLUMNS)} with tabs between")
+    names = _COLUMNS[:width]
+    kept = [name for name in names if name != "rating"]
+    try:
+        table = pa_csv.read_csv(
+            file,
+            pa_csv.ReadOptions(column_names=names, use_threads=False),  # so that errors know their row
+            pa_csv.ParseOptions(delimiter="\t", quote_char=False),
+            pa_csv.ConvertOptions(
+                include_columns=kept, column_types={"user": pa.int64(), "item": pa.int64()}, null_values=[]
+            ),
         )
-    return torch.from_numpy(column.cast("int64", safe=False).to_numpy().copy())
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file} is malformed: {error}") from error
+    columns = [time_column(table[name], f"{file}: {name}") for name in kept]  # whole numbers all, each [N]
+    for name, column in zip(("user", "item"), columns, strict=False):
+        if int(column.min()) < 0:
+            row = int((column < 0).nonzero()[0])
+            raise ValueError(f"{file}, row {row + 1}: {name} {int(column[row])} is negative: ids go from 0")
+    return columns[0], columns[1], columns[2] if len(columns) > 2 else None
 
 
 def _read_negatives(file: Path, num_negatives: int | None) -> Candidates:
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
-    lines = file.read_text(encoding="utf-8").splitlines()
-    users, positives, rows = [], [], []
-    for number, line in enumerate(lines, start=1):
-        pair, *negatives = line.rstrip().split("\t")
-        try:
-            user, positive = pair.removeprefix("(").removesuffix(")").split(",")
-            users.append(int(user))
-            positives.append(int(positive))
-            rows.append([int(item) for item in negatives])
-        except ValueError:
-            raise ValueError(
-                f"{file}, row {number}: not '(user,item)' and numbers separated by tabs: {line[:60]!r}"
-            ) from None
-        if num_negatives is not None and len(negatives) != num_negatives:
-            raise ValueError(
-                f"{file}, row {number}: {len(negatives)} negatives where num_negatives = {num_negatives} are asked for"
-            )
-    if not rows:
+    lines = pa.array(file.read_text(encoding="utf-8").splitlines(), pa.large_string())
+    if len(lines) == 0:
         raise ValueError(f"{file} is empty")
-    width = max(map(len, rows))
-    padded = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
-    return Candidates(torch.tensor(users), torch.tensor(positives), padded)
+    row = pc.index(pc.match_substring_regex(lines, _LINE), False).as_py()
+    if row >= 0:
+        raise ValueError(
+            f"{file}, row {row + 1} is malformed, expected '(user,item)' and numbers with tabs between: "
+            f"{lines[row].as_py()[:60]!r}"
+        )
+    numbers = pc.replace_substring_regex(pc.utf8_rtrim_whitespace(lines), r"^\((\d+), ?(\d+)\)", "\\1\t\\2")
+    cells = pc.split_pattern(numbers, "\t")
+    counts = to_tensor(pc.list_value_length(cells)) - 2  # [U]
+    if num_negatives is not None and bool((counts != num_negatives).any()):
+        row = int((counts != num_negatives).nonzero()[0])
+        raise ValueError(
+            f"{file}, row {row + 1} has {int(counts[row])} negatives, num_negatives = {num_negatives} were asked for"
+        )
+    padded = torch.full((len(counts), 2 + int(counts.max())), -1)
+    there = torch.arange(padded.shape[1]) < counts[:, None] + 2  # [U, 2 + C]
+    padded[there] = to_tensor(pc.list_flatten(cells).cast(pa.int64()))
+    return Candidates(padded[:, 0].contiguous(), padded[:, 1].contiguous(), padded[:, 2:].contiguous())
+
+
+def _check_same(test: _Ratings, candidates: Candidates, test_name: Any, negative_name: Any) -> None:
+    """The test rows and the lines of candidates must be of the same pairs, each user once."""
+    users, items, _ = test
+    rows = min(len(users), len(candidates))
+    differ = (users[:rows] != candidates.users[:rows]) | (items[:rows] != candidates.positives[:rows])
+    if len(users) != len(candidates) or bool(differ.any()):
+        row = int(differ.nonzero()[0]) if bool(differ.any()) else rows
+        raise ValueError(
+            f"{test_name} ({len(users)} rows) and {negative_name} ({len(candidates)} rows) differ from row {row + 1} "
+            "on: they must hold the same users and items in the same order"
+        )
+    order = users.argsort(stable=True)
+    again = order[1:][users[order[1:]] == users[order[:-1]]]
+    if len(again):
+        row = int(again.min())
+        raise ValueError(f"{test_name}, row {row + 1}: user {int(users[row])} is there a second time")
+
+
+def _once(users: Tensor, items: Tensor, times: Tensor | None, num_users: int, num_items: int) -> Interactions:
+    """Training rows with each pair once, at its latest time, under the files' own ids."""
+    numbered = Interactions.from_arrays(users, items, times)
+    assert numbered.user_ids is not None  # from_arrays always gives them
+    assert numbered.item_ids is not None
+    raw_users, raw_items = (to_tensor(ids.values) for ids in (numbered.user_ids, numbered.item_ids))
+    return Interactions(
+        raw_users[numbered.users], raw_items[numbered.items], numbered.timestamps, num_users, num_items
+    )
+
+
+def _report(split: Split, candidates: Candidates, file: Path) -> None:
+    """Warn of candidates that a fresh draw would not hold."""
+    negatives = candidates.negatives
+    ordered = negatives.sort(dim=1).values
+    keys = candidates.users[:, None] * split.test.num_items + negatives
+    counts = {
+        "their positive among their negatives": (negatives == candidates.positives[:, None]),
+        "a negative twice": (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0),
+    }
+    if split.train is not None:
+        trained = split.train.users * split.test.num_items + split.train.items
+        counts["a training item among their negatives"] = torch.isin(keys, trained) & (negatives >= 0)
+        positives = candidates.users * split.test.num_items + candidates.positives
+        counts["their positive in the training file"] = torch.isin(positives, trained)[:, None]
+    found = [
+        f"{int(rows.any(1).sum())} users have {what}" for what, rows in counts.items() if bool(rows.any())
+    ]
+    if found:
+        warnings.warn(f"{file}: {', '.join(found)}; they are read as they are", stacklevel=3)
+
+
+def _write_ratings(interactions: Interactions, path: Path) -> None:
+    columns = {
+        "user": interactions.users,
+        "item": interactions.items,
+        "rating": torch.ones_like(interactions.items),
+    }
+    if interactions.timestamps is not None:
+        columns["timestamp"] = interactions.timestamps
+    table = pa.table({name: column.cpu().numpy() for name, column in columns.items()})
+    pa_csv.write_csv(table, path, pa_csv.WriteOptions(include_header=False, delimiter="\t"))
+
+
+def _write_negatives(candidates: Candidates, path: Path) -> None:
+    negatives = candidates.negatives.cpu()
+    there = negatives >= 0
+    offsets = torch.zeros(len(candidates) + 1, dtype=torch.int64)
+    torch.cumsum(there.sum(1), 0, out=offsets[1:])
+    flat = pa.array(negatives[there].numpy()).cast(pa.string())
+    tails = pc.binary_join(pa.LargeListArray.from_arrays(pa.array(offsets.numpy()), flat), "\t")
+    users, positives = (
+        pa.array(ids.cpu().numpy()).cast(pa.string()) for ids in (candidates.users, candidates.positives)
+    )
+    heads = pc.binary_join_element_wise("(", users, ",", positives, ")", "")
+    lines = pc.if_else(pc.equal(tails, ""), heads, pc.binary_join_element_wise(heads, tails, "\t"))
+    path.write_text("\n".join(lines.to_pylist()) + "\n", encoding="utf-8")
