@@ -21,8 +21,8 @@ help:
 $(VENV)/installed: requirements-cpu.txt requirements-dev.txt setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet -r requirements-cpu.txt -r requirements-dev.txt 2>&1 | (grep -v "^WARNING: Location" || true)
-	@$(BIN)/python -m pip install --quiet --no-deps torchrec==1.8.0 -e .
+	@$(BIN)/python -m pip install -qq -r requirements-cpu.txt -r requirements-dev.txt
+	@$(BIN)/python -m pip install -qq --no-deps torchrec==1.8.0 -e .
 	@touch $@
 
 install: $(VENV)/installed

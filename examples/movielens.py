@@ -226,7 +226,10 @@ def write(results: dict[str, Result], split: Any, candidates: Any, args: argpars
             print(f"no plot: {error}")
         else:
             learning_curves(
-                {result.name: result.histories for result in trained}, out / "learning_curves.png", k=args.k
+                {result.name: result.histories for result in trained},
+                out / "learning_curves.png",
+                k=args.k,
+                baselines={r.name: r.sampled[0] for r in results.values() if not r.histories},
             )
             written.append("learning_curves.png")
     print(f"\nWritten to {out}/: {', '.join(written)}")
