@@ -38,7 +38,7 @@ def id_column(values: Any, name: str) -> Any:
             return column.cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise ValueError(f"{name} holds a number above 2**63 - 1: use strings for such ids") from error
-    if not any(kind(column.type) for kind in _TEXT):
+    if not any(is_text(column.type) for is_text in _TEXT):
         raise ValueError(
             f"{name} is of type {column.type}: ids are whole numbers or (UTF-8) strings, convert them"
         )
@@ -71,7 +71,7 @@ def time_column(values: Any, name: str) -> Tensor:
             )
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("ms"))
-    if any(kind(column.type) for kind in _TEXT):
+    if any(is_text(column.type) for is_text in _TEXT):
         raise ValueError(
             f"{name} holds text ({name}[0] = {column[0].as_py()!r}): convert it first, for instance with "
             "pandas.to_datetime"
@@ -81,6 +81,11 @@ def time_column(values: Any, name: str) -> Tensor:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(f"{name} must be whole numbers or times: {error}") from error
     return to_tensor(numbers)
+
+
+def kind(column: Any) -> str:
+    """What an `id_column` holds, in words."""
+    return "strings" if pa.types.is_large_string(column.type) else "whole numbers"
 
 
 def to_tensor(numbers: Any) -> Tensor:

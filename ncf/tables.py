@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from ncf.columns import id_column
+from ncf.columns import id_column, kind
 
 _SEPARATORS = {".tsv": "\t", ".tab": "\t", ".inter": "\t", ".rating": "\t"}
 _COMPRESSIONS = (".gz", ".bz2", ".zst")
@@ -101,10 +101,12 @@ def read_columns(
             raise ValueError(
                 f"{file} has the columns {table.column_names}, {files[0]} {tables[0].column_names}"
             )
-        for name, here, first in zip((user, item), table.schema.types, tables[0].schema.types, strict=False):
+        for name in (user, item):
+            here, first = (kind(one[name]) for one in (table, tables[0]))
             if here != first:
                 raise ValueError(
-                    f"{file}: column {name!r} holds {here}, in {files[0]} it holds {first}: make them equal"
+                    f"{file}: column {name!r} holds {here}, in {files[0]} {first}: make them equal, for instance with "
+                    "pandas or polars, and use Interactions.from_table"
                 )
     try:
         whole = pa.concat_tables(tables, promote_options="permissive")  # times may differ in their unit

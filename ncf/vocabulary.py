@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ncf.columns import id_column, to_tensor
+from ncf.columns import id_column, kind, to_tensor
 
 
 class Vocabulary:
@@ -42,7 +42,7 @@ class Vocabulary:
         return len(self.values)
 
     def __repr__(self) -> str:
-        return f"Vocabulary({len(self)} {_kind(self.values)})"
+        return f"Vocabulary({len(self)} {kind(self.values)})"
 
     def encode(self, raw: Any, name: str = "raw") -> Tensor:
         """The numbers of raw ids.
@@ -61,9 +61,7 @@ class Vocabulary:
         if len(column) == 0:
             return torch.empty(0, dtype=torch.int64)
         if column.type != self.values.type:
-            raise ValueError(
-                f"{name} holds {_kind(column)}, the vocabulary {_kind(self.values)}: convert them"
-            )
+            raise ValueError(f"{name} holds {kind(column)}, the vocabulary {kind(self.values)}: convert them")
         found = pc.index_in(column, value_set=self.values)
         if found.null_count:
             row = pc.index(found.is_null(), True).as_py()
@@ -104,7 +102,3 @@ def encode_column(values: Any, name: str) -> tuple[Tensor, Vocabulary]:
     rank = torch.empty(len(order), dtype=torch.int64)
     rank[to_tensor(order)] = torch.arange(len(order))
     return rank[to_tensor(encoded.indices)], Vocabulary(encoded.dictionary.take(order))
-
-
-def _kind(column: Any) -> str:
-    return "strings" if pa.types.is_large_string(column.type) else "whole numbers"

@@ -47,7 +47,8 @@ def test_against_the_slow_obvious_way(rows: list[tuple], validation: bool, timed
 
 def test_users_with_too_few_interactions_are_reported() -> None:
     split = leave_one_out(Interactions.from_arrays([0, 0, 0, 1, 1], [0, 1, 2, 0, 1]))
-    assert "1 users have too few interactions" in repr(split)
+    assert "users too short to hold one out: 1" in repr(split)
+    assert split.unheld.tolist() == [1]
     assert columns(split.train) == [(0, 0), (1, 0), (1, 1)]
 
 

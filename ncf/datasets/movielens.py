@@ -180,11 +180,11 @@ def _read_archive(name: str, path: Path) -> tuple[Any, Any]:
             1:
         ]
     elif release.movies == "movies.dat":
-        lines = [line.split("::") for line in text.decode("latin-1").splitlines()]
+        lines = [line.split("::") for line in text.decode("latin-1").split("\n") if line]
         rows = [(row[0], row[1], row[2].split("|")) for row in lines]
     else:
         genres = _GENRES.split("|")
-        lines = [line.split("|") for line in text.decode("latin-1").splitlines() if line]
+        lines = [line.split("|") for line in text.decode("latin-1").split("\n") if line]
         rows = [
             (row[0], row[1], [g for g, flag in zip(genres, row[-19:], strict=True) if flag == "1"])
             for row in lines

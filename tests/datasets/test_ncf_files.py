@@ -61,22 +61,22 @@ def test_the_training_part_is_optional(prefix: Path) -> None:
 
 
 def test_fault_12_another_number_of_negatives_is_an_error(prefix: Path) -> None:
-    with pytest.raises(ValueError, match="row 1: 4 negatives where num_negatives = 100 are asked for"):
+    with pytest.raises(ValueError, match="row 1 has 4 negatives, num_negatives = 100 were asked for"):
         read_ncf(prefix, num_negatives=100)
 
 
 def test_malformed_lines_are_named(prefix: Path) -> None:
     replace(prefix, ".test.negative", "\n(1,", "\n[1;")
-    with pytest.raises(ValueError, match=r"test\.negative, row 2: not '\(user,item\)'"):
+    with pytest.raises(ValueError, match=r"test\.negative, row 2 is malformed, expected '\(user,item\)'"):
         read_ncf(prefix)
 
 
 def test_malformed_ratings_are_named(prefix: Path) -> None:
     replace(prefix, ".test.rating", "\n1\t", "\none\t")
-    with pytest.raises(ValueError, match="column 'user' must hold whole numbers"):
+    with pytest.raises(ValueError, match="Row #2: CSV conversion error to int64: invalid value 'one'"):
         read_ncf(prefix)
     replace(prefix, ".test.rating", "\none\t", "\n1\t1\t")
-    with pytest.raises(ValueError, match="row 2: 5 columns where 4 are expected"):
+    with pytest.raises(ValueError, match="Row #2: Expected 4 columns, got 5"):
         read_ncf(prefix)
 
 
