@@ -238,6 +238,8 @@ class Interactions:
         Args:
             rows: row numbers, or one bool per row.
         """
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero()[:, 0]  # found once, not once per column
         timestamps = None if self.timestamps is None else self.timestamps[rows]
         return replace(self, users=self.users[rows], items=self.items[rows], timestamps=timestamps)
 

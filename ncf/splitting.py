@@ -131,16 +131,14 @@ def leave_one_out(interactions: Interactions, *, validation: bool = True, min_in
 
 def _last(interactions: Interactions, among: Tensor) -> Tensor:
     """The last of the rows ``among`` (bool, ``[N]``) of each user who has one, ascending."""
-    rows = among.nonzero()[:, 0]
-    users = interactions.users[rows]
+    users, num_users = interactions.users, interactions.num_users
     if interactions.timestamps is not None:
-        times = interactions.timestamps[rows]
-        latest = _highest(users, times, interactions.num_users)
-        tied = times == latest[users]
-        rows, users = rows[tied], users[tied]
-    last = _highest(users, rows, interactions.num_users)
-    present = users.bincount(minlength=interactions.num_users) > 0
-    return last[present].sort().values
+        times = interactions.timestamps.where(among, torch.iinfo(torch.int64).min)
+        among = among & (times == _highest(users, times, num_users)[users])  # ties are left
+    rows = among.nonzero()[:, 0]
+    users = users[rows]
+    last = _highest(users, rows, num_users)
+    return last[users.bincount(minlength=num_users) > 0].sort().values
 
 
 def _highest(groups: Tensor, values: Tensor, num_groups: int) -> Tensor:
