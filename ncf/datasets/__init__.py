@@ -1,6 +1,7 @@
-"""Where interactions come from: MovieLens, the files of the paper, tables."""
+"""Where interactions come from: MovieLens, the files of the paper, folders of Parquet files."""
 
 from ncf.datasets import movielens
 from ncf.datasets.ncf_files import read_ncf, write_ncf
+from ncf.datasets.parquet import read_parquet, write_parquet
 
-__all__ = ["movielens", "read_ncf", "write_ncf"]
+__all__ = ["movielens", "read_ncf", "read_parquet", "write_ncf", "write_parquet"]
