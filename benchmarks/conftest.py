@@ -33,6 +33,18 @@ def movielens_like(num_users: int = 943, num_items: int = 1682, rows: int = 100_
     return Interactions(users, items, times, num_users, num_items)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--threads``."""
+    parser.addoption(
+        "--threads", type=int, default=1, help="CPU threads; more than one wants a quiet machine"
+    )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads(request: pytest.FixtureRequest) -> None:
+    torch.set_num_threads(request.config.getoption("--threads"))
+
+
 @pytest.fixture(scope="session")
 def split() -> Split:
     return leave_one_out(movielens_like(), validation=False)
@@ -98,6 +110,6 @@ def rate(benchmark: object, request: pytest.FixtureRequest) -> Callable[..., Non
 def pytest_terminal_summary(terminalreporter: object) -> None:
     """Print the rates, one a line."""
     if _LINES:
-        terminalreporter.section(f"rates, median of each, {torch.get_num_threads()} threads for ranking")  # type: ignore[attr-defined]
+        terminalreporter.section(f"rates, median of each, threads: {torch.get_num_threads()}")  # type: ignore[attr-defined]
         for line in _LINES:
             terminalreporter.line(line)  # type: ignore[attr-defined]

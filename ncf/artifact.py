@@ -83,6 +83,14 @@ def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Re
     Raises:
         FileNotFoundError: if the folder holds no model.
         ValueError: if a file is damaged, or a tensor is missing, unexpected or of another shape.
+
+    Example::
+
+        >>> import tempfile, ncf
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ncf.GMF(10, 20, factors=4).save(folder)
+        ...     ncf.load(folder, device="cpu").num_items
+        20
     """
     folder = Path(path)
     description = _read_description(folder)

@@ -110,6 +110,13 @@ class Catalogue:
 
     Raises:
         ValueError: if the shapes, types or ids do not fit together.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import Catalogue
+        >>> Catalogue(torch.tensor([7]), torch.tensor([2]), 5, torch.tensor([0, 2]), torch.tensor([0, 4]))
+        Catalogue(1 users, 5 items less those seen)
     """
 
     users: Tensor

@@ -21,6 +21,12 @@ class History:
         samples: training samples of each epoch, positives and negatives.
         best_epoch: the epoch whose weights the model has; 0 before the first has ended.
         interrupted: whether Ctrl-C ended the training.
+
+    Example::
+
+        >>> from ncf import History
+        >>> History("last", epochs=[1], loss=[0.5], seconds=[2.0], samples=[1000], best_epoch=1).samples_per_second
+        500.0
     """
 
     selection: str

@@ -18,6 +18,13 @@ class Split:
         train: what a model may learn from; ``None`` where only a test file was read.
         validation: at most one interaction per user, for choosing; ``None`` if none was asked for.
         test: at most one interaction per user, for the final figure.
+
+    Example::
+
+        >>> from ncf import Interactions, leave_one_out
+        >>> split = leave_one_out(Interactions.from_arrays([0, 0, 0], ["a", "b", "c"]))
+        >>> split, split.merged()  # the validation part given back, for a last training
+        (Split(train 1, validation 1, test 1), Split(train 2, test 1))
     """
 
     train: Interactions | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 _REMEDY = """\
@@ -26,6 +27,8 @@ def _found() -> str:
     return ", ".join(found)
 
 
+_logging_before = logging.root.manager.disable
+logging.disable(logging.INFO)  # FBGEMM names every library it loads
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # third parties' deprecations: nothing a user can act on
@@ -37,5 +40,7 @@ try:
     torch.ops.fbgemm.asynchronous_complete_cumsum  # noqa: B018  absent when FBGEMM's library did not load
 except (ImportError, OSError, AttributeError) as error:
     raise ImportError(_REMEDY.format(error=error, found=_found())) from error
+finally:
+    logging.disable(_logging_before)
 
 __all__ = ["EmbeddingBagCollection", "EmbeddingBagConfig", "KeyedJaggedTensor"]
