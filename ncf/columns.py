@@ -95,9 +95,9 @@ def to_tensor(numbers: Any) -> Tensor:
 
 def _arrow(values: Any, name: str) -> Any:
     """A column as one Arrow array, whatever holds it."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
     try:
+        if isinstance(values, Tensor):
+            values = values.detach().cpu().numpy()
         column = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
     except (
         pa.ArrowInvalid,
