@@ -1,21 +1,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ncf import Interactions
-from ncf.interactions import Vocabulary
+from ncf.vocabulary import Vocabulary
 
 ROWS = st.lists(
     st.tuples(st.integers(-5, 5), st.sampled_from("abcd"), st.integers(0, 3)), min_size=1, max_size=30
@@ -37,6 +35,20 @@ def test_each_pair_once_at_its_latest_time_in_file_order(rows: list[tuple]) -> N
     users = interactions.user_ids.decode(interactions.users)
     items = interactions.item_ids.decode(interactions.items)
     assert list(zip(users, items, interactions.timestamps.tolist(), strict=True)) == latest(rows)
+
+
+def test_many_duplicates_against_pandas() -> None:
+    generator = torch.Generator().manual_seed(0)
+    users, items, times = (torch.randint(0, high, (20_000,), generator=generator) for high in (300, 200, 50))
+    frame = pd.DataFrame({"user": users, "item": items, "time": times})
+    expected = (
+        frame.sort_values("time", kind="stable").drop_duplicates(["user", "item"], keep="last").sort_index()
+    )
+    assert 0.5 < len(expected) / len(frame) < 0.9
+    got = Interactions.from_arrays(users, items, times)
+    assert got.user_ids.decode(got.users) == expected["user"].tolist()
+    assert got.item_ids.decode(got.items) == expected["item"].tolist()
+    assert got.timestamps.tolist() == expected["time"].tolist()
 
 
 @given(ROWS, st.integers(0, 4), st.integers(0, 4))
@@ -86,61 +98,6 @@ def test_ids_of_any_type(ids: Any) -> None:
     assert [str(raw) for raw in got.user_ids.decode(torch.tensor([0, 1]))] == ["3", "5"]
 
 
-def test_times_may_be_dates() -> None:
-    got = Interactions.from_arrays([1, 1], [1, 2], pd.to_datetime(["2024-05-01", "2024-01-01"]).to_numpy())
-    assert got.timestamps.argsort().tolist() == [1, 0]
-
-
-@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "csv.gz"])
-def test_files_and_globs(tmp_path: Path, ending: str) -> None:
-    for number in (2, 1):
-        frame = pd.DataFrame({"user": [f"u{number}"] * 2, "item": ["x", f"y{number}"], "t": [1, 2]})
-        file = tmp_path / f"part-{number}.{ending}"
-        if ending == "parquet":
-            frame.to_parquet(file)
-        else:
-            frame.to_csv(file, index=False, sep="\t" if ending == "tsv" else ",")
-    got = Interactions.from_files(tmp_path / f"part-*.{ending}", timestamp="t")
-    assert got.user_ids.decode(got.users) == ["u1", "u1", "u2", "u2"]
-    assert got.item_ids.decode(got.items) == ["x", "y1", "x", "y2"]
-
-
-def test_a_file_without_a_header(tmp_path: Path) -> None:
-    (tmp_path / "log.txt").write_text("7 3 5\n7 4 6\n")
-    got = Interactions.from_files(
-        tmp_path / "log.txt", columns=["user", "item", "t"], separator=" ", timestamp="t"
-    )
-    assert got.item_ids.decode(got.items) == [3, 4]
-
-
-def test_a_malformed_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / "log.csv").write_text("user,item\n1,2\n3\n")
-    with pytest.raises(
-        ValueError, match=r"log\.csv is malformed: CSV parse error: Row #3: Expected 2 columns, got 1: 3"
-    ):
-        Interactions.from_files(tmp_path / "log.csv")
-
-
-def test_missing_columns_files_and_types_that_differ(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("user,thing\n1,2\n")
-    with pytest.raises(ValueError, match=r"column 'item' is missing: .*a\.csv has 'user', 'thing'"):
-        Interactions.from_files(tmp_path / "a.csv")
-    with pytest.raises(ValueError, match="column 'user' is missing"):
-        Interactions.from_table({"item": [1]})
-    with pytest.raises(FileNotFoundError, match="no file matches"):
-        Interactions.from_files(tmp_path / "b*.csv")
-    (tmp_path / "a.csv").write_text("user,item\n1,2\n")
-    (tmp_path / "b.csv").write_text("user,item\nx,2\n")
-    with pytest.raises(ValueError, match=r"b\.csv: column 'user' holds strings, in .*a\.csv whole numbers"):
-        Interactions.from_files([tmp_path / "a.csv", tmp_path / "b.csv"])
-    pq.write_table(pa.table({"user": [1]}), tmp_path / "c.parquet")
-    with pytest.raises(ValueError, match="column 'item' is missing"):
-        Interactions.from_files(tmp_path / "c.parquet")
-    (tmp_path / "d.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(ValueError, match=r"d\.parquet is malformed"):
-        Interactions.from_files(tmp_path / "d.parquet")
-
-
 @pytest.mark.parametrize(
     ("users", "items", "times", "message"),
     [
@@ -164,33 +121,67 @@ def test_fault_17_bad_columns_are_one_clear_error(
 
 
 @pytest.mark.parametrize(
-    ("users", "items", "message"),
+    ("changed", "message"),
     [
-        ([0, 2], [0, 0], r"users\[1\] = 2 is out of range for num_users = 2"),
-        ([0, 1], [0, -1], r"items\[1\] = -1 is out of range for num_items = 3"),
-        ([0, 1], [0], "users has 2 rows, items 1"),
-        ([0.0, 1.0], [0, 1], "users must be an int64 tensor"),
+        ({"users": torch.tensor([0, 2])}, r"users\[1\] = 2 is out of range for num_users = 2"),
+        ({"items": torch.tensor([0, -1])}, r"items\[1\] = -1 is out of range for num_items = 3"),
+        ({"items": torch.tensor([0])}, "users has 2 rows, items 1"),
+        (
+            {"users": torch.tensor([0.0, float("nan")])},
+            r"users must be an int64 tensor .* got float32 of shape \(2,\)",
+        ),
+        ({"users": torch.tensor([0, 1], dtype=torch.int32)}, "users must be an int64 tensor .* got int32"),
+        ({"users": torch.tensor([[0], [1]])}, r"one dimension, got int64 of shape \(2, 1\)"),
+        (
+            {"users": [0, 1]},
+            "users must be an int64 tensor .* got a list: .*from_arrays takes ids of any type",
+        ),
+        (
+            {"timestamps": torch.tensor([5])},
+            r"timestamps must be an int64 tensor of shape \(2,\), got int64 .*\(1,\)",
+        ),
+        ({"timestamps": torch.tensor([0.5, 1.0])}, "timestamps must be an int64 tensor .* got float32"),
+        ({"user_ids": Vocabulary(["a"])}, "user_ids has 1 ids for 2"),
+        ({"num_users": 2**40, "num_items": 2**23}, "do not fit 63 bits"),
+        ({"users": torch.empty(0).long(), "items": torch.empty(0).long()}, "there are no interactions"),
     ],
 )
-def test_numbered_ids_are_checked(users: list, items: list, message: str) -> None:
+def test_numbered_ids_are_checked(changed: dict[str, Any], message: str) -> None:
+    good = {
+        "users": torch.tensor([0, 1]),
+        "items": torch.tensor([0, 1]),
+        "timestamps": None,
+        "num_users": 2,
+        "num_items": 3,
+    }
+    assert len(Interactions(**good)) == 2
     with pytest.raises(ValueError, match=message):
-        Interactions(torch.tensor(users), torch.tensor(items), None, 2, 3)
+        Interactions(**good | changed)
 
 
-def test_csr_lists_each_users_items_ascending() -> None:
-    got = Interactions(torch.tensor([2, 0, 2]), torch.tensor([4, 1, 3]), None, 4, 5)
-    offsets, items = got.csr()
-    assert offsets.tolist() == [0, 1, 1, 3, 3]
-    assert items.tolist() == [1, 3, 4]
-    assert got.item_counts().tolist() == [0, 1, 0, 1, 1]
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6)), min_size=1, unique=True))
+def test_csr_lists_each_users_items_ascending(pairs: list[tuple]) -> None:
+    users, items = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    got = Interactions(users, items, None, 6, 7)
+    offsets, sorted_items = got.csr()
+    assert got.csr()[1] is sorted_items  # worked out once
+    for user in range(6):
+        own = sorted_items[offsets[user] : offsets[user + 1]].tolist()
+        assert own == sorted(item for other, item in pairs if other == user)
+    assert got.item_counts().tolist() == [sum(other == item for _, other in pairs) for item in range(7)]
 
 
-def test_vocabulary() -> None:
-    words = Vocabulary(["b", "a"])
-    assert words.encode(["a", "b", "a"]).tolist() == [1, 0, 1]
-    with pytest.raises(ValueError, match=r"raw\[1\] = 'z' is not among the 2 known ids"):
-        words.encode(["a", "z"])
-    with pytest.raises(ValueError, match="'b' more than once"):
-        Vocabulary(["b", "a", "b"])
-    with pytest.raises(ValueError, match="raw holds strings, the vocabulary whole numbers"):
-        Vocabulary([1, 2]).encode(["x"])
+def test_a_pair_twice_is_found_by_csr() -> None:
+    twice = Interactions(torch.tensor([0, 1, 1]), torch.tensor([2, 2, 2]), None, 2, 3)
+    with pytest.raises(ValueError, match="user 1 and item 2 occur together more than once"):
+        twice.csr()
+
+
+def test_take_by_number_and_by_bool() -> None:
+    whole = Interactions.from_arrays(["a", "b", "c"], [1, 2, 3], [7, 8, 9])
+    for rows in (torch.tensor([2, 0]), torch.tensor([True, False, True])):
+        part = whole.take(rows)
+        assert sorted(part.item_ids.decode(part.items)) == [1, 3]
+        assert sorted(part.timestamps.tolist()) == [7, 9]
+        assert (part.num_users, part.num_items) == (3, 3)
+    assert whole.take(torch.tensor([2, 0])).users.tolist() == [2, 0]

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ncf import Interactions
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "csv.gz"])
+def test_files_and_globs(tmp_path: Path, ending: str) -> None:
+    for number in (2, 1):
+        frame = pd.DataFrame({"user": [f"u{number}"] * 2, "item": ["x", f"y{number}"], "t": [1, 2]})
+        file = tmp_path / f"part-{number}.{ending}"
+        if ending == "parquet":
+            frame.to_parquet(file)
+        else:
+            frame.to_csv(file, index=False, sep="\t" if ending == "tsv" else ",")
+    got = Interactions.from_files(tmp_path / f"part-*.{ending}", timestamp="t")
+    assert got.user_ids.decode(got.users) == ["u1", "u1", "u2", "u2"]
+    assert got.item_ids.decode(got.items) == ["x", "y1", "x", "y2"]
+
+
+def test_a_file_without_a_header(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("7 3 5\n7 4 6\n")
+    got = Interactions.from_files(
+        tmp_path / "log.txt", columns=["user", "item", "t"], separator=" ", timestamp="t"
+    )
+    assert got.item_ids.decode(got.items) == [3, 4]
+
+
+def test_a_malformed_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user,item\n1,2\n3\n")
+    with pytest.raises(
+        ValueError, match=r"log\.csv is malformed: CSV parse error: Row #3: Expected 2 columns, got 1: 3"
+    ):
+        Interactions.from_files(tmp_path / "log.csv")
+
+
+def test_missing_columns_files_and_types_that_differ(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user,thing\n1,2\n")
+    with pytest.raises(ValueError, match=r"column 'item' is missing: .*a\.csv has 'user', 'thing'"):
+        Interactions.from_files(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match="column 'user' is missing"):
+        Interactions.from_table({"item": [1]})
+    with pytest.raises(FileNotFoundError, match="no file matches"):
+        Interactions.from_files(tmp_path / "b*.csv")
+    (tmp_path / "a.csv").write_text("user,item\n1,2\n")
+    (tmp_path / "b.csv").write_text("user,item\nx,2\n")
+    with pytest.raises(ValueError, match=r"b\.csv: column 'user' holds strings, in .*a\.csv whole numbers"):
+        Interactions.from_files([tmp_path / "a.csv", tmp_path / "b.csv"])
+    pq.write_table(pa.table({"user": [1]}), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match="column 'item' is missing"):
+        Interactions.from_files(tmp_path / "c.parquet")
+    with pytest.raises(FileNotFoundError, match=r"is a folder: name its files, .*\*\.parquet"):
+        Interactions.from_files(tmp_path)
+    with pytest.raises(FileNotFoundError, match="paths is empty"):
+        Interactions.from_files([])
+    (tmp_path / "d.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(ValueError, match=r"d\.parquet is malformed"):
+        Interactions.from_files(tmp_path / "d.parquet")
+
+
+def test_any_number_of_files_in_the_order_given(tmp_path: Path) -> None:
+    for name in "ba":
+        (tmp_path / f"{name}.csv").write_text(f"user,item\n1,{name}\n")
+    got = Interactions.from_files([tmp_path / "b.csv", str(tmp_path / "a.csv")])
+    assert got.item_ids.decode(got.items) == ["b", "a"]
+
+
+def test_only_what_is_empty_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user,item\nNA,1\nnull,2\nnan,3\n")
+    got = Interactions.from_files(tmp_path / "a.csv")
+    assert got.user_ids.decode(got.users) == ["NA", "null", "nan"]
+    (tmp_path / "a.csv").write_text("user,item\nann,1\n,2\n")
+    with pytest.raises(ValueError, match=r"a\.csv: user\[1\] is missing"):
+        Interactions.from_files(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("user,item\n1,1\n2,\n")
+    with pytest.raises(ValueError, match=r"a\.csv: item\[1\] is missing"):
+        Interactions.from_files(tmp_path / "a.csv")
+
+
+def test_columns_that_are_not_asked_for_may_hold_anything(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"user,note,item\n1,caf\xe9,5\n2,,6\n")
+    got = Interactions.from_files(tmp_path / "a.csv")
+    assert got.item_ids.decode(got.items) == [5, 6]
+    odd = pd.DataFrame({"user": [1, 1], "item": [2, 3], "note": [1, "x"]})
+    with pytest.raises(pa.ArrowException):
+        pa.table(odd)
+    assert len(Interactions.from_table(odd)) == 2
+
+
+def test_a_malformed_line_deep_in_a_file_is_named(tmp_path: Path) -> None:
+    lines = ["user,item", *(f"{row},{row % 7}" for row in range(200_000))]  # several blocks: read by threads
+    lines[150_000] = "1,2,3"
+    with gzip.open(tmp_path / "log.csv.gz", "wt") as file:
+        file.write("\n".join(lines))
+    with pytest.raises(
+        ValueError, match=r"log\.csv\.gz is malformed: .*Row #150001: Expected 2 columns, got 3"
+    ):
+        Interactions.from_files(tmp_path / "log.csv.gz")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"a\.csv is malformed: Empty CSV file"),
+        ("user,item\n", "there are no interactions"),
+        ("user,item,user\n1,2,3\n", "column 'user' occurs more than once"),
+        ("user,item\n1.5,2\n", r"a\.csv: user holds floating-point numbers"),
+        ("user,item\n2024-01-01,2\n", r"a\.csv: user is of type date32"),
+        ("user,item,timestamp\n1,2,soon\n", r"timestamps holds text \(timestamps\[0\] = 'soon'\)"),
+        ("user,item,timestamp\n1,2,5\n1,3,\n", r"timestamps\[1\] is missing"),
+    ],
+)
+def test_bad_files_are_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Interactions.from_files(tmp_path / "a.csv")
+
+
+def test_a_separator_is_one_character(tmp_path: Path) -> None:
+    (tmp_path / "a.dat").write_text("1::2\n")
+    with pytest.raises(ValueError, match="separator = '::': it must be one character"):
+        Interactions.from_files(tmp_path / "a.dat", columns=["user", "item"], separator="::")
+
+
+def test_files_with_and_without_times_or_with_unequal_times(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user,item,timestamp\n1,2,2024-01-01 00:00:01\n")
+    (tmp_path / "b.csv").write_text("user,item,timestamp\n1,3,2024-01-01 00:00:00.5\n")  # another unit
+    got = Interactions.from_files(tmp_path / "*.csv")
+    assert got.timestamps.diff().item() == -500_000_000
+    (tmp_path / "b.csv").write_text("user,item\n1,3\n")
+    with pytest.raises(ValueError, match=r"b\.csv has the columns \['user', 'item'\]"):
+        Interactions.from_files(tmp_path / "*.csv")
+    (tmp_path / "b.csv").write_text("user,item,timestamp\n1,3,5\n")
+    with pytest.raises(ValueError, match="the columns of times do not fit together"):
+        Interactions.from_files(tmp_path / "*.csv")
+
+
+@pytest.mark.parametrize("table", [dict, pd.DataFrame, pl.DataFrame, pa.table])
+def test_a_column_called_timestamp_is_the_time(table: Any) -> None:
+    columns = {"user": [1, 1], "item": [1, 2], "timestamp": [9, 5]}
+    assert Interactions.from_table(table(columns)).timestamps.tolist() == [9, 5]
+    with pytest.raises(
+        ValueError, match="column 'when' is missing: the table has 'user', 'item', 'timestamp'"
+    ):
+        Interactions.from_table(table(columns), timestamp="when")
+    del columns["timestamp"]
+    assert Interactions.from_table(table(columns)).timestamps is None
+    with pytest.raises(ValueError, match="column 'timestamp' is missing"):
+        Interactions.from_table(table(columns), timestamp="timestamp")
+
+
+def test_whatever_speaks_arrow() -> None:
+    table = pa.table({"user": ["a", "b"], "item": [1, 2]})
+    for speaker in (table.to_reader(), table.to_batches()[0]):
+        assert Interactions.from_table(speaker).item_ids.decode(Interactions.from_table(table).items) == [
+            1,
+            2,
+        ]
+    with pytest.raises(ValueError, match="table is a list that Arrow cannot read"):
+        Interactions.from_table([1, 2])
+    with pytest.raises(ValueError, match="users has 2 rows, items 1"):
+        Interactions.from_table({"user": [1, 2], "item": [1]})
