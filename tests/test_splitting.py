@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ncf import Interactions, leave_one_out
+from ncf import Interactions, Split, leave_one_out
 
 
 def columns(part: Interactions) -> list[tuple[int, int]]:
@@ -43,6 +43,46 @@ def test_against_the_slow_obvious_way(rows: list[tuple], validation: bool, timed
         assert columns(split.validation) == [pairs[row] for row in sorted(held)]
     merged = split.merged()
     assert sorted(columns(merged.train)) == sorted(pair for row, pair in enumerate(pairs) if row not in test)
+
+
+def touched(split: Split) -> list[list[int]]:
+    offsets, items = split.csr()
+    return [part.tolist() for part in items.split(offsets.diff().tolist())]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), unique=True, min_size=1, max_size=40),
+    st.integers(2, 4),
+)
+def test_nothing_is_lost_and_every_user_is_held_out_or_reported(pairs: list[tuple], least: int) -> None:
+    users, items = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    assume(int(users.bincount().max()) >= least)
+    whole = Interactions(users, items, None, 6, 10)
+    split = leave_one_out(whole, validation=False, min_interactions=least)
+    assert sorted(pair for part in split.parts for pair in columns(part)) == sorted(pairs)
+    assert touched(split) == [sorted(item for user, item in pairs if user == one) for one in range(6)]
+    counts = users.bincount(minlength=6)
+    assert split.unheld.tolist() == [user for user in range(6) if 0 < counts[user] < least]
+    assert split.test.users.bincount(minlength=6).tolist() == [int(count >= least) for count in counts]
+
+
+def test_times_before_1970_and_extreme_ones() -> None:
+    lowest = torch.iinfo(torch.int64).min
+    whole = Interactions.from_arrays([0] * 4, [0, 1, 2, 3], [-5, -1, lowest, -1])
+    split = leave_one_out(whole)
+    assert columns(split.test) == [(0, 3)]  # tied with 1, later in the file
+    assert columns(split.validation) == [(0, 1)]
+    split = leave_one_out(Interactions.from_arrays([0, 0, 0], [0, 1, 2], [lowest] * 3))
+    assert columns(split.test) == [(0, 2)]
+    assert columns(split.validation) == [(0, 1)]
+
+
+def test_a_split_without_a_training_part() -> None:
+    test = Interactions(torch.tensor([1]), torch.tensor([2]), None, 2, 3)
+    split = Split(None, None, test)
+    assert split.unheld.tolist() == []
+    assert split.merged() is split
+    assert repr(split) == "Split(test 1)"
 
 
 def test_users_with_too_few_interactions_are_reported() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from ncf import leave_one_out
 from ncf.datasets import movielens
-from ncf.datasets.download import check_md5, download, open_archive
+from ncf.datasets.download import check_md5, data_home, download, open_archive
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,21 @@ def test_the_real_data(real: movielens.MovieLens) -> None:
     assert real.titles[0] == "Toy Story (1995)"
     assert set(real.genres[0]) == {"Animation", "Children's", "Comedy"}
     assert len(real.titles) == len(real.genres) == 1682
+
+
+def test_the_real_data_is_the_published_one_in_its_order(real: movielens.MovieLens) -> None:
+    """The hash is that of GroupLens's u.data (SHA-256 06416e59…1dca490) without its column of ratings."""
+    data = real.interactions
+    columns = (data.user_ids.decode(data.users), data.item_ids.decode(data.items), data.timestamps.tolist())
+    text = "".join(f"{user}\t{item}\t{time}\n" for user, item, time in zip(*columns, strict=True))
+    assert (
+        hashlib.sha256(text.encode()).hexdigest()
+        == "5746883952d93f86e140bbbefb7484081cebbb592172f333576b10a9cdc8ce0f"
+    )
+    assert real.titles[266] == "unknown"  # the one film without title and year
+    assert real.titles[1411] == "Land Before Time III: The Time of the Great Giving (1995) (V)"
+    assert real.titles[542] == "Misérables, Les (1995)"
+    assert real.genres[1372] == ()
 
 
 def test_the_traps_of_the_real_data(real: movielens.MovieLens) -> None:
@@ -126,53 +141,183 @@ def test_a_placed_file_with_another_hash_is_refused(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.iterdir()] == ["ml-1m.zip"]
 
 
-def test_without_network_the_error_says_which_file_to_place_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NCF_DATA_HOME", str(tmp_path))
-    monkeypatch.setattr(movielens, "_GROUPLENS", "http://127.0.0.1:9")  # the discard port: refused at once
-    with pytest.raises(
-        OSError, match=r"Fetch http://127.0.0.1:9/ml-1m\.zip on another machine and place it in"
-    ):
-        movielens.load("1m")
-    assert list(tmp_path.iterdir()) == []
+RATINGS = [(1, 10, 5, 100), (2, 20, 3, 200), (1, 20, 4, 150)]
+FILES = {
+    "100k": {
+        "u.data": "".join("\t".join(map(str, row)) + "\n" for row in RATINGS),
+        "u.item": f"10|Été (1990)|01-Jan-1990||url|{'|'.join(['0'] * 18 + ['1'])}\n"
+        f"20|Two (1991)|||u|{'|'.join(['0', '1'] + ['0'] * 17)}\n",
+    },
+    "1m": {
+        "ratings.dat": "".join("::".join(map(str, row)) + "\n" for row in RATINGS),
+        "movies.dat": "10::Été (1990)::Western\n20::Two (1991)::Action\n",
+    },
+    "20m": {
+        "ratings.csv": "userId,movieId,rating,timestamp\n"
+        + "".join(",".join(map(str, row)) + "\n" for row in RATINGS),
+        "movies.csv": 'movieId,title,genres\n10,Été (1990),Western\n20,"Two (1991)",Action\n',
+    },
+}
 
 
-@pytest.mark.parametrize("name", ["100k", "1m", "20m"])
-def test_archives_in_grouplens_own_formats(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """A few lines in the format of each release, placed by hand."""
-    ratings = [(1, 10, 5, 100), (2, 20, 3, 200), (1, 20, 4, 150)]
-    files = {
-        "100k": {
-            "u.data": "".join("\t".join(map(str, row)) + "\n" for row in ratings),
-            "u.item": f"10|Été (1990)|01-Jan-1990||url|{'|'.join(['0'] * 18 + ['1'])}\n"
-            f"20|Two (1991)|||u|{'|'.join(['0', '1'] + ['0'] * 17)}\n",
-        },
-        "1m": {
-            "ratings.dat": "".join("::".join(map(str, row)) + "\n" for row in ratings),
-            "movies.dat": "10::Été (1990)::Western\n20::Two (1991)::Action\n",
-        },
-        "20m": {
-            "ratings.csv": "userId,movieId,rating,timestamp\n"
-            + "".join(",".join(map(str, row)) + "\n" for row in ratings),
-            "movies.csv": 'movieId,title,genres\n10,Été (1990),Western\n20,"Two (1991)",Action\n',
-        },
-    }[name]
-    with zipfile.ZipFile(tmp_path / f"ml-{name}.zip", "w") as archive:
-        for file, text in files.items():
+def small_archive(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A few lines in the format of a release, which is then taken for the published one."""
+    path = folder / f"ml-{name}.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, text in FILES[name].items():
             archive.writestr(f"ml-{name}/{file}", text.encode("utf-8" if name == "20m" else "latin-1"))
-    digest = md5((tmp_path / f"ml-{name}.zip").read_bytes())
-    monkeypatch.setenv("NCF_DATA_HOME", str(tmp_path))
-    monkeypatch.setitem(movielens._RELEASES, name, movielens._RELEASES[name]._replace(md5=digest))
-    data = movielens.load(name)
+    release = movielens._RELEASES[name]._replace(md5=md5(path.read_bytes()))
+    monkeypatch.setitem(movielens._RELEASES, name, release)
+    return path
+
+
+def check_small(data: movielens.MovieLens) -> None:
     assert data.titles == ["Été (1990)", "Two (1991)"]
     assert data.genres == [("Western",), ("Action",)]
     assert data.interactions.item_ids.decode(data.interactions.items) == [10, 20, 20]
     assert torch.equal(data.interactions.timestamps, torch.tensor([100, 200, 150]))
-    again = movielens.load(name)  # from the cache
-    assert torch.equal(again.interactions.items, data.interactions.items)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder, and no network."""
+    monkeypatch.setenv("NCF_DATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(movielens, "_GROUPLENS", "http://127.0.0.1:9")  # the discard port: refused at once
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_archives_in_grouplens_own_formats_placed_by_hand(
+    home: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    small_archive(home, name, monkeypatch).rename(home / f"ml-{name}.zip")
+    check_small(movielens.load(name))
+
+
+def test_fetched_once_then_from_the_cache_and_the_terms_are_shown_once(
+    site: tuple[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url, folder = site
+    archive = small_archive(folder, "1m", monkeypatch)
+    monkeypatch.setattr(movielens, "_GROUPLENS", url)
+    check_small(movielens.load("1m"))
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "must cite it" in printed.err
+    assert sorted(str(path.relative_to(home)) for path in home.rglob("*")) == [
+        "ml-1m",
+        "ml-1m/movies.parquet",
+        "ml-1m/ratings.parquet",
+    ]
+    archive.unlink()
+    check_small(movielens.load("1m"))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("fault", ["cut", "other", "absent", "outside"])
+def test_a_bad_fetch_leaves_nothing_and_says_what_to_do(
+    site: tuple[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    url, folder = site
+    archive = small_archive(folder, "1m", monkeypatch)
+    monkeypatch.setattr(movielens, "_GROUPLENS", url)
+    if fault == "cut":
+        content = archive.read_bytes()
+        archive.write_bytes(content[:-20])
+        message = "not the published file"
+    elif fault == "other":
+        archive.write_bytes(b"<html>Please log in</html>")
+        message = "not the published file"
+    elif fault == "absent":
+        archive.unlink()
+        message = "404"
+    else:
+        with zipfile.ZipFile(archive, "a") as file:
+            file.writestr("../outside.txt", "x")
+        release = movielens._RELEASES["1m"]._replace(md5=md5(archive.read_bytes()))
+        monkeypatch.setitem(movielens._RELEASES, "1m", release)
+        message = "leads outside"
+    with pytest.raises(OSError, match=rf"{message}.*Fetch .*/ml-1m\.zip on another machine and place it in"):
+        movielens.load("1m")
+    assert list(home.iterdir()) == []
+    assert not (home.parent / "outside.txt").exists()
+
+
+def small_wheel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel that pip accepts, with the two data files, which are then taken for the published ones."""
+    texts = {
+        "inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + FILES["100k"]["u.data"],
+        "item": "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        "10\tÉté\t1990\tWestern\n20\tTwo\t1991\tAction\n",
+    }
+    path = folder / "recbole-1.2.1-py3-none-any.whl"
+    hashes = {}
+    with zipfile.ZipFile(path, "w") as wheel:
+        for ending, text in texts.items():
+            member = f"recbole/dataset_example/ml-100k/ml-100k.{ending}"
+            wheel.writestr(member, text)
+            hashes[member] = hashlib.sha256(text.encode()).hexdigest()
+        about = "recbole-1.2.1.dist-info"
+        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: recbole\nVersion: 1.2.1\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+    monkeypatch.setattr(movielens, "_WHEEL_MEMBERS", hashes)
+    return path
+
+
+def test_where_grouplens_cannot_be_reached_pip_gets_it(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small_wheel(tmp_path, monkeypatch)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    check_small(movielens.load("100k"))
+    assert "must cite it" in capfd.readouterr().err
+    assert [path.name for path in home.iterdir()] == ["ml-100k"]
+
+
+def test_a_wheel_placed_by_hand_or_with_other_data(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = small_wheel(home, monkeypatch)
+    monkeypatch.setitem(movielens._WHEEL_MEMBERS, "recbole/dataset_example/ml-100k/ml-100k.item", "0" * 64)
+    with pytest.raises(ValueError, match=r"ml-100k\.item in recbole.*\.whl is not the published file"):
+        movielens.load("100k")
+    assert [path.name for path in home.iterdir()] == [wheel.name]
+    wheel.unlink()
+    small_wheel(home, monkeypatch)
+    check_small(movielens.load("100k"))
+
+
+def test_without_any_network_both_ways_are_named(home: Path) -> None:
+    with pytest.raises(
+        OSError, match=r"pip download recbole==1\.2\.1 failed: .*ml-100k\.zip \(or recbole.*\.whl\)"
+    ):
+        movielens.load("100k")
+    assert list(home.iterdir()) == []
+
+
+def test_a_damaged_cache_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_archive(home, "1m", monkeypatch)
+    movielens.load("1m")
+    ratings = home / "ml-1m" / "ratings.parquet"
+    ratings.write_bytes(ratings.read_bytes()[:-9])
+    with pytest.raises(
+        ValueError, match=r"ratings\.parquet is damaged .*: delete it, and it is fetched again"
+    ):
+        movielens.load("1m")
+    ratings.unlink()
+    check_small(movielens.load("1m"))
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NCF_DATA_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert data_home() == tmp_path / "ncf"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data_home() == tmp_path / ".cache" / "ncf"
+    monkeypatch.setenv("NCF_DATA_HOME", "~/films")
+    assert data_home() == tmp_path / "films"
 
 
 def test_an_unknown_release() -> None:

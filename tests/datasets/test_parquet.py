@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ncf import Interactions, leave_one_out
@@ -23,7 +23,7 @@ def by_user(whole: Interactions) -> list[tuple]:
     return sorted(rows(whole), key=lambda row: row[0])  # stable: within a user in file order
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40)  # each writes files
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5)), unique=True, min_size=1, max_size=50),
     spare_users=st.integers(0, 3),
