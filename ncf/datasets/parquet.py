@@ -112,17 +112,18 @@ def read_parquet(folder: str | PathLike[str], *, rank: int = 0, world_size: int 
             "may be without; use fewer processes, or write it with more parts"
         )
     first, end = _bounds(rows, world_size)[rank : rank + 2]
+    columns = ["user", "item", *(["timestamp"] if manifest["timestamps"] else [])]
     tables, start = [], 0
     for part in manifest["parts"]:
         groups = range(max(first - start, 0), min(end - start, len(part["groups"])))
         if groups:
-            tables.append(_read_part(folder / part["file"], part["groups"], groups))
+            tables.append(_read_part(folder / part["file"], part["groups"], groups, columns))
         start += len(part["groups"])
-    table = pa.concat_tables(tables)
+    users, items, *times = map(to_tensor, pa.concat_tables(tables).columns)
     return Interactions(
-        to_tensor(table["user"]),
-        to_tensor(table["item"]),
-        to_tensor(table["timestamp"]) if manifest["timestamps"] else None,
+        users,
+        items,
+        times[0] if times else None,
         manifest["num_users"],
         manifest["num_items"],
         *(_read_vocabulary(folder / f"{name}.parquet") for name in ("user_ids", "item_ids")),
@@ -212,7 +213,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_part(file: Path, groups: list[list[int]], wanted: range) -> Any:
+def _read_part(file: Path, groups: list[list[int]], wanted: range, columns: list[str]) -> Any:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: copy the whole folder again")
     try:
@@ -222,8 +223,8 @@ def _read_part(file: Path, groups: list[list[int]], wanted: range) -> Any:
                 raise ValueError(
                     f"{file} does not hold the rows that the manifest says: copy the whole folder again"
                 )
-            return parquet.read_row_groups(wanted)
-    except (pa.ArrowInvalid, OSError) as error:
+            return parquet.read_row_groups(wanted).select(columns)
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(f"{file} is damaged ({error}): copy it again") from error
 
 
@@ -233,5 +234,5 @@ def _read_vocabulary(file: Path) -> Vocabulary | None:
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             return Vocabulary(parquet.read()["id"])
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(f"{file} is damaged ({error}): copy it again") from error

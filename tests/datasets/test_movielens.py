@@ -245,12 +245,14 @@ def test_a_bad_fetch_leaves_nothing_and_says_what_to_do(
     assert not (home.parent / "outside.txt").exists()
 
 
-def small_wheel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def small_wheel(folder: Path, monkeypatch: pytest.MonkeyPatch, rating: str = "", film: str = "") -> Path:
     """A wheel that pip accepts, with the two data files, which are then taken for the published ones."""
     texts = {
-        "inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + FILES["100k"]["u.data"],
+        "inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+        + FILES["100k"]["u.data"]
+        + rating,
         "item": "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
-        "10\tÉté\t1990\tWestern\n20\tTwo\t1991\tAction\n",
+        "10\tÉté\t1990\tWestern\n20\tTwo\t1991\tAction\n" + film,
     }
     path = folder / "recbole-1.2.1-py3-none-any.whl"
     hashes = {}
@@ -286,6 +288,13 @@ def test_a_wheel_placed_by_hand_or_with_other_data(home: Path, monkeypatch: pyte
     wheel.unlink()
     small_wheel(home, monkeypatch)
     check_small(movielens.load("100k"))
+
+
+def test_the_wheels_titles_are_put_right(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_wheel(home, monkeypatch, "3\t267\t1\t300\n", "267\tunkonwn\tunkonwn\tunknown\n")
+    data = movielens.load("100k")
+    assert (data.titles[2], data.genres[2]) == ("unknown", ())
+    assert data.interactions.item_ids.decode(torch.tensor([2])) == [267]
 
 
 def test_without_any_network_both_ways_are_named(home: Path) -> None:
