@@ -177,8 +177,9 @@ class Interactions:
     ) -> Interactions:
         """Read CSV, TSV or Parquet files, text also if compressed (``.gz``, ``.bz2``, ``.zst``).
 
-        In text files a column of digits holds numbers (``007`` is 7), any other strings; a field is missing
-        only if it is empty. To read them otherwise, use pandas or polars and `from_table`.
+        Ids in text files are whole numbers if every one, in every file, is written as one; else they are strings
+        as they stand, so that ``007`` stays ``007``. A field is missing only if it is empty. To read them otherwise,
+        use pandas or polars and `from_table`.
 
         Args:
             paths: a file, a glob such as ``"logs/2024-*.parquet"``, or several of them; the files of a glob are

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
@@ -17,6 +18,8 @@ from ncf.columns import id_column, kind
 _SEPARATORS = {".tsv": "\t", ".tab": "\t", ".inter": "\t", ".rating": "\t"}
 _COMPRESSIONS = (".gz", ".bz2", ".zst")
 _PARQUET = (".parquet", ".pq")
+_NUMBER = r"^(-?\d+(\.\d*)?([eE][+-]?\d+)?|[nN]a[nN])$"
+_FRACTION = r"\.|[nN]a[nN]"
 
 
 def table_columns(table: Any, user: str, item: str, timestamp: str | None) -> list[Any]:
@@ -91,23 +94,15 @@ def read_columns(
             columns do not have the same type.
     """
     files = _files(paths)
-    tables = []
-    for file in files:
-        table = _read(file, user, item, timestamp, columns, separator)
-        for place, name in enumerate((user, item)):
-            table = table.set_column(place, name, id_column(table[name], f"{file}: {name}"))
-        tables.append(table)
+    tables = [_read(file, user, item, timestamp, columns, separator) for file in files]
+    for file, table in zip(files, tables, strict=True):
         if table.column_names != tables[0].column_names:
             raise ValueError(
                 f"{file} has the columns {table.column_names}, {files[0]} {tables[0].column_names}"
             )
-        for name in (user, item):
-            here, first = (kind(one[name]) for one in (table, tables[0]))
-            if here != first:
-                raise ValueError(
-                    f"{file}: column {name!r} holds {here}, in {files[0]} {first}: make them equal, for instance with "
-                    "pandas or polars, and use Interactions.from_table"
-                )
+    for place, name in enumerate((user, item)):
+        ids = _ids([table.column(place) for table in tables], files, name)
+        tables = [table.set_column(place, name, column) for table, column in zip(tables, ids, strict=True)]
     try:
         whole = pa.concat_tables(tables, promote_options="permissive")  # times may differ in their unit
     except pa.ArrowTypeError as error:
@@ -115,6 +110,53 @@ def read_columns(
             f"the columns of times do not fit together in {', '.join(map(str, files))}: {error}"
         ) from error
     return list(whole.columns)
+
+
+def _ids(columns: list[Any], files: list[Path], name: str) -> list[Any]:
+    """One column of ids out of every file, all of one kind.
+
+    Text is taken for numbers only where nothing is lost: ``007`` and ``7`` may be two people.
+    """
+    texts = [number for number, file in enumerate(files) if _ending(file) not in _PARQUET]
+    typed = {kind(id_column(columns[n], f"{files[n]}: {name}")) for n in range(len(files)) if n not in texts}
+    numbers = {n: _whole_numbers(columns[n]) for n in texts} if typed != {"strings"} else {}
+    if all(column is not None for column in numbers.values()):
+        columns = [numbers.get(n, column) for n, column in enumerate(columns)]
+    else:
+        columns = [_refusable(column) if n in texts else column for n, column in enumerate(columns)]
+    ids = [id_column(column, f"{file}: {name}") for file, column in zip(files, columns, strict=True)]
+    for file, column in zip(files, ids, strict=True):
+        if kind(column) != kind(ids[0]):
+            raise ValueError(
+                f"{file}: column {name!r} holds {kind(column)}, in {files[0]} {kind(ids[0])}: make them equal, for "
+                "instance with pandas or polars, and use Interactions.from_table"
+            )
+    return ids
+
+
+def _whole_numbers(column: Any) -> Any:
+    """The numbers that text stands for, if each is written as a number is; ``None`` if one is not."""
+    for text in (column, pc.utf8_trim_whitespace(column)):
+        try:
+            numbers = text.cast(pa.int64())
+        except pa.ArrowInvalid:
+            continue
+        if pc.all(pc.equal(numbers.cast(text.type), text), min_count=0).as_py():
+            return numbers
+    return None
+
+
+def _refusable(column: Any) -> Any:
+    """Text as it is, or as floats if that is what a program wrote where it had floats or gaps: no ids."""
+
+    def numbers_only(text: Any) -> bool:
+        every: bool = pc.all(pc.match_substring_regex(text, _NUMBER), min_count=0).as_py()
+        return every
+
+    if numbers_only(column[:100]) and numbers_only(column):
+        fractions = pc.any(pc.match_substring_regex(column, _FRACTION), min_count=0).as_py()
+        return column.cast(pa.float64()) if fractions else column
+    return column
 
 
 def _files(paths: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[Path]:
@@ -143,8 +185,7 @@ def _read(
     columns: Sequence[str] | None,
     separator: str | None,
 ) -> Any:
-    endings = [ending for ending in file.suffixes if ending not in _COMPRESSIONS]
-    ending = endings[-1].lower() if endings else ""
+    ending = _ending(file)
     try:
         if ending in _PARQUET:
             parquet = pq.ParquetFile(file)
@@ -153,6 +194,15 @@ def _read(
         return _read_text(file, user, item, timestamp, columns, separator or _SEPARATORS.get(ending, ","))
     except pa.ArrowInvalid as error:
         raise ValueError(f"{file} is malformed: {error}") from error
+    except OSError as error:
+        if error.errno is not None:  # a matter of the file system, such as a lack of permission
+            raise
+        raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def _ending(file: Path) -> str:
+    endings = [ending.lower() for ending in file.suffixes if ending.lower() not in _COMPRESSIONS]
+    return endings[-1] if endings else ""
 
 
 def _read_text(
@@ -169,8 +219,12 @@ def _read_text(
             file,
             pa_csv.ReadOptions(column_names=columns, use_threads=threads),
             parse,
-            # Only what is empty is missing: a user may well be called "NA" or "null".
-            pa_csv.ConvertOptions(include_columns=wanted, null_values=[""], strings_can_be_null=True),
+            pa_csv.ConvertOptions(
+                include_columns=wanted,
+                column_types={user: pa.string(), item: pa.string()},
+                null_values=[""],  # only what is empty is missing: a user may well be called "NA" or "null"
+                strings_can_be_null=True,
+            ),
         )
 
     try:

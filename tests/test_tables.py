@@ -9,6 +9,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from ncf import Interactions
 
@@ -51,10 +53,12 @@ def test_missing_columns_files_and_types_that_differ(tmp_path: Path) -> None:
         Interactions.from_table({"item": [1]})
     with pytest.raises(FileNotFoundError, match="no file matches"):
         Interactions.from_files(tmp_path / "b*.csv")
-    (tmp_path / "a.csv").write_text("user,item\n1,2\n")
+    pq.write_table(pa.table({"user": [1], "item": [2]}), tmp_path / "a.parquet")
     (tmp_path / "b.csv").write_text("user,item\nx,2\n")
-    with pytest.raises(ValueError, match=r"b\.csv: column 'user' holds strings, in .*a\.csv whole numbers"):
-        Interactions.from_files([tmp_path / "a.csv", tmp_path / "b.csv"])
+    with pytest.raises(
+        ValueError, match=r"b\.csv: column 'user' holds strings, in .*a\.parquet whole numbers"
+    ):
+        Interactions.from_files([tmp_path / "a.parquet", tmp_path / "b.csv"])
     pq.write_table(pa.table({"user": [1]}), tmp_path / "c.parquet")
     with pytest.raises(ValueError, match="column 'item' is missing"):
         Interactions.from_files(tmp_path / "c.parquet")
@@ -86,6 +90,63 @@ def test_only_what_is_empty_is_missing(tmp_path: Path) -> None:
         Interactions.from_files(tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["007", "7", "07"],  # three people
+        ["0x1F", "31", "1e3"],
+        ["2024-01-01", "2024-01-02", "2024-1-1"],
+        ["true", "false", "inf"],
+        ["18446744073709551616", "1", "-0"],
+        ["+49", "49", " 49 a"],
+        ["10:30", "1.2.3", "nan"],
+    ],
+)
+def test_fault_17_ids_that_look_like_something_else_stay_as_they_are(tmp_path: Path, ids: list[str]) -> None:
+    lines = "".join(f"{one},1\n" for one in ids)
+    (tmp_path / "a.csv").write_text("user,item\n" + lines)
+    got = Interactions.from_files(tmp_path / "a.csv")
+    assert got.user_ids.decode(got.users) == ids
+    assert got.item_ids.decode(got.items) == [1] * len(ids)
+
+
+@given(
+    st.one_of(
+        st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=9, unique=True),
+        st.lists(st.from_regex(r"\A[a-z0-9]{0,5}[a-z,\"]\Z"), min_size=1, max_size=9, unique=True),
+    )
+)
+def test_ids_written_by_pandas_come_back_with_their_type(tmp_path_factory: Any, ids: list) -> None:
+    file = tmp_path_factory.mktemp("ids") / "a.csv"
+    pd.DataFrame({"user": ids, "item": 1}).to_csv(file, index=False)
+    assume(ids != ["nan"])  # the one text that says that something is missing
+    got = Interactions.from_files(file)
+    assert got.user_ids.decode(got.users) == ids
+
+
+def test_ids_are_numbers_in_every_file_or_in_none(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user,item\n7, 1\n8, 2\n")
+    (tmp_path / "b.csv").write_text("user,item\n7,3\nx,4\n")
+    pq.write_table(pa.table({"user": ["x", "9"], "item": [2, 3]}), tmp_path / "c.parquet")
+    for other, users, items in (("b.csv", ["7", "x"], [3, 4]), ("c.parquet", ["x", "9"], [2, 3])):
+        got = Interactions.from_files([tmp_path / "a.csv", tmp_path / other])
+        assert got.user_ids.decode(got.users) == ["7", "8", *users]
+        assert got.item_ids.decode(got.items) == [1, 2, *items]
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "changed"])
+def test_a_damaged_compressed_file_is_named(tmp_path: Path, damage: str) -> None:
+    whole = gzip.compress(b"user,item\n" + b"".join(b"%d,%d\n" % (row, row % 7) for row in range(50_000)))
+    content = {
+        "cut": whole[: len(whole) // 2],
+        "other": b"user,item\n1,2\n",
+        "changed": whole[:-6] + b"abcdef",
+    }
+    (tmp_path / "a.csv.gz").write_bytes(content[damage])
+    with pytest.raises(ValueError, match=r"a\.csv\.gz is damaged: "):
+        Interactions.from_files(tmp_path / "a.csv.gz")
+
+
 def test_columns_that_are_not_asked_for_may_hold_anything(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"user,note,item\n1,caf\xe9,5\n2,,6\n")
     got = Interactions.from_files(tmp_path / "a.csv")
@@ -114,7 +175,8 @@ def test_a_malformed_line_deep_in_a_file_is_named(tmp_path: Path) -> None:
         ("user,item\n", "there are no interactions"),
         ("user,item,user\n1,2,3\n", "column 'user' occurs more than once"),
         ("user,item\n1.5,2\n", r"a\.csv: user holds floating-point numbers"),
-        ("user,item\n2024-01-01,2\n", r"a\.csv: user is of type date32"),
+        ("user,item\n7.0,2\n8,2\n", r"a\.csv: user holds floating-point numbers .*user\[0\] = 7\.0"),
+        ("user,item\n7,2\nNaN,2\n", r"a\.csv: user\[1\] is NaN or missing"),
         ("user,item,timestamp\n1,2,soon\n", r"timestamps holds text \(timestamps\[0\] = 'soon'\)"),
         ("user,item,timestamp\n1,2,5\n1,3,\n", r"timestamps\[1\] is missing"),
     ],
