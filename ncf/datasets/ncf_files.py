@@ -21,6 +21,7 @@ from torch import Tensor
 from ncf.candidates import Candidates
 from ncf.columns import time_column, to_tensor
 from ncf.files import written_beside
+from ncf.filtering import sorted_keys
 from ncf.interactions import Interactions
 from ncf.splitting import Split
 
@@ -203,15 +204,21 @@ def _report(split: Split, candidates: Candidates, file: Path) -> None:
         "a negative twice": (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0),
     }
     if split.train is not None:
-        trained = split.train.users * split.test.num_items + split.train.items
-        counts["a training item among their negatives"] = torch.isin(keys, trained) & (negatives >= 0)
+        trained = sorted_keys(split.train.users * split.test.num_items + split.train.items)
+        counts["a training item among their negatives"] = _within(keys, trained) & (negatives >= 0)
         positives = candidates.users * split.test.num_items + candidates.positives
-        counts["their positive in the training file"] = torch.isin(positives, trained)[:, None]
+        counts["their positive in the training file"] = _within(positives, trained)[:, None]
     found = [
         f"{int(rows.any(1).sum())} users have {what}" for what, rows in counts.items() if bool(rows.any())
     ]
     if found:
         warnings.warn(f"{file}: {', '.join(found)}; they are read as they are", stacklevel=3)
+
+
+def _within(keys: Tensor, ascending: Tensor) -> Tensor:
+    """Which keys are among others; `torch.isin` would sort both."""
+    place = torch.searchsorted(ascending, keys).clamp_(max=len(ascending) - 1)
+    return ascending[place] == keys
 
 
 def _write_ratings(interactions: Interactions, path: Path) -> None:
