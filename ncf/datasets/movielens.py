@@ -11,6 +11,7 @@ import io
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,8 +109,7 @@ def load(name: str = "100k") -> MovieLens:
     if name not in _RELEASES:
         raise ValueError(f"name = {name!r}: MovieLens has {', '.join(map(repr, _RELEASES))}")
     folder = data_home() / f"ml-{name}"
-    # The ratings are written last: where they are, the films are too.
-    if not (folder / "ratings.parquet").is_file():
+    if not all((folder / f"{part}.parquet").is_file() for part in ("ratings", "movies")):
         ratings, movies = _obtain(name)
         _write_parquet(movies, folder / "movies.parquet")
         _write_parquet(ratings, folder / "ratings.parquet")
@@ -217,7 +217,7 @@ def _whole_archive(path: Path, members: list[str]) -> Iterator[zipfile.ZipFile]:
     with open_archive(path, members) as archive:
         try:
             yield archive
-        except (zipfile.BadZipFile, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
 
 

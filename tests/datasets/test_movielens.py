@@ -256,7 +256,7 @@ def small_wheel(folder: Path, monkeypatch: pytest.MonkeyPatch, rating: str = "",
     }
     path = folder / "recbole-1.2.1-py3-none-any.whl"
     hashes = {}
-    with zipfile.ZipFile(path, "w") as wheel:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
         for ending, text in texts.items():
             member = f"recbole/dataset_example/ml-100k/ml-100k.{ending}"
             wheel.writestr(member, text)
@@ -290,6 +290,22 @@ def test_a_wheel_placed_by_hand_or_with_other_data(home: Path, monkeypatch: pyte
     check_small(movielens.load("100k"))
 
 
+def test_any_damage_inside_a_wheel_is_one_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ratings = "".join(f"{row % 97}\t{row % 89}\t3\t{row * row}\n" for row in range(2000))
+    wheel = small_wheel(home, monkeypatch, ratings)
+    whole = wheel.read_bytes()
+    with zipfile.ZipFile(wheel) as archive:
+        member = archive.infolist()[0]
+    assert member.compress_type == zipfile.ZIP_DEFLATED
+    for place in range(member.header_offset, member.header_offset + member.compress_size, 97):
+        wheel.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with pytest.raises(
+            ValueError, match=r"recbole.*\.whl is damaged|is not the published file|has no member"
+        ):
+            movielens.load("100k")
+        assert [path.name for path in home.iterdir()] == [wheel.name]
+
+
 def test_the_wheels_titles_are_put_right(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_wheel(home, monkeypatch, "3\t267\t1\t300\n", "267\tunkonwn\tunkonwn\tunknown\n")
     data = movielens.load("100k")
@@ -314,8 +330,9 @@ def test_a_damaged_cache_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -
         ValueError, match=r"ratings\.parquet is damaged .*: delete it, and it is fetched again"
     ):
         movielens.load("1m")
-    ratings.unlink()
-    check_small(movielens.load("1m"))
+    for name in ("ratings", "movies"):
+        (home / "ml-1m" / f"{name}.parquet").unlink()
+        check_small(movielens.load("1m"))
 
 
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
