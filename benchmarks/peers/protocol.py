@@ -123,7 +123,8 @@ def ranks(scores: Floats) -> Ints:
     """
     if np.isnan(scores).any():
         raise ValueError("a score is NaN")
-    return (scores[:, 1:] >= scores[:, :1]).sum(axis=1)
+    placed: Ints = (scores[:, 1:] >= scores[:, :1]).sum(axis=1)
+    return placed
 
 
 def hr(ranks: Ints, k: int = K) -> float:
