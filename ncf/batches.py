@@ -101,7 +101,14 @@ class TrainingBatches:
 
         Yields:
             Chunks of K batches: users ``[K, P]`` and items ``[K, P, 1 + n]``.
+
+        Raises:
+            ValueError: if ``start`` is not between 0 and the number of batches, or ``per_chunk`` below one.
         """
+        if not 0 <= start <= len(self):
+            raise ValueError(f"start = {start}: an epoch has {len(self)} batches")
+        if per_chunk < 1:
+            raise ValueError(f"per_chunk = {per_chunk}: give at least 1")
         random = torch.Generator(self.device)
         random.manual_seed(stream(self.seed, "epoch", number).initial_seed())
         self.sampler.generator = random
@@ -111,6 +118,7 @@ class TrainingBatches:
         size = self.positives_per_batch
         whole = len(order) // size * size
         full = order[:whole].view(-1, size)[start:]  # [batches, P]
-        for rows in [*full.split(per_chunk), order[None, whole:]]:
+        last = order[None, whole:] if start <= whole // size else order[None, :0]
+        for rows in [*full.split(per_chunk), last]:
             if rows.numel():
                 yield Batch(self.users[rows], items[rows].to(torch.int64))

@@ -127,13 +127,23 @@ class Catalogue:
 
     def __post_init__(self) -> None:
         offsets, seen = self.seen_offsets, self.seen_items
-        lengths = {"positives": len(self.users), "seen_offsets": len(self.users) + 1, "seen_items": len(seen)}
+        num_users = self.users.numel()
+        lengths = {
+            "users": num_users,
+            "positives": num_users,
+            "seen_offsets": num_users + 1,
+            "seen_items": seen.numel(),
+        }
         for name, length in lengths.items():
             value = getattr(self, name)
             if value.dtype != torch.int64 or value.shape != (length,):
                 raise ValueError(
                     f"{name} must be int64 of shape ({length},), got {value.dtype} {tuple(value.shape)}"
                 )
+        negative = (self.users < 0).nonzero()
+        if len(negative):
+            row = int(negative[0])
+            raise ValueError(f"users[{row}] = {int(self.users[row])}: ids are 0 or more")
         counts = offsets.diff()
         if int(offsets[0]) != 0 or int(offsets[-1]) != len(seen) or bool((counts < 0).any()):
             raise ValueError(f"seen_offsets must rise from 0 to len(seen_items) = {len(seen)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -28,7 +29,7 @@ class NegativeSampler:
         device: where to draw; that of the interactions by default.
 
     Raises:
-        ValueError: for an unknown law.
+        ValueError: for an unknown law, or a power that is not finite.
 
     Example::
 
@@ -53,6 +54,8 @@ class NegativeSampler:
         offsets, items = (tensor.to(device) for tensor in train.csr())
         weights = None
         if law == "popularity":
+            if not math.isfinite(power):
+                raise ValueError(f"power = {power}: give a finite number")
             counts = torch.bincount(items, minlength=train.num_items).to(torch.float64)
             mass = counts.pow(power).masked_fill_(counts == 0, 0.0)
             weights = (mass * (_TOTAL_WEIGHT / mass.sum())).ceil().to(torch.int64)
@@ -75,5 +78,19 @@ class NegativeSampler:
 
         Returns:
             Items, ``[B, num]``, int64; ``-1`` for a user who has touched everything.
+
+        Raises:
+            ValueError: if a user is out of range, or ``num`` is negative.
         """
+        num_users = len(self._complement.sizes)
+        if users.dtype != torch.int64 or users.dim() != 1:
+            raise ValueError(f"users must be an int64 tensor [B], got {users.dtype} {tuple(users.shape)}")
+        if num < 0:
+            raise ValueError(f"num = {num}: give at least 0")
+        if len(users) and (int(users.min()) < 0 or int(users.max()) >= num_users):
+            row = int(((users < 0) | (users >= num_users)).nonzero()[0])
+            raise ValueError(
+                f"users[{row}] = {int(users[row])} is out of range for num_users = {num_users}: "
+                f"ids go from 0 to {num_users - 1}"
+            )
         return self._complement.draw(users, num, self.generator)
