@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +27,9 @@ class Table:
         dim: columns; FBGEMM, which runs sharded tables, wants a multiple of four.
         std: standard deviation of the initial values.
         drawn: how many columns start at random; the rest start at zero. All by default.
+
+    Raises:
+        ValueError: if the standard deviation is negative or not finite.
     """
 
     name: str
@@ -33,6 +37,10 @@ class Table:
     dim: int
     std: float
     drawn: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.std < math.inf:
+            raise ValueError(f"init_std = {self.std}: give a finite standard deviation of at least 0")
 
 
 class UserItemEmbeddings(nn.Module):

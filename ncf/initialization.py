@@ -23,7 +23,7 @@ def stream(seed: int, *names: object) -> torch.Generator:
         seed: the experiment's seed.
         names: what the numbers are for.
     """
-    digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(repr((int(seed), *names)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 

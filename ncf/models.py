@@ -11,15 +11,13 @@ from torch.nn import functional as F
 
 from ncf.embeddings import Table
 from ncf.kernels.tables import ScoringTables
-from ncf.recommender import Recommender
+from ncf.recommender import Recommender, whole
 from ncf.towers import GMFTower, MLPTower, SumHead, linear_head
 
 _PAPER_STD = 0.01  # He et al. 2017, section 4.1: parameters start Gaussian with this deviation
 
 
 def _gmf_tables(factors: int, std: float) -> list[Table]:
-    if factors < 1:
-        raise ValueError(f"factors = {factors}: give at least 1")
     return [Table("user_gmf", "user", factors, std), Table("item_gmf", "item", factors, std)]
 
 
@@ -59,6 +57,7 @@ class GMF(Recommender):
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
+        factors = whole("factors", factors)
         super().__init__(
             num_users,
             num_items,
@@ -120,10 +119,10 @@ class MLP(Recommender):
         super().__init__(
             num_users,
             num_items,
-            tables=_mlp_tables(layers, init_std),
+            tables=_mlp_tables(tower.widths, init_std),
             towers={"mlp": tower},
             head=linear_head(tower.out_features, seed),
-            config={"layers": tuple(layers), "dropout": dropout, "init_std": init_std},
+            config={"layers": tower.widths, "dropout": dropout, "init_std": init_std},
             seed=seed,
             device=device,
         )
@@ -175,14 +174,15 @@ class NeuMF(Recommender):
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
+        factors = whole("factors", factors)
         mlp = MLPTower(layers, dropout=dropout, seed=seed)
         super().__init__(
             num_users,
             num_items,
-            tables=_gmf_tables(factors, init_std) + _mlp_tables(layers, init_std),
+            tables=_gmf_tables(factors, init_std) + _mlp_tables(mlp.widths, init_std),
             towers={"gmf": GMFTower(factors, dropout=dropout), "mlp": mlp},
             head=linear_head(factors + mlp.out_features, seed),
-            config={"factors": factors, "layers": tuple(layers), "dropout": dropout, "init_std": init_std},
+            config={"factors": factors, "layers": mlp.widths, "dropout": dropout, "init_std": init_std},
             seed=seed,
             device=device,
         )
@@ -203,7 +203,7 @@ class NeuMF(Recommender):
             A new model; it shares no memory with the two.
 
         Raises:
-            ValueError: if the two do not have the same users and items, or alpha is outside [0, 1].
+            ValueError: if the two do not have the same users, items and raw ids, or alpha is outside [0, 1].
 
         Example::
 
@@ -218,6 +218,12 @@ class NeuMF(Recommender):
         for name in ("num_users", "num_items"):
             if getattr(gmf, name) != getattr(mlp, name):
                 raise ValueError(f"{name} differs: {getattr(gmf, name)} in gmf, {getattr(mlp, name)} in mlp")
+        for name in ("user_ids", "item_ids"):
+            ids, others = getattr(gmf, name), getattr(mlp, name)
+            if ids is not None and others is not None and not ids.values.equals(others.values):
+                raise ValueError(
+                    f"{name} differs: gmf and mlp were trained on other raw ids, or in another order"
+                )
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"alpha = {alpha}: give a number between 0 and 1")
         model = cls(
@@ -235,7 +241,9 @@ class NeuMF(Recommender):
             scaled = alpha * gmf.state_dict()[name], (1 - alpha) * mlp.state_dict()[name]
             state[name] = torch.cat(scaled, dim=1) if name == "head.weight" else sum(scaled)
         model.load_state_dict(state)
-        model.user_ids, model.item_ids = gmf.user_ids, gmf.item_ids
+        for name in ("user_ids", "item_ids"):
+            ids = getattr(gmf, name)
+            setattr(model, name, getattr(mlp, name) if ids is None else ids)
         return model
 
     def logits(self, rows: dict[str, Tensor]) -> Tensor:
@@ -295,8 +303,7 @@ class MatrixFactorization(Recommender):
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
-        if factors < 1:
-            raise ValueError(f"factors = {factors}: give at least 1")
+        factors = whole("factors", factors)
         width = -(-(factors + 1) // 4) * 4
         super().__init__(
             num_users,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
     from ncf.interactions import Vocabulary
     from ncf.kernels.tables import ScoringTables
     from ncf.scoring import Scorer
+
+
+def whole(name: str, value: int) -> int:
+    """A size as Python's own number, which JSON knows.
+
+    Raises:
+        ValueError: if it is not a positive whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} = {value!r}: give a positive whole number")
+    return int(value)
 
 
 class Recommender(nn.Module):
@@ -52,12 +64,9 @@ class Recommender(nn.Module):
         device: torch.device | str | None,
     ) -> None:
         super().__init__()
-        for name, value in (("num_users", num_users), ("num_items", num_items)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} = {value!r}: give a positive whole number")
-        self.num_users = num_users
-        self.num_items = num_items
-        self.config = {"num_users": num_users, "num_items": num_items, **config, "seed": seed}
+        self.num_users = num_users = whole("num_users", num_users)
+        self.num_items = num_items = whole("num_items", num_items)
+        self.config = {"num_users": num_users, "num_items": num_items, **config, "seed": int(seed)}
         self.embeddings = UserItemEmbeddings(num_users, num_items, tables, seed=seed, device=device)
         dense_device = None if device is None or torch.device(device).type == "meta" else device
         self.towers = nn.ModuleDict(towers).to(dense_device)
@@ -156,8 +165,9 @@ class Recommender(nn.Module):
 
     def _checked(self, ids: Tensor, name: str, lowest: int = 0) -> Tensor:
         """Refuse what would index outside a table: on a GPU that would be an abort without a message."""
-        if ids.dtype != torch.int64:
-            raise ValueError(f"{name} must be an int64 tensor of ids, got {ids.dtype}")
+        if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+            got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+            raise ValueError(f"{name} must be an int64 tensor of ids, got {got}")
         size_name = "num_users" if name == "users" else "num_items"
         size = getattr(self, size_name)
         base = ids[0] if ids.dim() == 2 and len(ids) and ids.stride(0) == 0 else ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class GMFTower(nn.Module):
     def __init__(self, factors: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.out_features = factors
-        self.dropout = dropout
+        self.dropout = _probability(dropout)
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Multiply: ``[..., F]`` and ``[..., F]`` to ``[..., F]``; leading dimensions broadcast."""
@@ -52,7 +53,8 @@ class MLPTower(nn.Module):
         name: under which the initial values are drawn.
 
     Raises:
-        ValueError: if ``layers`` is empty, has a width below one, or an odd ``layers[0]``.
+        ValueError: if ``layers`` is empty, has a width below one, or an odd ``layers[0]``; if ``dropout`` is
+            no probability.
 
     Example::
 
@@ -66,15 +68,18 @@ class MLPTower(nn.Module):
         self, layers: Sequence[int], *, dropout: float = 0.0, seed: int = 0, name: str = "towers.mlp"
     ) -> None:
         super().__init__()
-        if not layers or min(layers) < 1 or layers[0] % 2:
+        widths = tuple(layers)
+        whole = all(isinstance(width, Integral) for width in widths)
+        if not widths or not whole or min(widths) < 1 or widths[0] % 2:
             raise ValueError(
-                f"layers = {tuple(layers)}: give an even width for the two embeddings side by side, "
-                "then one width of at least 1 per hidden layer"
+                f"layers = {widths}: give an even width for the two embeddings side by side, "
+                "then one whole width of at least 1 per hidden layer"
             )
-        self.out_features = layers[-1]
-        self.dropout = dropout
+        self.widths = tuple(int(width) for width in widths)  # NumPy's numbers are not JSON's
+        self.out_features = self.widths[-1]
+        self.dropout = _probability(dropout)
         self.layers = nn.ModuleList()
-        for index, (fan_in, fan_out) in enumerate(pairwise(layers)):
+        for index, (fan_in, fan_out) in enumerate(pairwise(self.widths)):
             layer: nn.Linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
             uniform_(
                 layer.weight, gain=2, fans=fan_in + fan_out, seed=seed, name=f"{name}.layers.{index}.weight"
@@ -97,6 +102,12 @@ class MLPTower(nn.Module):
         for layer in others:
             hidden = F.dropout(F.relu(layer(hidden)), self.dropout, self.training)
         return hidden
+
+
+def _probability(dropout: float) -> float:
+    if not 0.0 <= dropout <= 1.0:
+        raise ValueError(f"dropout = {dropout}: give a probability between 0 and 1")
+    return dropout
 
 
 def _side_by_side(user: Tensor, item: Tensor) -> Tensor:
