@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ from ncf.recommender import Recommender
 _FORMAT = 1
 _MODELS = ("GMF", "MLP", "NeuMF", "MatrixFactorization")
 _VOCABULARIES = ("user_ids", "item_ids")
+# What a save before this one wrote, or left behind when its process was killed.
+_OWN = re.compile(
+    r"(model-[0-9a-f]{12}\.safetensors|(user|item)_ids-[0-9a-f]{12}\.parquet)"
+    r"|\.{1,2}(model\.safetensors|(user|item)_ids\.parquet|config\.json)(\.\w+\.part)?"
+)
 
 
 def save(model: Recommender, path: str | PathLike[str]) -> None:
@@ -33,6 +39,10 @@ def save(model: Recommender, path: str | PathLike[str]) -> None:
     Args:
         model: what to save.
         path: the folder; it is made if missing, and a model in it is replaced.
+
+    Raises:
+        ValueError: if the model is of a class that `load` does not know.
+        FileExistsError: if ``path`` is a file.
 
     Example::
 
@@ -43,7 +53,11 @@ def save(model: Recommender, path: str | PathLike[str]) -> None:
         ...     ncf.load(folder).config["factors"]
         4
     """
+    if type(model) not in [getattr(models, name) for name in _MODELS]:
+        raise ValueError(f"{type(model).__name__} is not one of {', '.join(_MODELS)}: load would not know it")
     folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: give the folder to write the model to")
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, str] = {}
     weights = folder / ".model.safetensors"
@@ -64,10 +78,9 @@ def save(model: Recommender, path: str | PathLike[str]) -> None:
         "files": files,
     }
     write_text(folder / "config.json", json.dumps(description, indent=2) + "\n")
-    for stem in ("model", *_VOCABULARIES):
-        for old in folder.glob(f"{stem}-*"):
-            if old.name not in files.values():
-                old.unlink()
+    for old in folder.iterdir():  # of the model before; whatever else lies there is not ours
+        if _OWN.fullmatch(old.name) and old.name not in files.values():
+            old.unlink()
 
 
 def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Recommender:
@@ -96,7 +109,7 @@ def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Re
     description = _read_description(folder)
     try:
         model: Recommender = getattr(models, description["model"])(**description["config"], device="meta")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's own, for sizes past all bounds
         raise ValueError(f"{folder / 'config.json'}: the model cannot be built from it: {error}") from error
     expected = model.state_dict()
     tensors = read_tensors(folder / description["files"]["model"], names=tuple(expected))
@@ -106,21 +119,28 @@ def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Re
                 f"{folder}: {name} has shape {tuple(tensor.shape)}, "
                 f"config.json asks for {tuple(expected[name].shape)}"
             )
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"{folder}: {name} holds {tensor.dtype}, not floating-point numbers: save it again"
+            )
     # Copied: a file's tensors need not be aligned as PyTorch's own are, and then round differently.
     state = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
     for name in _VOCABULARIES:
         if name in description["files"]:
-            setattr(model, name, _read_vocabulary(folder / description["files"][name]))
+            size = model.num_users if name == "user_ids" else model.num_items
+            setattr(model, name, _read_vocabulary(folder / description["files"][name], size))
     return model.eval()
 
 
 def _settle(file: Path, stem: str, suffix: str) -> str:
     """Rename a finished file after its content."""
+    digest = hashlib.sha256()
     with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()[:12]
-    final = file.with_name(f"{stem}-{digest}{suffix}")
+        while block := content.read(1 << 20):
+            digest.update(block)
+    final = file.with_name(f"{stem}-{digest.hexdigest()[:12]}{suffix}")
     file.replace(final)
     return final.name
 
@@ -132,7 +152,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
     try:
         description = json.loads(place.read_text(encoding="utf-8"))
         version, model, files = description["format"], description["model"], description["files"]
-        names = [description["files"]["model"], *files.values()]
+        names = [Path(files["model"]), *map(Path, files.values())]
+        description["config"]  # its absence is found here, with the others'
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{place} does not describe a model ({error!r}): save the model again") from error
     if version != _FORMAT:
@@ -140,15 +161,18 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if model not in _MODELS:
         raise ValueError(f"{place} names the model {model!r}: known are {', '.join(_MODELS)}")
     for name in names:
-        if Path(name).name != name:
+        if name.parent != Path() or name.name in ("", ".."):
             raise ValueError(f"{place} names a file outside its folder: {name}")
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is incomplete: {name} is missing, copy the whole folder again")
     return dict(description)
 
 
-def _read_vocabulary(file: Path) -> Vocabulary:
+def _read_vocabulary(file: Path, size: int) -> Vocabulary:
     try:
-        return Vocabulary(pq.read_table(file)["id"].combine_chunks())
+        vocabulary = Vocabulary(pq.read_table(file)["id"].combine_chunks())
     except (pa.ArrowException, KeyError) as error:
         raise ValueError(f"{file} is not a vocabulary ({error}): save the model again") from error
+    if len(vocabulary) > size:
+        raise ValueError(f"{file} has {len(vocabulary)} ids for the model's {size}: save the model again")
+    return vocabulary
