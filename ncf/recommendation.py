@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ncf.evaluation import SupportsScore
+from ncf.columns import id_column, kind, to_tensor
+from ncf.evaluation import SupportsScore, _device_of, _refuse_nan, _scores, scoring_view
 from ncf.interactions import Interactions, Vocabulary
 
 _SCORES_PER_BLOCK = 1 << 22  # 16 MB of scores at a time, whatever the number of users
@@ -46,8 +47,8 @@ def recommend(
         `Recommendations`: raw item ids, and scores.
 
     Raises:
-        ValueError: if a user is unknown, ``k`` is not between 1 and the number of items, or the interactions
-            to exclude are of another catalogue than the model.
+        ValueError: if a user is unknown, ``k`` is not between 1 and the number of items, the interactions to
+            exclude have other users or items than the model, or a score is NaN.
 
     Example::
 
@@ -57,29 +58,22 @@ def recommend(
         [['milk'], []]
     """
     user_ids, item_ids = (_vocabulary(model, exclude, name) for name in ("user_ids", "item_ids"))
-    num_users, num_items = (_size(model, exclude, name) for name in ("num_users", "num_items"))
+    num_users, num_items = (_size(model, exclude, side) for side in ("user", "item"))
     if not 1 <= k <= num_items:
         raise ValueError(f"k = {k}: give a length between 1 and the number of items, {num_items}")
-    if user_ids is not None:
-        rows = user_ids.encode(users)
-    else:
-        rows = torch.as_tensor(users, dtype=torch.int64)
-        outside = ((rows < 0) | (rows >= num_users)).nonzero()
-        if len(outside):
-            place = int(outside[0])
-            raise ValueError(
-                f"users[{place}] = {int(rows[place])} is out of range: ids go from 0 to {num_users - 1}"
-            )
-    scorer = model.scorer() if hasattr(model, "scorer") else model
-    catalogue = torch.arange(num_items)
+    rows = _rows(users, user_ids, num_users)
+    catalogue = torch.arange(num_items, device=_device_of(model))
     best_scores, best_items = [], []
-    for block in rows.split(max(1, _SCORES_PER_BLOCK // num_items)):
-        scores = scorer.score(block, catalogue.expand(len(block), -1)).float().cpu()
-        if exclude is not None:
-            scores[_seen(exclude, block)] = -torch.inf
-        values, items = scores.topk(k, dim=1)
-        best_scores.append(values)
-        best_items.append(items)
+    with scoring_view(model) as scorer:
+        for block in rows.split(max(1, _SCORES_PER_BLOCK // num_items)):
+            candidates = catalogue.expand(len(block), -1)  # [b, I], one list for all
+            scores = _scores(scorer, block.to(catalogue.device), candidates).cpu().float()
+            if exclude is not None:
+                scores[_seen(exclude, block)] = -torch.inf
+            _refuse_nan(scores, block, candidates, torch.tensor(True))
+            values, items = scores.topk(k, dim=1)
+            best_scores.append(values)
+            best_items.append(items)
     values = torch.cat(best_scores) if best_scores else torch.empty(0, k)
     items = torch.cat(best_items) if best_items else torch.empty(0, k, dtype=torch.int64)
     lengths = (values > -torch.inf).sum(1).tolist()
@@ -101,13 +95,44 @@ def _seen(exclude: Interactions, users: Tensor) -> tuple[Tensor, Tensor]:
     return rows, items[offsets[users][rows] + within]
 
 
+def _rows(users: Any, user_ids: Vocabulary | None, num_users: int) -> Tensor:
+    """The numbers of raw user ids, which without a vocabulary are those numbers."""
+    if isinstance(users, str):  # a sequence too, of its letters
+        raise ValueError(f"users = {users!r}: give a list of ids")
+    if user_ids is not None:
+        return user_ids.encode(users, "users")
+    column = id_column(users, "users")
+    if len(column) and kind(column) == "strings":
+        raise ValueError(f"users holds strings, but there is no vocabulary: give numbers below {num_users}")
+    rows = to_tensor(column)
+    outside = ((rows < 0) | (rows >= num_users)).nonzero()
+    if len(outside):
+        place = int(outside[0])
+        raise ValueError(
+            f"users[{place}] = {int(rows[place])} is out of range: ids go from 0 to {num_users - 1}"
+        )
+    return rows
+
+
 def _vocabulary(model: object, exclude: Interactions | None, name: str) -> Vocabulary | None:
-    vocabulary: Vocabulary | None = getattr(model, name, None) or getattr(exclude, name, None)
-    return vocabulary
+    own: Vocabulary | None = getattr(model, name, None)
+    other: Vocabulary | None = getattr(exclude, name, None)
+    if own is None or other is None or own is other:
+        return other if own is None else own
+    if len(own) == len(other) and not own.values.equals(other.values):
+        raise ValueError(
+            f"{name} differs: the model was trained on other raw ids than the interactions to exclude have, "
+            "or in another order"
+        )
+    return own
 
 
-def _size(model: object, exclude: Interactions | None, name: str) -> int:
+def _size(model: object, exclude: Interactions | None, side: str) -> int:
+    """How many users or items there are; a model may have rows to spare, past its vocabulary."""
+    name, own = f"num_{side}s", getattr(model, f"{side}_ids", None)
     sizes = [getattr(source, name) for source in (model, exclude) if hasattr(source, name)]
+    if own is not None:
+        sizes[: hasattr(model, name)] = [len(own)]
     if not sizes:
         raise ValueError(f"{type(model).__name__} does not say its {name}: pass the interactions as exclude")
     if len(set(sizes)) > 1:
