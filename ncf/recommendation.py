@@ -67,7 +67,9 @@ def recommend(
     with scoring_view(model) as scorer:
         for block in rows.split(max(1, _SCORES_PER_BLOCK // num_items)):
             candidates = catalogue.expand(len(block), -1)  # [b, I], one list for all
-            scores = _scores(scorer, block.to(catalogue.device), candidates).cpu().float()
+            scores = _scores(scorer, block.to(catalogue.device), candidates)
+            # Copied before it is written to: it may be the model's own memory, or one row for all.
+            scores = scores.to("cpu", torch.float32, copy=exclude is not None).contiguous()
             if exclude is not None:
                 scores[_seen(exclude, block)] = -torch.inf
             _refuse_nan(scores, block, candidates, torch.tensor(True))
