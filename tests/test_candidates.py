@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chi2
 
-from ncf import Candidates, Interactions, Split, leave_one_out, sample_candidates, whole_catalogue
+from ncf import Candidates, Catalogue, Interactions, Split, leave_one_out, sample_candidates, whole_catalogue
 
 
 def touched(interactions: Interactions) -> list[set[int]]:
@@ -89,3 +92,93 @@ def test_bad_arguments(split: Split) -> None:
         sample_candidates(split, "train")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the validation part of the split is empty"):
         sample_candidates(split.merged(), "validation")
+
+
+def test_candidates_are_uniform_over_all_untouched_items(split: Split) -> None:
+    """Over many seeds, one user; a generator of one seed per list must not favour an item."""
+    counts = torch.zeros(60, dtype=torch.int64)
+    for seed in range(300):
+        candidates = sample_candidates(split, num_negatives=5, seed=seed)
+        counts += torch.bincount(candidates.negatives[7], minlength=60)
+    drawn = counts[counts > 0].numpy()
+    assert len(drawn) == 60 - 12
+    # without replacement the counts vary less than a multinomial's: the statistic is shrunk by (n - k) / (n - 1)
+    statistic = ((drawn - drawn.mean()) ** 2 / drawn.mean()).sum() * (48 - 1) / (48 - 5)
+    assert 1e-4 < chi2.sf(statistic, 47) < 1 - 1e-4
+
+
+def test_the_two_parts_draw_different_candidates(split: Split) -> None:
+    test, validation = (sample_candidates(split, part, num_negatives=20) for part in ("test", "validation"))  # type: ignore[arg-type]
+    assert torch.equal(test.users, validation.users)
+    assert not torch.equal(test.negatives, validation.negatives)
+
+
+@given(st.integers(2, 6), st.integers(3, 9), st.integers(0, 1000))
+def test_whole_catalogue_against_brute_force(num_users: int, num_items: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(num_users, num_items, generator=generator) < 0.6
+    mask[0, :3] = True  # somebody has enough to hold out
+    users, items = mask.nonzero(as_tuple=True)
+    order = torch.randperm(len(users), generator=generator)
+    interactions = Interactions(users[order], items[order], None, num_users, num_items)
+    split = leave_one_out(interactions)
+    for part in ("test", "validation"):
+        catalogue = whole_catalogue(split, part)  # type: ignore[arg-type]
+        assert catalogue.num_items == num_items
+        lengths = catalogue.seen_offsets.diff().tolist()
+        for user, positive, seen in zip(
+            catalogue.users.tolist(),
+            catalogue.positives.tolist(),
+            catalogue.seen_items.split(lengths),
+            strict=True,
+        ):
+            assert mask[user, positive]
+            assert seen.tolist() == [i for i in range(num_items) if mask[user, i] and i != positive]
+
+
+GOOD = {
+    "users": [0, 3],
+    "positives": [2, 1],
+    "num_items": 5,
+    "seen_offsets": [0, 2, 3],
+    "seen_items": [0, 4, 2],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"users": [0.0, 3.0]}, r"users must be int64 of shape \(2,\), got torch.float32"),
+        ({"users": [[0, 3]]}, r"users must be int64 of shape \(2,\), got torch.int64 \(1, 2\)"),
+        ({"users": [0, -3]}, r"users\[1\] = -3: ids are 0 or more"),
+        ({"positives": [2]}, r"positives must be int64 of shape \(2,\)"),
+        ({"positives": [2, 5]}, r"positives\[1\] = 5 is out of range for num_items = 5"),
+        ({"seen_items": [0, 4, -1]}, r"seen_items\[2\] = -1 is out of range"),
+        ({"seen_items": [4, 0, 2]}, r"seen_items\[1\] = 0: the seen items of a user must ascend"),
+        ({"seen_items": [4, 4, 2]}, r"seen_items\[1\] = 4: the seen items of a user must ascend"),
+        ({"seen_items": [0, 2, 2]}, r"seen_items\[1\] = 2: .* without the user's positive"),
+        ({"seen_offsets": [0, 2, 4]}, "seen_offsets must rise from 0 to len"),
+        ({"seen_offsets": [0, 4, 3]}, "seen_offsets must rise from 0 to len"),
+        ({"seen_offsets": [1, 2, 3]}, "seen_offsets must rise from 0 to len"),
+        ({"seen_offsets": [0, 3]}, r"seen_offsets must be int64 of shape \(3,\)"),
+    ],
+)
+def test_bad_catalogues(change: dict, message: str) -> None:
+    def build(**values: object) -> Catalogue:
+        return Catalogue(**{k: torch.tensor(v) if isinstance(v, list) else v for k, v in values.items()})  # type: ignore[arg-type]
+
+    assert len(build(**GOOD)) == 2
+    with pytest.raises(ValueError, match=message):
+        build(**GOOD | change)
+
+
+def test_short_descriptions(split: Split) -> None:
+    assert repr(sample_candidates(split, num_negatives=7)) == "Candidates(40 users, 1 + 7 items each)"
+    assert repr(whole_catalogue(split)) == "Catalogue(40 users, 60 items less those seen)"
+    assert len(sample_candidates(split)) == 40
+
+
+def test_to_another_device(split: Split) -> None:
+    moved = sample_candidates(split, num_negatives=7).to("cpu")
+    assert moved.items.shape == (40, 8)
+    assert torch.equal(moved.items[:, 0], split.test.items)

@@ -65,3 +65,37 @@ def test_distinct_draws_run_out_into_padding() -> None:
 def test_weights_too_large_for_64_bits_are_refused() -> None:
     with pytest.raises(ValueError, match="scale the weights down"):
         build(2, [{0}] * 8, torch.tensor([2**60, 2**60]))
+
+
+@given(SETS, st.integers(0, 1000))
+def test_keys_of_32_and_of_64_bits_address_the_same(case: tuple[int, list[set[int]]], seed: int) -> None:
+    size, sets = case
+    weights = torch.randint(0, 4, (size,), generator=torch.Generator().manual_seed(seed))
+    scale = 2**31
+    small, large = build(size, sets, weights), build(size, sets, weights * scale)
+    for user in range(len(sets)):
+        if int(small.sizes[user]):
+            ranks = torch.arange(int(small.sizes[user]))[None]
+            at = torch.tensor([user])
+            expected = small.at(at, ranks)
+            for offset in (0, scale - 1):  # both ends of the interval
+                assert torch.equal(large.at(at, ranks * scale + offset), expected)
+
+
+@given(SETS, st.integers(1, 5), st.integers(0, 1000))
+def test_distinct_draws_are_distinct_and_outside(
+    case: tuple[int, list[set[int]]], num: int, seed: int
+) -> None:
+    size, sets = case
+    drawn = build(size, sets).draw_distinct(torch.arange(len(sets)), num, torch.Generator().manual_seed(seed))
+    for own, row in zip(sets, drawn.tolist(), strict=True):
+        real = [item for item in row if item >= 0]
+        assert len(real) == len(set(real)) == min(num, size - len(own))
+        assert row == real + [-1] * (num - len(real))
+        assert not set(real) & own
+
+
+def test_distinct_draws_refuse_weights() -> None:
+    complement = build(3, [{0}], torch.ones(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="build the complement without weights"):
+        complement.draw_distinct(torch.tensor([0]), 1, torch.Generator())

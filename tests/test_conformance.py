@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,3 +126,68 @@ def test_ids_out_of_range_are_named(build: Callable[..., Recommender], method: s
         call(torch.tensor([0.0]), torch.tensor([[0]]))
     with pytest.raises(ValueError, match="for users"):
         call(torch.tensor([0, 1]), torch.tensor([[0]]))
+
+
+def test_predict_leaves_the_mode_and_the_gradients_alone(build: Callable[..., Recommender]) -> None:
+    model, (users, items) = build(dropout=0.5, init_std=1.0), ids()
+    for mode in (True, False):
+        model.train(mode)
+        first, second = model.predict(users, items), model.predict(users, items)
+        assert torch.equal(first, second)  # no dropout
+        assert not first.requires_grad
+        assert model.training is mode
+        torch.testing.assert_close(torch.sigmoid(model.score(users, items)), first)
+
+
+def test_no_ids_and_no_candidates_give_empty_answers(build: Callable[..., Recommender]) -> None:
+    model, none = build(), torch.empty(0, dtype=torch.int64)
+    assert model(none, none).shape == (0,)
+    assert model.predict(none, none.view(0, 1)).shape == (0, 1)
+    assert model.score(none, none.view(0, 3)).shape == (0, 3)
+    assert model.score(torch.tensor([1]), none.view(1, 0)).shape == (1, 0)
+
+
+def test_padding_in_a_list_shared_by_all_users(build: Callable[..., Recommender]) -> None:
+    model = build(init_std=1.0)
+    users, shared = torch.tensor([3, 0, 3]), torch.tensor([5, -1, 0, -1])
+    expected = model(users, shared.clamp(min=0).expand(3, -1)).detach()
+    expected[:, [1, 3]] = -torch.inf
+    for listed in (shared.expand(3, -1), shared.repeat(3, 1)):
+        torch.testing.assert_close(model.score(users, listed), expected, atol=1e-5, rtol=1e-5)
+    assert bool(model.score(users, torch.full((3, 2), -1)).isneginf().all())
+
+
+def test_the_config_builds_the_same_model_again(build: Callable[..., Recommender]) -> None:
+    model = build(seed=4, init_std=0.3, dropout=0.2)
+    again = type(model)(**json.loads(json.dumps(model.config)))
+    assert again.config == model.config
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_a_loaded_model_trains_on_as_the_saved_one(
+    build: Callable[..., Recommender], split: Split, tmp_path: Path
+) -> None:
+    model = build(seed=3)
+    model.save(tmp_path)
+    results = []
+    for each in (model, ncf.load(tmp_path)):
+        Trainer(each, epochs=1, batch_size=64, selection="last").fit(split)
+        results.append(torch.cat([value.flatten() for value in each.state_dict().values()]))
+    assert torch.equal(results[0], results[1])
+
+
+def test_parameters_are_named_alike_in_every_model(build: Callable[..., Recommender]) -> None:
+    names = set(build().state_dict())
+    tables = {name for name in names if name.startswith("embeddings.ebc.embedding_bags.")}
+    assert tables
+    for side in ("user", "item"):
+        assert any(f".{side}_" in name for name in tables)
+    assert "head.bias" in names
+    assert all(name.startswith(("towers.", "head.")) for name in names - tables)
+
+
+@pytest.mark.parametrize("bad", [[0], np.array([0]), None])
+def test_ids_that_are_no_tensor_are_refused(build: Callable[..., Recommender], bad: object) -> None:
+    with pytest.raises(ValueError, match="users must be an int64 tensor of ids, got"):
+        build().predict(bad, torch.tensor([0]))  # type: ignore[arg-type]

@@ -23,9 +23,14 @@ def test_a_file_appears_whole_in_a_folder_made_for_it(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     place = tmp_path / "file.txt"
     write_text(place, "old")
-    with pytest.raises(KeyboardInterrupt), written_beside(place) as beside:
-        beside.write_text("half of the n")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with written_beside(place) as beside:
+            beside.write_text("half of the n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert place.read_text() == "old"
     assert list(tmp_path.iterdir()) == [place]
 

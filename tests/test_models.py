@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
 from ncf import GMF, MLP, MatrixFactorization, NeuMF
+from ncf.interactions import Vocabulary
 
 
 def every_pair(num_users: int, num_items: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,3 +105,51 @@ def test_a_rectangle_of_a_table_is_filled_as_the_whole_would_be() -> None:
     part = torch.empty(1300, 4)
     model.embeddings.fill(table, part, seed=5, row=900, column=4)
     assert torch.equal(part, whole[900:2200, 4:8])
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.5, True])
+def test_factors_must_be_a_positive_whole_number(bad: object) -> None:
+    for model in (GMF, NeuMF, MatrixFactorization):
+        with pytest.raises(ValueError, match=f"factors = {bad}: give a positive whole number"):
+            model(5, 7, factors=bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", [GMF, MLP, NeuMF, MatrixFactorization])
+def test_dropout_and_deviation_are_checked_when_built(model: type) -> None:
+    with pytest.raises(ValueError, match=r"dropout = 1\.5: give a probability"):
+        model(5, 7, dropout=1.5)
+    with pytest.raises(ValueError, match=r"init_std = -1\.0"):
+        model(5, 7, init_std=-1.0)
+
+
+def test_numpys_numbers_build_the_same_model() -> None:
+    wide = np.int64
+    model = NeuMF(wide(5), wide(7), factors=wide(4), layers=np.array([8, 4]), seed=wide(3))  # type: ignore[arg-type]
+    plain = NeuMF(5, 7, factors=4, layers=(8, 4), seed=3)
+    assert json.dumps(model.config) == json.dumps(plain.config)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_parts_trained_on_other_raw_ids_do_not_fuse() -> None:
+    gmf, mlp = GMF(2, 3), MLP(2, 3)
+    gmf.user_ids, mlp.user_ids = Vocabulary(["a", "b"]), Vocabulary(["b", "a"])
+    with pytest.raises(ValueError, match="user_ids differs"):
+        NeuMF.from_pretrained(gmf, mlp)
+    gmf.user_ids = None
+    assert NeuMF.from_pretrained(gmf, mlp).user_ids is mlp.user_ids
+    gmf.user_ids = Vocabulary(["b", "a"])
+    assert NeuMF.from_pretrained(gmf, mlp).user_ids is gmf.user_ids
+
+
+def test_models_of_one_seed_share_no_numbers_between_their_tables() -> None:
+    model = NeuMF(500, 500, factors=8, layers=(16, 8))
+    tables = [model.embeddings.weight(table.name).detach().flatten() for table in model.embeddings.tables]
+    correlations = torch.corrcoef(torch.stack(tables)) - torch.eye(4)
+    assert float(correlations.abs().max()) < 0.08  # five standard errors
+
+
+def test_a_model_prints_the_arguments_it_was_built_with() -> None:
+    assert "num_users=5, num_items=7, factors=4, dropout=0.0, init_std=0.01, seed=0" in repr(
+        GMF(5, 7, factors=4)
+    )

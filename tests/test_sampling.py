@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chisquare
+from scipy.stats import chi2_contingency, chisquare
 
 from ncf import Interactions, NegativeSampler, Split, leave_one_out
 
@@ -84,3 +85,46 @@ def test_same_seed_same_negatives() -> None:
     first, second = (NegativeSampler(train, seed=5).sample(users, 7) for _ in range(2))
     assert torch.equal(first, second)
     assert not torch.equal(first, NegativeSampler(train, seed=6).sample(users, 7))
+
+
+@pytest.mark.parametrize(
+    ("users", "num", "message"),
+    [
+        ([0, -1], 2, r"users\[1\] = -1 is out of range for num_users = 2: ids go from 0 to 1"),
+        ([0, 2], 2, r"users\[1\] = 2 is out of range for num_users = 2"),
+        ([0.0], 2, r"users must be an int64 tensor \[B\], got torch.float32"),
+        ([[0]], 2, r"users must be an int64 tensor \[B\], got torch.int64 \(1, 1\)"),
+        ([0], -1, "num = -1"),
+    ],
+)
+def test_users_out_of_range_are_named(users: list, num: int, message: str) -> None:
+    sampler = NegativeSampler(interactions_of([{0}, {1}], 3))
+    with pytest.raises(ValueError, match=message):
+        sampler.sample(torch.tensor(users), num)
+    assert sampler.sample(torch.tensor([0, 1]), 0).shape == (2, 0)
+
+
+@pytest.mark.parametrize("power", [float("nan"), float("inf")])
+def test_a_power_that_is_not_finite_is_refused(power: float) -> None:
+    with pytest.raises(ValueError, match=f"power = {power}"):
+        NegativeSampler(interactions_of([{0}, {1}], 3), law="popularity", power=power)
+
+
+def test_power_zero_is_uniform_over_the_items_that_occur() -> None:
+    sampler = NegativeSampler(
+        interactions_of([{0}, {1, 2}, {2}, {2}], 5), law="popularity", power=0.0, seed=2
+    )
+    counts = torch.bincount(sampler.sample(torch.zeros(2000, dtype=torch.int64), 5).flatten(), minlength=5)
+    assert counts[[0, 3, 4]].sum() == 0
+    assert chisquare(counts[1:3].numpy()).pvalue > 1e-4
+
+
+def test_draws_of_different_users_and_columns_are_independent() -> None:
+    train = interactions_of([{0, 1}, {2, 3}], 6)
+    drawn = NegativeSampler(train, seed=4).sample(torch.tensor([0, 1] * 3000), 2).view(3000, 4)
+    for a in range(4):
+        for b in range(a):
+            table = np.zeros((6, 6))
+            np.add.at(table, (drawn[:, a].numpy(), drawn[:, b].numpy()), 1)
+            table = table[table.sum(1) > 0][:, table.sum(0) > 0]
+            assert chi2_contingency(table).pvalue > 1e-5
