@@ -3,10 +3,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ncf import GMF, History, Interactions, NeuMF, Split, Trainer, evaluate, sample_candidates
+from ncf import (
+    GMF,
+    History,
+    Interactions,
+    NeuMF,
+    Split,
+    Trainer,
+    evaluate,
+    leave_one_out,
+    sample_candidates,
+    training,
+    whole_catalogue,
+)
 from ncf.batches import TrainingBatches
-
-from .conftest import random_interactions
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
@@ -40,44 +50,6 @@ def test_the_learning_rate_falls_linearly_to_nothing(split: Split) -> None:
     trainer.fit(split)
     total = len(seen)
     assert seen == pytest.approx([0.5 * (1 - k / total) for k in range(total)])
-
-
-def test_fault_6_negatives_are_fresh_in_every_epoch() -> None:
-    batches = TrainingBatches(random_interactions(10, 50, 5), batch_size=10_000)
-    negatives = []
-    for epoch in (0, 1, 0):
-        (batch,) = batches.epoch(epoch)
-        order = (batch.users[0] * 50 + batch.items[0, :, 0]).argsort()
-        negatives.append(batch.items[0, order, 1:])
-    assert torch.equal(negatives[0], negatives[2])
-    assert float((negatives[0] == negatives[1]).float().mean()) < 0.2
-
-
-@pytest.mark.parametrize("per_chunk", [1, 3])
-def test_fault_16_every_positive_is_in_some_batch(interactions: Interactions, per_chunk: int) -> None:
-    batches = TrainingBatches(interactions, batch_size=35, negatives=4)
-    pairs, sizes = [], []
-    for chunk in batches.epoch(0, per_chunk=per_chunk):
-        pairs += (chunk.users * 60 + chunk.items[..., 0]).flatten().tolist()
-        sizes += [chunk.users.shape[1]] * len(chunk.users)
-    assert sorted(pairs) == sorted((interactions.users * 60 + interactions.items).tolist())
-    assert len(sizes) == len(batches)
-    assert sizes == [7] * (480 // 7) + [480 % 7]
-
-
-def test_an_epoch_can_be_taken_up_in_its_middle(interactions: Interactions) -> None:
-    batches = TrainingBatches(interactions, batch_size=50)
-    whole = [chunk.items for chunk in batches.epoch(3)]
-    rest = [chunk.items for chunk in batches.epoch(3, start=5)]
-    assert all(torch.equal(a, b) for a, b in zip(whole[5:], rest, strict=True))
-
-
-def test_a_user_who_has_touched_everything_is_left_out() -> None:
-    train = Interactions.from_arrays([0, 0, 0, 1], [0, 1, 2, 0])
-    (batch,) = TrainingBatches(train, batch_size=100).epoch(0)
-    assert batch.users.flatten().tolist() == [1]
-    with pytest.raises(ValueError, match="nothing to train on"):
-        TrainingBatches(Interactions.from_arrays([0, 0], [0, 1]), batch_size=100)
 
 
 def test_the_best_epoch_on_the_validation_part_is_kept(split: Split) -> None:
@@ -211,3 +183,179 @@ def test_a_split_that_does_not_fit(split: Split) -> None:
         Trainer(GMF(40, 60)).fit(split.merged())
     with pytest.raises(ValueError, match="nothing to train on"):
         Trainer(GMF(40, 60)).fit(Split(None, None, split.test))
+
+
+@pytest.mark.parametrize(("selection", "part"), [("validation", "validation"), ("paper", "test")])
+def test_fault_7_what_is_judged_is_the_held_out_item_of_the_named_part(
+    split: Split, selection: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+
+    def spy(model: object, candidates: object, k: int) -> object:
+        judged.append(candidates)
+        return evaluate(model, candidates, k=k)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "evaluate", spy)
+    Trainer(GMF(40, 60), epochs=2, selection=selection).fit(split)  # type: ignore[arg-type]
+    assert len(judged) == 2
+    for candidates in judged:
+        assert torch.equal(candidates.positives, getattr(split, part).items)
+
+
+def test_the_last_epoch_is_kept_where_nothing_is_selected(split: Split) -> None:
+    kept = []
+    model = NeuMF(40, 60, init_std=0.1)
+    history = Trainer(model, epochs=4, batch_size=64, selection="last").fit(
+        split, on_epoch=lambda _: kept.append(weights(model).clone())
+    )
+    assert history.best_epoch == 4
+    assert torch.equal(weights(model), kept[-1])
+    assert not torch.equal(kept[-1], kept[-2])
+    assert history.hr == [None] * 4
+
+
+def test_the_paper_keeps_the_epoch_with_the_best_hit_rate(split: Split) -> None:
+    model = NeuMF(40, 60, init_std=0.1)
+    candidates = sample_candidates(split, num_negatives=20)
+    history = Trainer(model, epochs=6, batch_size=64, learning_rate=2e-2, selection="paper", k=3).fit(
+        split, candidates
+    )
+    rates = [rate for rate in history.hr if rate is not None]
+    assert history.best_epoch == 1 + rates.index(max(rates))
+    assert evaluate(model, candidates, k=3).hr == pytest.approx(max(rates))
+
+
+def test_it_may_be_judged_on_the_whole_catalogue(split: Split) -> None:
+    catalogue = whole_catalogue(split, "validation")
+    model = GMF(40, 60)
+    history = Trainer(model, epochs=2).fit(split, catalogue)  # type: ignore[arg-type]
+    best = history.ndcg[history.best_epoch - 1]
+    assert evaluate(model, catalogue).ndcg == pytest.approx(best)
+
+
+class Stop:
+    """Raises at a given step of the optimizer."""
+
+    def __init__(self, trainer: Trainer, at: int) -> None:
+        self.left, self.step = at, trainer.optimizer.step
+        trainer.optimizer.step = self  # type: ignore[method-assign,assignment]
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.step()
+
+
+@pytest.mark.parametrize(("at", "ended"), [(0, 0), (3, 0), (20, 2)])
+def test_ctrl_c_in_the_middle_of_an_epoch(split: Split, at: int, ended: int) -> None:
+    model = NeuMF(40, 60, init_std=0.1)
+    kept = {0: weights(model).clone()}
+    trainer = Trainer(model, epochs=9, batch_size=250)  # 400 positives, 50 in a batch: 8 steps an epoch
+    Stop(trainer, at)
+    history = trainer.fit(split, on_epoch=lambda h: kept.update({len(h): weights(model).clone()}))
+    assert history.interrupted
+    assert len(history) == ended
+    assert torch.equal(weights(model), kept[history.best_epoch])
+    assert not model.training
+    assert "interrupted" in str(history)
+
+
+def test_a_loss_that_diverges_later_leaves_the_best_weights(split: Split) -> None:
+    model = NeuMF(40, 60, init_std=0.1)
+    kept = {}
+
+    def poison(history: History) -> None:
+        kept[len(history)] = weights(model).clone()
+        if len(history) == 2:
+            with torch.no_grad():
+                model.head.weight.fill_(float("inf"))
+
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at epoch 3, step 1: lower the"):
+        Trainer(model, epochs=5, batch_size=64).fit(split, on_epoch=poison)
+    assert any(torch.equal(weights(model), each) for each in kept.values())
+    assert bool(weights(model).isfinite().all())
+
+
+def test_bpr_learns_to_rank(split: Split) -> None:
+    def auc(model: GMF) -> float:
+        train = split.train
+        assert train is not None
+        every = model.score(torch.arange(40), torch.arange(60).expand(40, -1))
+        own = torch.zeros(40, 60, dtype=torch.bool)
+        own[train.users, train.items] = True
+        return float(
+            torch.stack(
+                [(a[m][:, None] > a[~m]).float().mean() for a, m in zip(every, own, strict=True)]
+            ).mean()
+        )
+
+    model = GMF(40, 60, init_std=0.1)
+    before = auc(model)
+    history = Trainer(model, epochs=20, batch_size=64, learning_rate=1e-2, loss="bpr", selection="last").fit(
+        split
+    )
+    assert history.loss[0] == pytest.approx(0.693, abs=0.01)
+    assert history.loss[-1] < 0.8 * history.loss[0]
+    assert auc(model) > before + 0.2
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
+def test_one_step_is_that_of_pytorchs_optimizer(split: Split, optimizer: str) -> None:
+    """Against a step written with PyTorch alone, on the very batch that the trainer draws.
+
+    In double precision: Adam's first step is nearly the gradient's sign, which magnifies rounding errors.
+    """
+    ours, theirs = (NeuMF(40, 60, init_std=0.5).double() for _ in range(2))
+    trainer = Trainer(
+        ours,
+        epochs=1,
+        batch_size=10**6,
+        learning_rate=0.1,
+        weight_decay=0.01,
+        optimizer=optimizer,  # type: ignore[arg-type]
+        selection="last",
+        seed=8,
+    )
+    history = trainer.fit(split)
+    assert split.train is not None
+    (batch,) = TrainingBatches(split.train, batch_size=10**6, seed=8).epoch(0)
+    users, items = batch.users[0], batch.items[0]
+    logits = theirs(users[:, None].expand_as(items).reshape(-1), items.reshape(-1))
+    labels = torch.tensor([1.0, 0, 0, 0, 0], dtype=torch.float64).repeat(len(users))
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    loss.backward()
+    name = {"adam": "Adam", "adagrad": "Adagrad", "sgd": "SGD"}[optimizer]
+    getattr(torch.optim, name)(theirs.parameters(), lr=0.1, weight_decay=0.01).step()
+    torch.testing.assert_close(weights(ours), weights(theirs), atol=1e-8, rtol=1e-6)
+    assert history.loss == [pytest.approx(float(loss.detach()), rel=1e-5)]
+
+
+def test_the_seed_of_dropout_matters(split: Split) -> None:
+    results = []
+    for seed in (0, 1):
+        model = NeuMF(40, 60, dropout=0.5, init_std=0.1)
+        trainer = Trainer(model, epochs=1, batch_size=10**6, selection="last", seed=seed)
+        trainer.fit(split)
+        results.append(weights(model))
+    assert not torch.equal(results[0], results[1])
+
+
+def test_threads_are_set_back(split: Split) -> None:
+    before = torch.get_num_threads()
+    seen = []
+    Trainer(GMF(40, 60), epochs=1, threads=2).fit(
+        split, on_epoch=lambda _: seen.append(torch.get_num_threads())
+    )
+    assert seen == [2]
+    assert torch.get_num_threads() == before
+
+
+def test_the_vocabularies_come_with_the_training() -> None:
+    users = [f"u{n % 7}" for n in range(42)]
+    split = leave_one_out(Interactions.from_arrays(users, [(n * 5) % 23 for n in range(42)]))
+    assert split.train is not None
+    model = GMF(split.train.num_users, split.train.num_items)
+    Trainer(model, epochs=1).fit(split)
+    assert model.user_ids is split.train.user_ids
+    assert model.item_ids is split.train.item_ids
