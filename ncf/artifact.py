@@ -154,7 +154,14 @@ def _read_description(folder: Path) -> dict[str, Any]:
         version, model, files = description["format"], description["model"], description["files"]
         names = [Path(files["model"]), *map(Path, files.values())]
         description["config"]  # its absence is found here, with the others'
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{place} does not describe a model ({error!r}): save the model again") from error
     if version != _FORMAT:
         raise ValueError(f"{place} has format {version}, this version of ncf reads {_FORMAT}: update ncf")
