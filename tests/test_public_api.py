@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -41,15 +42,27 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = ncf.SVD
 
 
-def test_without_fbgemm_one_error_says_what_to_install() -> None:
+@pytest.mark.parametrize("absent", ["fbgemm_gpu", "torchrec"])
+def test_without_fbgemm_one_error_says_what_to_install(absent: str) -> None:
     output = run(
-        "import sys\n"
+        "import sys, traceback\n"
         "class Absent:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] == 'fbgemm_gpu':\n"
+        f"        if name.split('.')[0] == {absent!r}:\n"
         "            raise ImportError('libcuda.so.1: cannot open shared object file')\n"
         "sys.meta_path.insert(0, Absent())\n"
-        "from ncf import NeuMF\n"
+        "from ncf import Interactions, leave_one_out, sample_candidates\n"  # data needs neither
+        "for _ in range(2):\n"  # the second time as the first
+        "    try:\n"
+        "        from ncf import NeuMF\n"
+        "    except ImportError as error:\n"
+        "        print('one error:', error)\n"
     )
-    assert "pip install -r requirements-cpu.txt" in output
-    assert "libcuda.so.1" in output
+    assert output.count("one error: TorchRec could not be loaded: libcuda.so.1") == 2
+    assert output.count("pip install -r requirements-cpu.txt") == 2
+    assert output.count("fbgemm-gpu==1.8.*") == 2
+    assert "Traceback" not in output
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert importlib.metadata.version("ncf") == ncf.__version__
