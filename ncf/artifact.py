@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def save(model: Recommender, path: str | PathLike[str]) -> None:
     write_text(folder / "config.json", json.dumps(description, indent=2) + "\n")
     for old in folder.iterdir():  # of the model before; whatever else lies there is not ours
         if _OWN.fullmatch(old.name) and old.name not in files.values():
-            old.unlink()
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Recommender:

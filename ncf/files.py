@@ -13,27 +13,26 @@ from torch import Tensor
 
 @contextmanager
 def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path in the same folder; on success rename it to ``path``, on failure remove it.
+    """Give a temporary path beside ``path``; on success rename it to ``path``, on failure remove it.
+
+    The path lies in a hidden folder of its own, ``.<name>.<random>.part``: a library that itself writes beside the
+    path it is given leaves nothing else behind when the process is killed.
 
     Args:
         path: the file to be written; its folder is made if missing.
 
     Yields:
-        The path to write to.
+        The path to write to; no file is there yet.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    os.close(handle)
-    beside = Path(name)
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".part", dir=target.parent) as folder:
+        beside = Path(folder) / target.name
         yield beside
         beside.chmod(0o666 & ~_umask())
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -211,7 +211,9 @@ def _read_text(
     if len(separator) != 1:
         raise ValueError(f"separator = {separator!r}: it must be one character")
     parse = pa_csv.ParseOptions(delimiter=separator)
-    there = columns or pa_csv.open_csv(file, parse_options=parse).schema.names
+    # Only one thread counts rows: a malformed one is then named by its number.
+    header = pa_csv.ReadOptions(use_threads=False)
+    there = columns or pa_csv.open_csv(file, header, parse).schema.names
     wanted = wanted_columns(there, user, item, timestamp, str(file))
 
     def read(threads: bool) -> Any:
