@@ -34,7 +34,7 @@ from ncf import (
 )
 from ncf.baselines import ALS
 from ncf.datasets import movielens
-from ncf.evaluation import SupportsScore, scoring_view
+from ncf.scorers import SupportsScore, scoring_view
 from ncf.statistics import paired_test, standard_error
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ncf.complement import Complement
 from ncf.interactions import Interactions
-from ncf.splitting import Split
+from ncf.splitting import Split, check_rank
 
 Part = Literal["validation", "test"]
 
@@ -77,6 +77,12 @@ class Candidates:
     def to(self, device: torch.device | str) -> Candidates:
         """The same candidates on another device."""
         return Candidates(self.users.to(device), self.positives.to(device), self.negatives.to(device))
+
+    def part(self, rank: int, world_size: int) -> Candidates:
+        """Every ``world_size``-th user, from number ``rank`` on: those that one process of several judges."""
+        check_rank(rank, world_size)
+        mine = slice(rank, None, world_size)
+        return Candidates(self.users[mine], self.positives[mine], self.negatives[mine])
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the candidates to a safetensors file, beside it first and then renamed."""
@@ -166,6 +172,16 @@ class Catalogue:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    def part(self, rank: int, world_size: int) -> Catalogue:
+        """Every ``world_size``-th user, from number ``rank`` on: those that one process of several judges."""
+        check_rank(rank, world_size)
+        mine = torch.arange(rank, len(self), world_size, device=self.users.device)
+        counts = self.seen_offsets.diff()[mine]
+        offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        within = torch.arange(int(offsets[-1]), device=mine.device) - offsets[:-1].repeat_interleave(counts)
+        seen = self.seen_items[self.seen_offsets[mine].repeat_interleave(counts) + within]
+        return Catalogue(self.users[mine], self.positives[mine], self.num_items, offsets, seen)
 
     def __repr__(self) -> str:
         return f"Catalogue({len(self)} users, {self.num_items} items less those seen)"

@@ -9,8 +9,9 @@ from os import PathLike
 from typing import Any
 
 from ncf.candidates import Candidates, Catalogue
-from ncf.evaluation import Ranking, SupportsScore, evaluate
+from ncf.evaluation import Ranking, evaluate
 from ncf.metrics import Metric, metric_label
+from ncf.scorers import SupportsScore
 from ncf.statistics import PairedTest, holm, paired_test
 
 _ALONE: tuple[Metric, ...] = ("hr", "ndcg", "mrr")

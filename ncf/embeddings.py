@@ -114,6 +114,10 @@ class UserItemEmbeddings(nn.Module):
         weight: Tensor = self.ebc.embedding_bags[table].weight
         return weight
 
+    def weights(self) -> dict[str, Tensor]:
+        """The whole weights by table; not of sharded tables."""
+        return {table.name: self.weight(table.name) for table in self.tables}
+
     def forward(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
         """Look the rows up.
 
@@ -126,28 +130,39 @@ class UserItemEmbeddings(nn.Module):
             ``[B, C, D]`` for an item table.
         """
         if self.is_sharded:
-            return self._collective_lookup(users, items)
+            shape = items.shape
+            users = users[:, None].expand(shape) if items.dim() == 2 else users
+            rows = self.collective_lookup(users.reshape(-1), items.reshape(-1))
+            return {name: found.view(*shape, -1) for name, found in rows.items()}
         users = users[:, None] if items.dim() == 2 else users
         return {
             table.name: F.embedding(users if table.side == "user" else items, self.weight(table.name))
             for table in self.tables
         }
 
-    def _collective_lookup(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
-        """One all-to-all for all tables; every rank must call it, with any number of ids."""
-        shape = items.shape
-        if items.dim() == 2:
-            users = users[:, None].expand(shape)
-        values = torch.cat([users.reshape(-1), items.reshape(-1)])
+    def collective_lookup(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
+        """The rows of some users and of some items from sharded tables; every rank must call it.
+
+        Args:
+            users: ``[U]``, int64, any number of them on each rank.
+            items: ``[I]``, int64.
+
+        Returns:
+            ``[U, D]`` for each user table, ``[I, D]`` for each item table. One all-to-all for all tables.
+        """
+        # Bags of one, and empty ones that make the shorter side as long as the other.
+        length = max(len(users), len(items))
+        lengths = torch.zeros(2, length, dtype=torch.int32, device=items.device)
+        lengths[0, : len(users)] = lengths[1, : len(items)] = 1
         features = KeyedJaggedTensor(
-            keys=["user", "item"], values=values, lengths=torch.ones_like(values, dtype=torch.int32)
+            keys=["user", "item"], values=torch.cat([users, items]), lengths=lengths.view(-1)
         )
         pooled = self.ebc(features)  # lazily awaited by the first use
         keys: list[str] = list(pooled.keys())
         rows = dict(zip(keys, torch.split(pooled.values(), pooled.length_per_key(), dim=1), strict=True))
         return {
-            table.name: rows[key if (key := f"{table.side}@{table.name}") in rows else table.side].view(
-                *shape, table.dim
-            )
+            table.name: rows[key if (key := f"{table.side}@{table.name}") in rows else table.side][
+                : len(users if table.side == "user" else items)
+            ]
             for table in self.tables
         }

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
-
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ncf.candidates import Candidates, Catalogue
+from ncf.processes import joined, together
 from ncf.ranking import Ranking, check_k
+from ncf.scorers import (
+    SupportsScore,
+    device_of,
+    is_collective,
+    local_part,
+    may_hold_nan,
+    refuse_nan,
+    scores_of,
+    scoring_view,
+    user_blocks,
+)
 
-__all__ = ["Ranking", "SupportsScore", "evaluate", "ranks_of", "scoring_view"]
+__all__ = ["Ranking", "evaluate", "ranks_of"]
 
 # Pairs scored at once: about 16 MB with their ids, small beside any model, enough to keep a device busy.
 _PAIRS_PER_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}
-
-
-@runtime_checkable
-class SupportsScore(Protocol):
-    """Anything that can be judged."""
-
-    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
-        """Score each user's candidates: ``[U]`` and ``[U, C]`` to ``[U, C]``; ``-1`` is padding."""
-        ...
+# Of a sharded model: users for whom the rows of the whole catalogue travel once.
+_USERS_PER_PASS = 4096
 
 
 def evaluate(
@@ -40,7 +41,8 @@ def evaluate(
     Args:
         model: any object with ``score(users [U], candidates [U, C]) -> [U, C]``. If it offers ``scorer()``,
             a frozen fast view, that is taken once. An `nn.Module` is set to evaluation mode meanwhile.
-        candidates: what `sample_candidates` or `whole_catalogue` drew.
+        candidates: what `sample_candidates` or `whole_catalogue` drew. Every process of a sharded model judges
+            its own users, ``candidates.part(rank, world_size)``, and gets the ranking of all.
         k: length of the list that HR and NDCG look at.
         block_users: users scored at once; by default as many as give about a million pairs, so memory
             does not grow with the number of users.
@@ -65,13 +67,18 @@ def evaluate(
         >>> evaluate(ByNumber(), candidates, k=1).ranks
         tensor([0, 2])
     """
-    check_k(k, _width(candidates))
+    model = local_part(model)
     with scoring_view(model) as scorer:
-        _check_vocabulary(model, candidates)
-        ranks, num_candidates = ranks_of(
-            scorer, candidates, block_users=block_users, device=_device_of(model)
-        )
-    return Ranking(candidates.users.cpu(), ranks, num_candidates, k)
+        collective = is_collective(scorer)
+        with together(collective):
+            check_k(k, _width(candidates))
+            _check_vocabulary(model, candidates)
+        ranks, num_candidates = ranks_of(scorer, candidates, block_users=block_users, device=device_of(model))
+    users = candidates.users.cpu()
+    if collective:
+        users, ranks, num_candidates = joined(torch.stack([users, ranks, num_candidates], dim=1)).unbind(1)
+        _refuse_repeated(users)
+    return Ranking(users, ranks, num_candidates, k)
 
 
 def ranks_of(
@@ -100,20 +107,32 @@ def ranks_of(
     """
     width = _width(candidates)
     device = torch.device(device) if device is not None else candidates.users.device
+    pairs = _PAIRS_PER_BLOCK.get(device.type, 1 << 20)
+    collective = is_collective(scorer)
     if block_users is None:
-        block_users = max(1, _PAIRS_PER_BLOCK.get(device.type, 1 << 20) // width)
+        block_users = _USERS_PER_PASS if collective else max(1, pairs // width)
     elif block_users < 1:
         raise ValueError(f"block_users = {block_users}: give at least 1")
     ranks = torch.empty(len(candidates.users), dtype=torch.int64)
     num_candidates = torch.empty_like(ranks)
+    failure: ValueError | None = None
     with torch.no_grad():
-        for start in range(0, len(ranks), block_users):
-            block = slice(start, min(start + block_users, len(ranks)))
-            if isinstance(candidates, Catalogue):
-                ranked = _rank_catalogue(scorer, candidates, block, device)
-            else:
-                ranked = _rank_candidates(scorer, candidates, block, device)
-            ranks[block], num_candidates[block] = ranked
+        for block in user_blocks(len(ranks), block_users, collective=collective):
+            try:
+                if not isinstance(candidates, Catalogue):
+                    ranked = _rank_candidates(scorer, candidates, block, device)
+                elif collective:
+                    ranked = _rank_catalogue_by_parts(scorer, candidates, block, device, pairs // block_users)
+                else:
+                    ranked = _rank_catalogue(scorer, candidates, block, device)
+                ranks[block], num_candidates[block] = ranked
+            except ValueError as error:
+                if not collective:
+                    raise
+                failure = failure or error  # the other processes are waiting for the blocks that follow
+    with together(collective):
+        if failure is not None:
+            raise failure
     return ranks, num_candidates
 
 
@@ -123,9 +142,9 @@ def _rank_candidates(
     users, positives = candidates.users[block].to(device), candidates.positives[block].to(device)
     negatives = candidates.negatives[block].to(device)
     items = torch.cat([positives[:, None], negatives], dim=1)  # [b, 1 + C]
-    scores = _scores(scorer, users, items)
+    scores = scores_of(scorer, users, items)
     counted = _counted(positives, negatives)
-    _refuse_nan(scores, users, items, items >= 0)
+    refuse_nan(scores, users, items, items >= 0)
     wins = _at_least(scores[:, 1:], scores[:, :1])  # [b, C]
     if counted is None:
         return wins.sum(1), torch.full_like(users, items.shape[1])
@@ -141,31 +160,41 @@ def _rank_catalogue(
     rows = torch.repeat_interleave(offsets.diff()).to(device)
     num_items = catalogue.num_items
     items = torch.arange(num_items, device=device).expand(len(users), -1)  # [b, I], one list for all
-    scores = _scores(scorer, users, items)
+    scores = scores_of(scorer, users, items)
     left_out = rows * num_items + seen  # positions in the flattened block
     own = torch.arange(len(users), device=device) * num_items + positives
-    if _may_hold_nan(scores):
+    if may_hold_nan(scores):
         real = torch.ones(scores.shape, dtype=torch.bool, device=device)
         real.view(-1)[left_out] = False
-        _refuse_nan(scores, users, items, real)
+        refuse_nan(scores, users, items, real)
     wins = _at_least(scores, scores.gather(1, positives[:, None]))
     wins.view(-1).index_fill_(0, left_out, 0).index_fill_(0, own, 0)
     return wins.sum(1), num_items - offsets.diff()
 
 
-def _scores(scorer: SupportsScore, users: Tensor, items: Tensor) -> Tensor:
-    scores = scorer.score(users, items)
-    if isinstance(scores, np.ndarray):
-        scores = torch.from_numpy(scores).to(items.device)
-    if not isinstance(scores, Tensor) or scores.dtype.is_complex or scores.dtype == torch.bool:
-        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"{type(scorer).__name__}.score returned {got}: return a tensor of real numbers")
-    if scores.shape != items.shape:
-        raise ValueError(
-            f"{type(scorer).__name__}.score returned shape {tuple(scores.shape)} for {items.shape[0]} users "
-            f"and {items.shape[1]} candidates each: return {tuple(items.shape)}"
-        )
-    return scores
+def _rank_catalogue_by_parts(
+    scorer: SupportsScore, catalogue: Catalogue, block: slice, device: torch.device, width: int
+) -> tuple[Tensor, Tensor]:
+    """`_rank_catalogue` over a few items at a time: no process ever has every item's row."""
+    users, positives = catalogue.users[block].to(device), catalogue.positives[block].to(device)
+    offsets = catalogue.seen_offsets[block.start : block.stop + 1]
+    seen = catalogue.seen_items[int(offsets[0]) : int(offsets[-1])].to(device)
+    left_out = torch.cat([seen, positives])  # [S + b]
+    rows = torch.arange(len(users), device=device)
+    rows = torch.cat([rows.repeat_interleave(offsets.diff().to(device)), rows])
+    own = scores_of(scorer, users, positives[:, None])  # [b, 1]
+    below = torch.zeros(len(users), dtype=torch.int64, device=device)
+    broken: Tensor = own.isnan().any()
+    for start in range(0, catalogue.num_items, width):
+        items = torch.arange(start, min(start + width, catalogue.num_items), device=device)
+        scores = scores_of(scorer, users, items.expand(len(users), -1))
+        here = (left_out >= start) & (left_out < start + width)
+        scores[rows[here], left_out[here] - start] = -torch.inf
+        broken = broken | scores.isnan().any()
+        below += (scores >= own).masked_fill_(scores == -torch.inf, False).sum(1)
+    if bool(broken):
+        raise ValueError("a score is NaN: the model has diverged or was fed NaN, it cannot be ranked")
+    return below, catalogue.num_items - offsets.diff()
 
 
 def _at_least(scores: Tensor, positive: Tensor) -> Tensor:
@@ -189,48 +218,14 @@ def _counted(positives: Tensor, negatives: Tensor) -> Tensor | None:
     return torch.empty_like(own).scatter_(1, order, first) & (negatives >= 0) & ~own
 
 
-def _may_hold_nan(scores: Tensor) -> bool:
-    """False only when there is none: a sum meets every NaN and costs a tenth of looking for it."""
-    return scores.is_floating_point() and bool(scores.sum().isnan())
-
-
-def _refuse_nan(scores: Tensor, users: Tensor, items: Tensor, real: Tensor) -> None:
-    if not _may_hold_nan(scores):
-        return
-    bad = (scores.isnan() & real).nonzero()
-    if len(bad):
-        row, column = bad[0].tolist()
+def _refuse_repeated(users: Tensor) -> None:
+    ordered = users.sort().values
+    again = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(again):
         raise ValueError(
-            f"the score of item {int(items[row, column])} for user {int(users[row])} is NaN "
-            f"(and {len(bad) - 1} more): the model has diverged or was fed NaN, it cannot be ranked"
+            f"user {int(again[0])} is judged by more than one process: give each its own users, "
+            "candidates.part(rank, world_size)"
         )
-
-
-@contextmanager
-def scoring_view(model: SupportsScore) -> Iterator[SupportsScore]:
-    """What to score with: the model's frozen view if it offers one; a module in evaluation mode meanwhile.
-
-    Args:
-        model: see `evaluate`.
-
-    Yields:
-        An object with ``score``.
-
-    Raises:
-        TypeError: if there is no ``score`` to call.
-    """
-    if not isinstance(model, SupportsScore):
-        raise TypeError(f"{type(model).__name__} has no method score(users [U], candidates [U, C]) -> [U, C]")
-    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
-    view: Any = getattr(model, "scorer", None)
-    try:
-        if isinstance(model, nn.Module):
-            model.eval()
-        with torch.no_grad():
-            yield view() if callable(view) else model
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _width(candidates: Candidates | Catalogue) -> int:
@@ -240,13 +235,6 @@ def _width(candidates: Candidates | Catalogue) -> int:
     if isinstance(candidates, Candidates):
         return 1 + candidates.negatives.shape[1]
     raise TypeError(f"candidates must be Candidates or Catalogue, got {type(candidates).__name__}")
-
-
-def _device_of(model: SupportsScore) -> torch.device | None:
-    device = getattr(model, "device", None)
-    if device is None and isinstance(model, nn.Module):
-        device = next((parameter.device for parameter in model.parameters()), None)
-    return device if isinstance(device, torch.device) else None
 
 
 def _check_vocabulary(model: SupportsScore, candidates: Candidates | Catalogue) -> None:

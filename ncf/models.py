@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,11 +75,11 @@ class GMF(Recommender):
         logits: Tensor = self.head(product).squeeze(-1)
         return logits
 
-    def scoring_tables(self) -> ScoringTables:
+    def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:
         """See `Recommender.scoring_tables`: the head's weights are folded into the user rows."""
-        weight = self.embeddings.weight
+        rows = self.embeddings.weights() if rows is None else rows
         return ScoringTables(
-            user_gmf=weight("user_gmf") * self.head.weight, item_gmf=weight("item_gmf"), bias=self.head.bias
+            user_gmf=rows["user_gmf"] * self.head.weight, item_gmf=rows["item_gmf"], bias=self.head.bias
         )
 
 
@@ -133,9 +133,10 @@ class MLP(Recommender):
         logits: Tensor = self.head(hidden).squeeze(-1)
         return logits
 
-    def scoring_tables(self) -> ScoringTables:
+    def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:
         """See `Recommender.scoring_tables`: the first layer's two halves are worked out per row."""
-        return ScoringTables(**_mlp_halves(self, self.head.weight), bias=self.head.bias)
+        rows = self.embeddings.weights() if rows is None else rows
+        return ScoringTables(**_mlp_halves(self, rows, self.head.weight), bias=self.head.bias)
 
 
 class NeuMF(Recommender):
@@ -253,16 +254,16 @@ class NeuMF(Recommender):
         logits: Tensor = self.head(torch.cat([product, hidden], dim=-1)).squeeze(-1)
         return logits
 
-    def scoring_tables(self) -> ScoringTables:
+    def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:
         """See `Recommender.scoring_tables`."""
-        weight = self.embeddings.weight
+        rows = self.embeddings.weights() if rows is None else rows
         of_gmf, of_mlp = self.head.weight.split(
             [self.config["factors"], self.towers["mlp"].out_features], dim=1
         )
         return ScoringTables(
-            user_gmf=weight("user_gmf") * of_gmf,
-            item_gmf=weight("item_gmf"),
-            **_mlp_halves(self, of_mlp),
+            user_gmf=rows["user_gmf"] * of_gmf,
+            item_gmf=rows["item_gmf"],
+            **_mlp_halves(self, rows, of_mlp),
             bias=self.head.bias,
         )
 
@@ -327,10 +328,11 @@ class MatrixFactorization(Recommender):
         logits: Tensor = self.head(product).squeeze(-1) + user[..., factors] + item[..., factors]
         return logits
 
-    def scoring_tables(self) -> ScoringTables:
+    def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:
         """See `Recommender.scoring_tables`."""
+        rows = self.embeddings.weights() if rows is None else rows
         factors = self.config["factors"]
-        user, item = self.embeddings.weight("user_mf"), self.embeddings.weight("item_mf")
+        user, item = rows["user_mf"], rows["item_mf"]
         return ScoringTables(
             user_gmf=user[:, :factors],
             item_gmf=item[:, :factors],
@@ -340,9 +342,9 @@ class MatrixFactorization(Recommender):
         )
 
 
-def _mlp_halves(model: Recommender, head: Tensor) -> dict[str, Any]:
+def _mlp_halves(model: Recommender, rows: Mapping[str, Tensor], head: Tensor) -> dict[str, Any]:
     """The MLP's part of `ScoringTables`; without a hidden layer it is a bias per user and per item."""
-    user, item = model.embeddings.weight("user_mlp"), model.embeddings.weight("item_mlp")
+    user, item = rows["user_mlp"], rows["item_mlp"]
     layers = model.towers["mlp"].layers
     if not layers:
         of_user, of_item = head[0].chunk(2)

@@ -51,10 +51,13 @@ def joined(rows: Tensor) -> Tensor:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def together(collective: bool = True) -> Iterator[None]:
     """What fails in one process fails in all, with the same error: nobody waits for one that is gone.
 
     Nothing inside may wait for another process.
+
+    Args:
+        collective: whether the other processes do the same; without them this does nothing.
 
     Raises:
         Exception: the first process's that failed; in the others it names that process's rank.
@@ -64,7 +67,7 @@ def together() -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    if world_size() > 1:
+    if collective and world_size() > 1:
         failures = gathered(failure)
         if failure is None:
             for number, other in enumerate(failures):

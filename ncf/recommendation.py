@@ -9,9 +9,20 @@ import torch
 from torch import Tensor
 
 from ncf.columns import id_column, kind, to_tensor
-from ncf.evaluation import SupportsScore, _device_of, _refuse_nan, _scores, scoring_view
 from ncf.interactions import Interactions, Vocabulary
+from ncf.processes import together
+from ncf.scorers import (
+    SupportsScore,
+    device_of,
+    is_collective,
+    local_part,
+    refuse_nan,
+    scores_of,
+    scoring_view,
+    user_blocks,
+)
 
+_USERS_PER_PASS = 4096  # of a sharded model: for whom the rows of the whole catalogue travel once
 _SCORES_PER_BLOCK = 1 << 22  # 16 MB of scores at a time, whatever the number of users
 
 
@@ -57,27 +68,16 @@ def recommend(
         >>> recommend(ItemPop(bought), ["ann", "bob"], k=2, exclude=bought).items
         [['milk'], []]
     """
-    user_ids, item_ids = (_vocabulary(model, exclude, name) for name in ("user_ids", "item_ids"))
-    num_users, num_items = (_size(model, exclude, side) for side in ("user", "item"))
-    if not 1 <= k <= num_items:
-        raise ValueError(f"k = {k}: give a length between 1 and the number of items, {num_items}")
-    rows = _rows(users, user_ids, num_users)
-    catalogue = torch.arange(num_items, device=_device_of(model))
-    best_scores, best_items = [], []
+    model = local_part(model)
     with scoring_view(model) as scorer:
-        for block in rows.split(max(1, _SCORES_PER_BLOCK // num_items)):
-            candidates = catalogue.expand(len(block), -1)  # [b, I], one list for all
-            scores = _scores(scorer, block.to(catalogue.device), candidates)
-            # Copied before it is written to: it may be the model's own memory, or one row for all.
-            scores = scores.to("cpu", torch.float32, copy=exclude is not None).contiguous()
-            if exclude is not None:
-                scores[_seen(exclude, block)] = -torch.inf
-            _refuse_nan(scores, block, candidates, torch.tensor(True))
-            values, items = scores.topk(k, dim=1)
-            best_scores.append(values)
-            best_items.append(items)
-    values = torch.cat(best_scores) if best_scores else torch.empty(0, k)
-    items = torch.cat(best_items) if best_items else torch.empty(0, k, dtype=torch.int64)
+        collective = is_collective(scorer)
+        with together(collective):
+            user_ids, item_ids = (_vocabulary(model, exclude, name) for name in ("user_ids", "item_ids"))
+            num_users, num_items = (_size(model, exclude, side) for side in ("user", "item"))
+            if not 1 <= k <= num_items:
+                raise ValueError(f"k = {k}: give a length between 1 and the number of items, {num_items}")
+            rows = _rows(users, user_ids, num_users)
+        values, items = _best(scorer, rows, k, num_items, exclude, device_of(model))
     lengths = (values > -torch.inf).sum(1).tolist()
     flat = items[values > -torch.inf]
     raw = item_ids.decode(flat) if item_ids is not None else flat.tolist()
@@ -86,6 +86,51 @@ def recommend(
         lists.append(raw[start : start + length])
         start += length
     return Recommendations(lists, values)
+
+
+def _best(
+    scorer: SupportsScore,
+    users: Tensor,
+    k: int,
+    num_items: int,
+    exclude: Interactions | None,
+    device: torch.device | None,
+) -> tuple[Tensor, Tensor]:
+    """The highest scores of each user and their items, ``[U, k]`` each, on the CPU."""
+    collective = is_collective(scorer)
+    # A sharded model brings the rows of a few items at a time, for many users.
+    step = _USERS_PER_PASS if collective else max(1, _SCORES_PER_BLOCK // num_items)
+    width = max(1, _SCORES_PER_BLOCK // step) if collective else num_items
+    values, items = torch.empty(len(users), k), torch.empty(len(users), k, dtype=torch.int64)
+    failure: ValueError | None = None
+    for block in user_blocks(len(users), step, collective=collective):
+        some = users[block]
+        best = torch.empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.int64)
+        for start in range(0, num_items, width):
+            part = torch.arange(start, min(start + width, num_items), device=device)
+            candidates = part.expand(len(some), -1)  # [b, w], one list for all
+            scores = scores_of(scorer, some.to(part.device), candidates)
+            # Copied before it is written to: it may be the model's own memory, or one row for all.
+            scores = scores.to("cpu", torch.float32, copy=exclude is not None).contiguous()
+            if exclude is not None:
+                rows, seen = _seen(exclude, some)
+                here = (seen >= start) & (seen < start + width)
+                scores[rows[here], seen[here] - start] = -torch.inf
+            try:
+                refuse_nan(scores, some, candidates, torch.tensor(True))
+            except ValueError as error:
+                if not collective:
+                    raise
+                failure = failure or error  # the other processes are waiting for what follows
+            highest, places = scores.topk(min(k, len(part)), dim=1)
+            joint = torch.cat([best[0], highest], dim=1), torch.cat([best[1], places + start], dim=1)
+            highest, places = joint[0].topk(min(k, joint[0].shape[1]), dim=1)
+            best = highest, joint[1].gather(1, places)
+        values[block], items[block] = best
+    with together(collective):
+        if failure is not None:
+            raise failure
+    return values, items
 
 
 def _seen(exclude: Interactions, users: Tensor) -> tuple[Tensor, Tensor]:

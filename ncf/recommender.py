@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ncf.embeddings import Table, UserItemEmbeddings
 
 if TYPE_CHECKING:
+    from ncf.collective_scoring import CollectiveScorer
     from ncf.interactions import Vocabulary
     from ncf.kernels.tables import ScoringTables
     from ncf.scoring import Scorer
@@ -98,8 +99,12 @@ class Recommender(nn.Module):
         """Logits from looked-up rows: ``[..., D]`` per table to ``[...]``."""
         raise NotImplementedError
 
-    def scoring_tables(self) -> ScoringTables:
-        """The parameters laid out for ranking: what depends on a user or an item alone, worked out once."""
+    def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:
+        """The parameters laid out for ranking: what depends on a user or an item alone, worked out once.
+
+        Args:
+            rows: the rows of some users and items by table; the whole tables by default.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
@@ -131,8 +136,15 @@ class Recommender(nn.Module):
         tiny = torch.finfo(logits.dtype).tiny
         return torch.sigmoid(logits).clamp(tiny, 1 - torch.finfo(logits.dtype).eps / 2)
 
-    def scorer(self) -> Scorer:
-        """A frozen, fast view of the model for ranking; later training does not change it."""
+    def scorer(self) -> Scorer | CollectiveScorer:
+        """A frozen, fast view of the model for ranking; later training does not change it.
+
+        The view of a sharded model looks rows up as it goes, and every process must use it together.
+        """
+        if self.embeddings.is_sharded:
+            from ncf.collective_scoring import CollectiveScorer
+
+            return CollectiveScorer(self)
         from ncf.scoring import Scorer
 
         return Scorer(self.scoring_tables())

@@ -63,6 +63,24 @@ class Split:
         torch.cumsum(torch.bincount(keys // num_items, minlength=num_users), 0, out=offsets[1:])
         return offsets, keys % num_items
 
+    def part(self, rank: int, world_size: int) -> Split:
+        """The interactions of one process of several: every ``world_size``-th user, from number ``rank`` on.
+
+        Args:
+            rank: number of the process.
+            world_size: how many there are; a world of one has everything.
+
+        Raises:
+            ValueError: if the rank is not one of the world's.
+        """
+        check_rank(rank, world_size)
+
+        def mine(part: Interactions) -> Interactions:
+            return part.take(part.users % world_size == rank)
+
+        train, validation = (None if part is None else mine(part) for part in (self.train, self.validation))
+        return Split(train, validation, mine(self.test))
+
     def merged(self) -> Split:
         """The validation part given back to the training part, for a last training with what was chosen."""
         if self.validation is None or self.train is None:
@@ -134,6 +152,12 @@ def leave_one_out(interactions: Interactions, *, validation: bool = True, min_in
         None if before is None else interactions.take(before),
         interactions.take(test),
     )
+
+
+def check_rank(rank: int, world_size: int) -> None:
+    """Refuse, with a ValueError, the number of a process that is not there."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank = {rank} is out of range for world_size = {world_size}")
 
 
 def _last(interactions: Interactions, among: Tensor) -> Tensor:

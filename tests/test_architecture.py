@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "ncf"
 ROOMS = [
     [
         "files",
+        "processes",
         "torchrec_import",
         "initialization",
         "metrics",
@@ -30,8 +31,8 @@ ROOMS = [
     ["embeddings", "towers", "optimizers", "kernels"],
     ["scoring", "steps"],
     ["recommender"],
-    ["models"],
-    ["ranking", "correction"],
+    ["models", "collective_scoring"],
+    ["ranking", "correction", "scorers"],
     ["evaluation"],
     ["baselines", "comparison", "recommendation", "artifact", "training", "sharding", "plots"],
 ]
@@ -81,6 +82,7 @@ def test_only_plots_needs_matplotlib_and_only_kernels_need_triton() -> None:
 # What a method offers by way of a higher room, which is imported when it is called, or for types alone.
 UPWARD = {
     ("recommender", "artifact"),  # model.save
+    ("recommender", "collective_scoring"),  # model.scorer
     ("statistics", "ranking"),
     ("comparison", "plots"),
 }

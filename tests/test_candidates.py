@@ -182,3 +182,28 @@ def test_to_another_device(split: Split) -> None:
     moved = sample_candidates(split, num_negatives=7).to("cpu")
     assert moved.items.shape == (40, 8)
     assert torch.equal(moved.items[:, 0], split.test.items)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5, 40])
+def test_every_user_is_judged_in_one_part(world_size: int) -> None:
+    generator = torch.Generator().manual_seed(world_size)
+    users = torch.randint(0, 30, (300,), generator=generator)
+    split = leave_one_out(Interactions.from_arrays(users, torch.randint(0, 40, (300,), generator=generator)))
+    sampled, catalogue = sample_candidates(split, num_negatives=7), whole_catalogue(split)
+    judged = {int(user): row for row, user in enumerate(sampled.users)}
+    seen = 0
+    for rank in range(world_size):
+        some, rest = sampled.part(rank, world_size), catalogue.part(rank, world_size)
+        assert some.users.tolist() == rest.users.tolist()
+        for row, user in enumerate(some.users.tolist()):
+            place = judged.pop(user)
+            assert some.items[row].tolist() == sampled.items[place].tolist()
+            assert int(rest.positives[row]) == int(catalogue.positives[place])
+            start, end = catalogue.seen_offsets[place : place + 2].tolist()
+            first, last = rest.seen_offsets[row : row + 2].tolist()
+            assert rest.seen_items[first:last].tolist() == catalogue.seen_items[start:end].tolist()
+            seen += last - first
+    assert not judged
+    assert seen == len(catalogue.seen_items)
+    with pytest.raises(ValueError, match="rank = -1 is out of range"):
+        catalogue.part(-1, 2)

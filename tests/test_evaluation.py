@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ncf import Candidates, Catalogue, Ranking, evaluate
-from ncf.evaluation import ranks_of, scoring_view
+from ncf.evaluation import ranks_of
+from ncf.scorers import scoring_view
 
 NAN = float("nan")
 

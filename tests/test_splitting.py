@@ -106,3 +106,26 @@ def test_parts_keep_times_and_vocabularies() -> None:
     assert split.test.item_ids.decode(split.test.items) == ["x"]
     assert split.validation.timestamps.tolist() == [2]
     assert torch.equal(split.merged().train.timestamps, torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 50])
+def test_the_parts_of_all_processes_are_the_whole(world_size: int) -> None:
+    generator = torch.Generator().manual_seed(world_size)
+    users = torch.randint(0, 30, (300,), generator=generator)
+    split = leave_one_out(Interactions.from_arrays(users, torch.randint(0, 40, (300,), generator=generator)))
+    parts = [split.part(rank, world_size) for rank in range(world_size)]
+    for name in ("train", "validation", "test"):
+        whole = getattr(split, name)
+        rows = [
+            pair
+            for part in parts
+            for pair in zip(
+                getattr(part, name).users.tolist(), getattr(part, name).items.tolist(), strict=True
+            )
+        ]
+        assert sorted(rows) == sorted(zip(whole.users.tolist(), whole.items.tolist(), strict=True))
+        assert {getattr(part, name).num_users for part in parts} == {whole.num_users}
+    owners = [set(part.train.users.tolist()) for part in parts if part.train is not None]
+    assert sum(map(len, owners)) == len(set.union(*owners))
+    with pytest.raises(ValueError, match="rank = 4 is out of range for world_size = 4"):
+        split.part(4, 4)

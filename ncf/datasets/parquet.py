@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ncf.columns import to_tensor
 from ncf.interactions import Interactions, Vocabulary
+from ncf.splitting import check_rank
 
 _FORMAT = 1
 _GROUPS_PER_PART = 64  # at least, where there are as many users: what is shared out is a number of groups
@@ -102,8 +103,7 @@ def read_parquet(folder: str | PathLike[str], *, rank: int = 0, world_size: int 
         (Interactions(2 rows, 3 users, 3 items), ['bob', 'eve'])
     """
     folder = Path(folder)
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank = {rank} is out of range for world_size = {world_size}")
+    check_rank(rank, world_size)
     manifest = _read_manifest(folder)
     rows = torch.tensor([group[1] for part in manifest["parts"] for group in part["groups"]])
     if world_size > len(rows):
