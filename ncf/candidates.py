@@ -176,7 +176,7 @@ class Catalogue:
     def part(self, rank: int, world_size: int) -> Catalogue:
         """Every ``world_size``-th user, from number ``rank`` on: those that one process of several judges."""
         check_rank(rank, world_size)
-        mine = torch.arange(rank, len(self), world_size, device=self.users.device)
+        mine = torch.arange(len(self), device=self.users.device)[rank::world_size]
         counts = self.seen_offsets.diff()[mine]
         offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
         within = torch.arange(int(offsets[-1]), device=mine.device) - offsets[:-1].repeat_interleave(counts)

@@ -71,12 +71,19 @@ class Split:
             world_size: how many there are; a world of one has everything.
 
         Raises:
-            ValueError: if the rank is not one of the world's.
+            ValueError: if the rank is not one of the world's, or, on every rank alike, if one would have nothing.
         """
         check_rank(rank, world_size)
 
         def mine(part: Interactions) -> Interactions:
-            return part.take(part.users % world_size == rank)
+            owners = part.users % world_size
+            idle = (owners.bincount(minlength=world_size) == 0).nonzero()
+            if len(idle):
+                raise ValueError(
+                    f"rank {int(idle[0])} of world_size = {world_size} would have no users to train on or to judge: "
+                    "use fewer processes"
+                )
+            return part.take(owners == rank)
 
         train, validation = (None if part is None else mine(part) for part in (self.train, self.validation))
         return Split(train, validation, mine(self.test))
