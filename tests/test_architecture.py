@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ncf"
+DESIGN = PACKAGE.parent / "docs" / "design.md"
 
-# From the ground up. A module may import its own room and those before it.
-ROOMS = [
-    [
-        "files",
-        "processes",
-        "torchrec_import",
-        "initialization",
-        "metrics",
-        "statistics",
-        "history",
-        "losses",
-        "columns",
-    ],
-    ["vocabulary", "tables", "filtering"],
-    ["interactions"],
-    ["splitting"],
-    ["complement"],
-    ["sampling", "candidates"],
-    ["datasets", "batches"],
-    ["embeddings", "towers", "optimizers", "kernels"],
-    ["scoring", "steps"],
-    ["recommender"],
-    ["models", "collective_scoring"],
-    ["ranking", "correction", "scorers"],
-    ["evaluation"],
-    ["baselines", "comparison", "recommendation", "artifact", "training", "sharding", "plots"],
-]
-FLOOR = {module: floor for floor, room in enumerate(ROOMS) for module in room}
+ROWS = re.findall(r"^\| (\d+) \| `(\w+)` \| \S", DESIGN.read_text(encoding="utf-8"), flags=re.MULTILINE)
+FLOOR = {module: int(floor) for floor, module in ROWS}
 
 
 def room(file: Path) -> str:
@@ -63,7 +39,7 @@ FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_go_down(file: Path) -> None:
     own = room(file)
-    assert own in FLOOR, f"{own} has no place in the house: add it to ROOMS and to docs/design.md"
+    assert own in FLOOR, f"{own} has no place in the house: add it to the table of rooms in docs/design.md"
     for name in imported(file):
         top, *rest = name.split(".")
         assert top not in ("examples", "benchmarks", "tests"), f"{own} imports {name}"
@@ -100,9 +76,13 @@ def test_late_imports_go_down_too_but_for_those_listed() -> None:
 
 
 def test_every_room_exists_and_has_one_floor() -> None:
-    names = [module for floor in ROOMS for module in floor]
-    assert len(names) == len(set(names))
-    assert set(names) == {room(file) for file in FILES}
+    assert len(ROWS) == len(FLOOR)
+    assert set(FLOOR) == {room(file) for file in FILES}
+
+
+def test_the_table_reads_from_the_ground_up() -> None:
+    floors = list(FLOOR.values())
+    assert floors == sorted(floors)
 
 
 def test_the_rules_are_read_from_real_imports() -> None:
