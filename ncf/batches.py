@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,10 +19,12 @@ class Batch(NamedTuple):
     Args:
         users: ``[K, P]``, int64.
         items: ``[K, P, 1 + n]``, int64; along the last dimension the positive comes first.
+        weights: ``[K]``, this process's share of the samples of all processes; ``None`` where it is the only one.
     """
 
     users: Tensor
     items: Tensor
+    weights: Tensor | None = None
 
 
 class TrainingBatches:
@@ -34,13 +36,17 @@ class TrainingBatches:
 
     A user who has touched every item has no negatives and nothing to rank: such users are left out.
 
+    Of several processes each has its own users, and `share_out` gives all of them equally many steps.
+
     Args:
         train: the training interactions.
         batch_size: samples per batch, positives and negatives together; rounded to whole groups of
             one positive and its negatives. The last batch of an epoch may be smaller; none is dropped.
         negatives: negatives per positive.
         law: law of the negatives, see `NegativeSampler`.
+        counts: interactions per item behind the popularity law, ``[num_items]``; those of ``train`` by default.
         seed: epoch ``e`` of a seed is the same whatever was drawn before it.
+        rank: number of the process, of several; each draws its own numbers.
         device: where the batches live.
 
     Raises:
@@ -62,7 +68,9 @@ class TrainingBatches:
         batch_size: int,
         negatives: int = 4,
         law: Literal["uniform", "popularity"] = "uniform",
+        counts: Tensor | None = None,
         seed: int = 0,
+        rank: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         for name, value in (("batch_size", batch_size), ("negatives", negatives)):
@@ -70,9 +78,11 @@ class TrainingBatches:
                 raise ValueError(f"{name} = {value}: give at least 1")
         self.negatives = negatives
         self.seed = seed
+        self.rank = rank
         self.device = torch.device(device)
         self.positives_per_batch = max(1, batch_size // (1 + negatives))
-        self.sampler = NegativeSampler(train, law=law, device=device)
+        self.sampler = NegativeSampler(train, law=law, counts=counts, device=device)
+        self._shares: tuple[list[int], Tensor] | None = None
         offsets, items = train.csr()
         users = torch.repeat_interleave(torch.arange(train.num_users), offsets.diff()).to(device)
         trainable = self.sampler.available[users]
@@ -83,12 +93,36 @@ class TrainingBatches:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
+        if self._shares is not None:
+            return len(self._shares[0])
         return -(-len(self.users) // self.positives_per_batch)
 
     @property
     def samples(self) -> int:
-        """Samples in an epoch, positives and negatives."""
+        """Samples in an epoch of this process, positives and negatives."""
         return len(self.users) * (1 + self.negatives)
+
+    def share_out(self, rows: Sequence[int]) -> None:
+        """Cut the epoch into as many batches on every process, which together are of ``batch_size``.
+
+        A process with few interactions has smaller batches, some of them perhaps empty, and none is dropped.
+
+        Args:
+            rows: how many positives each process has, by rank.
+
+        Raises:
+            ValueError: if a batch has fewer positives than there are processes.
+        """
+        if self.positives_per_batch < len(rows):
+            raise ValueError(
+                f"batch_size gives {self.positives_per_batch} positives to a step of {len(rows)} processes: "
+                f"give at least {len(rows) * (1 + self.negatives)}"
+            )
+        steps = -(-sum(rows) // self.positives_per_batch)
+        edges = torch.arange(steps + 1)
+        sizes = torch.stack([(edges * size // steps).diff() for size in rows])  # [processes, steps]
+        own = sizes[self.rank]
+        self._shares = own.tolist(), (own / sizes.sum(0)).to(self.device)
 
     def epoch(self, number: int, start: int = 0, per_chunk: int = 1) -> Iterator[Batch]:
         """The batches of an epoch, in chunks of equal ones.
@@ -100,7 +134,7 @@ class TrainingBatches:
                 holds fewer.
 
         Yields:
-            Chunks of K batches: users ``[K, P]`` and items ``[K, P, 1 + n]``.
+            Chunks of K batches: users ``[K, P]`` and items ``[K, P, 1 + n]``; after `share_out` one batch at a time.
 
         Raises:
             ValueError: if ``start`` is not between 0 and the number of batches, or ``per_chunk`` below one.
@@ -110,11 +144,20 @@ class TrainingBatches:
         if per_chunk < 1:
             raise ValueError(f"per_chunk = {per_chunk}: give at least 1")
         random = torch.Generator(self.device)
-        random.manual_seed(stream(self.seed, "epoch", number).initial_seed())
+        own = (self.rank,) if self.rank else ()
+        random.manual_seed(stream(self.seed, "epoch", number, *own).initial_seed())
         self.sampler.generator = random
         drawn = self.sampler.sample(self.users, self.negatives)  # [N, n]
         items = torch.cat([self.items[:, None], drawn], dim=1).to(torch.int32)  # [N, 1 + n]
         order = torch.randperm(len(items), generator=random, device=self.device)
+        if self._shares is not None:
+            sizes, weights = self._shares
+            for step, rows in enumerate(order.split(sizes)):
+                if step >= start:
+                    yield Batch(
+                        self.users[rows][None], items[rows][None].to(torch.int64), weights[step : step + 1]
+                    )
+            return
         size = self.positives_per_batch
         whole = len(order) // size * size
         full = order[:whole].view(-1, size)[start:]  # [batches, P]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda params, **kw: torch.optim.Adam(params, fused=True, **kw),
@@ -14,16 +15,20 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def dense_optimizer(
+def make_optimizer(
     model: nn.Module, name: str, *, learning_rate: float, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
-    """An optimizer whose step touches every parameter: right for tables of up to some 10⁵ rows.
+    """The optimizer of a model: one that touches every parameter, and beside it what the tables have of their own.
+
+    A step of it costs the size of a table, which is right up to some 10⁵ rows. The tables of a sharded model
+    that are larger are updated in their backward (FBGEMM): then the two are one TorchRec `KeyedOptimizer`. Each
+    group of parameters has its rate at the start as ``initial_lr``.
 
     Args:
-        model: whose parameters to update.
-        name: ``"adam"``, ``"adagrad"`` or ``"sgd"``.
-        learning_rate: step size.
-        weight_decay: L2 penalty on every parameter.
+        model: whose parameters to update; perhaps one that `ncf.sharding.shard` has sharded.
+        name: ``"adam"``, ``"adagrad"`` or ``"sgd"``, of all parameters that are not updated in their backward.
+        learning_rate: step size of these.
+        weight_decay: L2 penalty on these.
 
     Raises:
         ValueError: for an unknown name or a negative number.
@@ -33,7 +38,65 @@ def dense_optimizer(
     for argument, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
         if not value >= 0.0:
             raise ValueError(f"{argument} = {value}: give a number of at least 0")
-    return _OPTIMIZERS[name](model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+
+    def dense(parameters: Any) -> torch.optim.Optimizer:
+        return _OPTIMIZERS[name](parameters, lr=learning_rate, weight_decay=weight_decay)
+
+    fused = getattr(model, "fused_optimizer", None)
+    optimizer = dense(model.parameters()) if fused is None else _combined(model, fused, dense)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def _combined(model: nn.Module, fused: Any, dense: Callable[[Any], torch.optim.Optimizer]) -> Any:
+    from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+    from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+    rest = {
+        name: parameter
+        for name, parameter in in_backward_optimizer_filter(model.named_parameters())
+        if parameter.numel()  # an empty one stands for a table that another process holds
+    }
+    return CombinedOptimizer([fused, KeyedOptimizerWrapper(rest, dense)])
+
+
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state by name, as it is, and never empty: it can be read into.
+
+    Args:
+        model: the model that `make_optimizer` got.
+        optimizer: what it returned.
+
+    Returns:
+        ``optimizer.<parameter>.<state>``: tensors, of the parameter's shape or scalars. ``fused.<table>.<state>``: of
+        tables that are updated in their backward, TorchRec's `ShardedTensor`.
+    """
+    found: dict[str, Any] = {}
+    fused: Any = getattr(model, "fused_optimizer", None)
+    parts: list[tuple[str, Any]] = getattr(optimizer, "optimizers", [("", optimizer)])
+    for _, part in parts:
+        if part is fused:
+            for states in fused.state_dict()["state"].values():
+                found |= {f"fused.{name}": value for name, value in states.items()}
+            continue
+        held = {id(value) for group in part.param_groups for value in group["params"]}
+        for name, value in model.named_parameters():
+            if id(value) in held:
+                state = started(part, value)
+                found |= {f"optimizer.{name}.{key}": tensor for key, tensor in state.items()}
+    return found
+
+
+def started(optimizer: Any, parameter: Tensor) -> dict[str, Tensor]:
+    """A parameter's state; Adam's is made if no step has made it yet, since there is nothing to read into else."""
+    inner = getattr(optimizer, "_optimizer", optimizer)
+    state: dict[str, Tensor] = inner.state[parameter]
+    if not state and isinstance(inner, torch.optim.Adam):
+        state["step"] = torch.zeros((), device=parameter.device)
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+    return state
 
 
 def learning_rate_at(step: int, total: int, schedule: str) -> float:

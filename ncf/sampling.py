@@ -25,6 +25,8 @@ class NegativeSampler:
         law: ``"uniform"`` over the items the user has not touched, or ``"popularity"``: in proportion to
             (number of interactions)**power among them.
         power: exponent of the popularity law; word2vec's 0.75 by default.
+        counts: numbers of interactions behind that law, ``[num_items]``; those of ``train`` by default, which of
+            several processes has only a part.
         seed: of the sampler's own generator.
         device: where to draw; that of the interactions by default.
 
@@ -47,6 +49,7 @@ class NegativeSampler:
         *,
         law: Literal["uniform", "popularity"] = "uniform",
         power: float = 0.75,
+        counts: Tensor | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
@@ -56,7 +59,9 @@ class NegativeSampler:
         if law == "popularity":
             if not math.isfinite(power):
                 raise ValueError(f"power = {power}: give a finite number")
-            counts = torch.bincount(items, minlength=train.num_items).to(torch.float64)
+            if counts is None:
+                counts = torch.bincount(items, minlength=train.num_items)
+            counts = counts.to(device, torch.float64)
             mass = counts.pow(power).masked_fill_(counts == 0, 0.0)
             weights = (mass * (_TOTAL_WEIGHT / mass.sum())).ceil().to(torch.int64)
         elif law != "uniform":

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ncf.batches import Batch
 from ncf.losses import Loss
+from ncf.optimizers import started
+from ncf.processes import world_size
 
 
 class Step(Protocol):
@@ -19,7 +21,7 @@ class Step(Protocol):
     batches_per_call: int
 
     def __call__(self, chunk: Batch, rates: Sequence[float]) -> Tensor:
-        """Take one step per batch, at the given learning rates; return the losses, ``[K]``."""
+        """Take one step per batch, each at a share of the initial learning rates; return the losses, ``[K]``."""
         ...
 
 
@@ -43,14 +45,45 @@ class EagerStep:
         """See `Step`."""
         losses = []
         for users, items, rate in zip(chunk.users, chunk.items, rates, strict=True):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(self.optimizer, rate)
             loss = self.loss(self.model(users, items))
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             losses.append(loss.detach())
         return torch.stack(losses)
+
+
+class CollectiveStep:
+    """Steps of several processes, whose batches together are the batch of one.
+
+    Each process's loss counts by its share of the samples, so the gradient is that of the mean over all of them.
+    The losses that it returns are parts, which add up over the processes.
+
+    Args:
+        model: what `ncf.sharding.shard` returned.
+        optimizer: updates the model's parameters.
+        loss: of logits ``[P, 1 + n]``.
+    """
+
+    batches_per_call = 1
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.loss = loss
+
+    def __call__(self, chunk: Batch, rates: Sequence[float]) -> Tensor:
+        """See `Step`; a chunk of one batch, which may be empty."""
+        (users,), (items,), (rate,) = chunk.users, chunk.items, rates
+        assert chunk.weights is not None
+        set_rate(self.optimizer, rate)
+        self.optimizer.zero_grad()  # tells the tables, which are updated in the backward, the rate
+        logits = self.model(users, items)
+        part = self.loss(logits) * chunk.weights[0] if len(users) else logits.sum()
+        (part * world_size()).backward()  # since the gradient is averaged over the processes
+        self.optimizer.step()
+        return part.detach()[None]
 
 
 class CompiledStep:
@@ -99,11 +132,12 @@ class CompiledStep:
                     for k in range(len(rates))
                 ]
             )
-        state = [self._state(leaf) for leaf in self._leaves]
+        state = [started(self.optimizer, leaf) for leaf in self._leaves]
         done = float(state[0]["step"])
         beta1, beta2 = self._group["betas"]
         counts = [done + k + 1 for k in range(len(rates))]
-        scaled = [rate / (1 - beta1**count) for rate, count in zip(rates, counts, strict=True)]
+        initial = self._group["initial_lr"]
+        scaled = [initial * rate / (1 - beta1**count) for rate, count in zip(rates, counts, strict=True)]
         correction = [(1 - beta2**count) ** -0.5 for count in counts]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own deprecations
@@ -118,14 +152,6 @@ class CompiledStep:
         for each in state:
             each["step"] += len(rates)
         return losses
-
-    def _state(self, leaf: Tensor) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.optimizer.state[leaf]
-        if not state:
-            state["step"] = torch.zeros((), device=leaf.device)
-            state["exp_avg"] = torch.zeros_like(leaf)
-            state["exp_avg_sq"] = torch.zeros_like(leaf)
-        return state
 
     def _steps(
         self,
@@ -150,3 +176,9 @@ class CompiledStep:
                 value.sub_(rates[k] * mean / (square.sqrt() * corrections[k] + eps))
             losses.append(loss)
         return torch.stack(losses)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Set every learning rate to a share of what it was at the start."""
+    for group in optimizer.param_groups:
+        group["lr"] = share * group["initial_lr"]

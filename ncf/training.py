@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from typing import Literal
+from os import PathLike
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import nn
 from tqdm import tqdm
 
 from ncf.batches import TrainingBatches
 from ncf.candidates import Candidates, sample_candidates
+from ncf.checkpoint import Checkpoints
+from ncf.epoch import run_epoch
 from ncf.evaluation import evaluate
 from ncf.history import History
-from ncf.initialization import stream
+from ncf.interactions import Interactions
+from ncf.interruption import Interruption
 from ncf.losses import LOSSES
-from ncf.optimizers import dense_optimizer, learning_rate_at
+from ncf.optimizers import learning_rate_at, make_optimizer
+from ncf.processes import gathered, rank, summed, together
 from ncf.recommender import Recommender
 from ncf.splitting import Split
-from ncf.steps import CompiledStep, EagerStep, Step
+from ncf.steps import CollectiveStep, CompiledStep, EagerStep, Step
+from ncf.training_state import TrainingState
 
 __all__ = ["History", "Trainer"]
-
-_CHECK_EVERY = 100  # steps between looks at the loss: each look waits for the device
 
 
 class Trainer:
     """Trains a model as a classifier of interactions against sampled negatives (He et al. 2017).
 
+    A model that `ncf.sharding.shard` has sharded is trained by all processes together. Each calls `fit` with the
+    interactions of its own users, ``split.part(rank, world_size)``, and samples their negatives; a step's
+    ``batch_size`` is that of all of them.
+
     Args:
-        model: the model; it is trained in place.
+        model: the model, or what `ncf.sharding.shard` returned; it is trained in place.
         epochs: passes over the training positives.
         batch_size: samples per step, positives and negatives together.
         learning_rate: of the optimizer, at the start.
         schedule: ``"linear"``, falling to zero over the epochs, or ``"constant"``.
-        optimizer: ``"adam"``, ``"adagrad"`` or ``"sgd"``.
-        weight_decay: L2 penalty on every parameter.
+        optimizer: ``"adam"``, ``"adagrad"`` or ``"sgd"``, of all but the tables that `ncf.sharding.shard` gave one.
+        weight_decay: L2 penalty on every parameter that this optimizer updates.
         negatives: negatives per positive.
         law: law of the negatives, ``"uniform"`` or ``"popularity"``.
         loss: ``"bce"`` (binary cross-entropy) or ``"bpr"``.
@@ -50,6 +57,9 @@ class Trainer:
         threads: CPU threads during `fit`; ``None`` leaves PyTorch's setting. One is the default: a step of this
             size gains little from a second core, and loses tenfold where another process is using it.
         progress: show a progress bar; by default where the output is a terminal.
+        checkpoint: a folder of checkpoints. The run goes on where the newest one is, with the same numbers as if it
+            had never stopped; all settings that bear on them must be the same. By default nothing is written.
+        checkpoint_every: steps between checkpoints; there is one at the end of each epoch anyway.
 
     Raises:
         ValueError: for an unknown choice or a number out of range.
@@ -68,7 +78,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Recommender,
+        model: nn.Module,
         *,
         epochs: int = 10,
         batch_size: int = 2048,
@@ -86,14 +96,32 @@ class Trainer:
         compile: bool = False,
         threads: int | None = 1,
         progress: bool | None = None,
+        checkpoint: Checkpoints | str | PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
     ) -> None:
         _choose("schedule", schedule, ("linear", "constant"))
         _choose("loss", loss, tuple(LOSSES))
         _choose("selection", selection, ("validation", "paper", "last"))
-        for name, value in (("epochs", epochs), ("patience", patience), ("threads", threads)):
+        for name, value in (
+            ("epochs", epochs),
+            ("patience", patience),
+            ("threads", threads),
+            ("checkpoint_every", checkpoint_every),
+        ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} = {value}: give at least 1")
-        self.model = model
+        inner = getattr(model, "module", model)
+        if not isinstance(inner, Recommender):
+            raise TypeError(f"{type(model).__name__} is not one of ncf's models")
+        self.model: Recommender = inner
+        self.wrapped: nn.Module = model
+        self.collective = inner.embeddings.is_sharded
+        if self.collective and model is inner:
+            raise ValueError(
+                "the model is sharded: train what shard() returned, which averages the gradients"
+            )
+        if self.collective and compile:
+            raise ValueError("compile=True is for a model in one process, not for a sharded one")
         self.epochs = epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -108,7 +136,13 @@ class Trainer:
         self.compile = compile
         self.threads = threads
         self.progress = progress
-        self.optimizer = dense_optimizer(
+        self.checkpoints = (
+            checkpoint if checkpoint is None or isinstance(checkpoint, Checkpoints) else Checkpoints(checkpoint)
+        )
+        self.checkpoint_every = checkpoint_every
+        self.optimizer_name = optimizer
+        self.weight_decay = weight_decay
+        self.optimizer = make_optimizer(
             model, optimizer, learning_rate=learning_rate, weight_decay=weight_decay
         )
 
@@ -135,14 +169,76 @@ class Trainer:
             ValueError: if the split does not fit the model or lacks the part to select on.
             FloatingPointError: if the loss is no longer a finite number; the epoch and step are named.
         """
+        with together(self.collective):
+            train, candidates = self._checked(split, candidates)
+        batches = self._batches(train)
+        self.model.user_ids, self.model.item_ids = train.user_ids, train.item_ids
+        samples = sum(gathered(batches.samples)) if self.collective else batches.samples
+        state = TrainingState(
+            self.model,
+            self.wrapped,
+            self.optimizer,
+            steps=len(batches),
+            selection=self.selection,
+            checkpoints=self.checkpoints,
+            settings=self._settings(samples),
+        )
+        state.resume()
+        step = self._step(batches)
+        hidden = None if self.progress is None else not self.progress
+        bar = tqdm(
+            total=self.epochs * samples,
+            initial=samples * (state.epoch * len(batches) + state.step) // len(batches),
+            unit=" samples",
+            unit_scale=True,
+            desc=type(self.model).__name__,
+            disable=True if rank() else hidden,
+        )
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads or threads)
+        try:
+            with Interruption(collective=self.collective) as interruption:
+                while state.epoch < self.epochs and not self._is_patience_over(state):
+                    run_epoch(
+                        state,
+                        step,
+                        batches,
+                        rate_at=lambda position: learning_rate_at(
+                            position, self.epochs * len(batches), self.schedule
+                        ),
+                        seed=self.seed,
+                        interruption=interruption,
+                        progress=lambda done, more: bar.update(
+                            samples * (done + more) // len(batches) - samples * done // len(batches)
+                        ),
+                        save_every=self.checkpoint_every,
+                    )
+                    state.end_epoch(samples)
+                    score = self._judge(candidates, state.history)
+                    state.save(best=state.keep_best(score))
+                    _show(bar, state.history, self.k)
+                    if on_epoch is not None:
+                        on_epoch(state.history)
+        except KeyboardInterrupt:
+            state.history.interrupted = True
+        finally:
+            torch.set_num_threads(threads)
+            bar.close()
+            state.restore_best()
+            self.model.eval()
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+        return state.history
+
+    def _checked(self, split: Split, candidates: Candidates | None) -> tuple[Interactions, Candidates | None]:
+        """What to train on, and what to judge each epoch on."""
         train = split.train
         if train is None:
             raise ValueError("split.train is None: there is nothing to train on")
-        model = self.model
         for name in ("num_users", "num_items"):
-            if getattr(train, name) > getattr(model, name):
+            if getattr(train, name) > getattr(self.model, name):
                 raise ValueError(
-                    f"the split has {name} = {getattr(train, name)}, the model {getattr(model, name)}"
+                    f"the split has {name} = {getattr(train, name)}, the model {getattr(self.model, name)}"
                 )
         if candidates is None and self.selection != "last":
             part: Literal["test", "validation"] = "test" if self.selection == "paper" else "validation"
@@ -152,82 +248,39 @@ class Trainer:
                     'split with leave_one_out(..., validation=True), or train with selection="last"'
                 )
             candidates = sample_candidates(split, part, seed=self.seed)
-        model.user_ids, model.item_ids = train.user_ids, train.item_ids
-        batches = TrainingBatches(
-            train,
-            batch_size=self.batch_size,
-            negatives=self.negatives,
-            law=self.law,
-            seed=self.seed,
-            device=model.device,
-        )
-        step = self._step(batches)
-        history = History(selection=self.selection)
-        best_score, best = -1.0, _weights(model)
-        total = self.epochs * batches.samples
-        bar = tqdm(
-            total=total,
-            unit=" samples",
-            unit_scale=True,
-            desc=type(model).__name__,
-            disable=None if self.progress is None else not self.progress,
-        )
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.threads or threads)
-        try:
-            for epoch in range(self.epochs):
-                self._run_epoch(epoch, step, batches, history, bar)
-                score = self._judge(candidates, history)
-                if score is None or score > best_score:
-                    best_score = -1.0 if score is None else score
-                    best = _weights(model)
-                    history.best_epoch = epoch + 1
-                _show(bar, history, self.k)
-                if on_epoch is not None:
-                    on_epoch(history)
-                if self.patience is not None and epoch + 1 - history.best_epoch >= self.patience:
-                    break
-        except KeyboardInterrupt:
-            history.interrupted = True
-        finally:
-            torch.set_num_threads(threads)
-            bar.close()
-            model.load_state_dict(best)
-            model.eval()
-        return history
+        return train, candidates
 
-    def _run_epoch(
-        self, epoch: int, step: Step, batches: TrainingBatches, history: History, bar: tqdm[None]
-    ) -> None:
-        model = self.model.train()
-        dropout = bool(model.config.get("dropout"))
-        losses = torch.zeros(len(batches), device=model.device)
-        began = time.perf_counter()
-        total = self.epochs * len(batches)
-        done = checked = 0
-        with torch.random.fork_rng(enabled=dropout):
-            for chunk in batches.epoch(epoch, per_chunk=step.batches_per_call):
-                if dropout:  # its own stream per step, so that a run can go on in the middle of an epoch
-                    torch.manual_seed(stream(self.seed, "dropout", epoch, done).initial_seed())
-                now = range(done, done + len(chunk.users))
-                position = epoch * len(batches)
-                rates = [
-                    self.learning_rate * learning_rate_at(position + k, total, self.schedule) for k in now
-                ]
-                losses[now.start : now.stop] = step(chunk, rates)
-                done = now.stop
-                bar.update(chunk.items.numel())
-                if done - checked >= _CHECK_EVERY:
-                    _check_finite(losses[:done], epoch)
-                    checked = done
-        _check_finite(losses, epoch)
-        history.seconds.append(time.perf_counter() - began)
-        history.epochs.append(epoch + 1)
-        history.samples.append(batches.samples)
-        history.loss.append(float(losses.mean()))
+    def _batches(self, train: Interactions) -> TrainingBatches:
+        counts = None
+        if self.collective:
+            present = train.users.bincount(minlength=self.model.num_users).clamp(max=1)
+            twice = (summed(present) > 1).nonzero()
+            if len(twice):
+                raise ValueError(
+                    f"user {int(twice[0])} is trained on by more than one process: give each its own users, "
+                    "split.part(rank, world_size)"
+                )
+            if self.law == "popularity":
+                counts = summed(train.items.bincount(minlength=train.num_items))
+        with together(self.collective):
+            batches = TrainingBatches(
+                train,
+                batch_size=self.batch_size,
+                negatives=self.negatives,
+                law=self.law,
+                counts=counts,
+                seed=self.seed,
+                rank=rank() if self.collective else 0,
+                device=self.model.device,
+            )
+        if self.collective:
+            batches.share_out(gathered(len(batches.users)))
+        return batches
 
     def _step(self, batches: TrainingBatches) -> Step:
         loss = LOSSES[self.loss]
+        if self.collective:
+            return CollectiveStep(self.wrapped, self.optimizer, loss)
         if self.compile:
             return CompiledStep(
                 self.model, self.optimizer, loss, positives_per_batch=batches.positives_per_batch
@@ -246,24 +299,34 @@ class Trainer:
             return None
         return ranking.hr if self.selection == "paper" else ranking.ndcg
 
+    def _is_patience_over(self, state: TrainingState) -> bool:
+        return self.patience is not None and state.epoch - state.history.best_epoch >= self.patience
+
+    def _settings(self, samples: int) -> dict[str, Any]:
+        """What bears on the numbers: a run that goes on must have the same."""
+        names = (
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "schedule",
+            "weight_decay",
+            "negatives",
+            "law",
+            "loss",
+        )
+        return {
+            "model": type(self.model).__name__,
+            **self.model.config,
+            "samples": samples,
+            "optimizer": self.optimizer_name,
+            **{name: getattr(self, name) for name in (*names, "selection", "k")},
+            "training_seed": self.seed,
+        }
+
 
 def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} = {value!r}: choose one of {', '.join(map(repr, choices))}")
-
-
-def _weights(model: Recommender) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def _check_finite(losses: Tensor, epoch: int) -> None:
-    bad = (~torch.isfinite(losses)).nonzero()
-    if len(bad):
-        step = int(bad[0])
-        raise FloatingPointError(
-            f"the loss is {float(losses[step])} at epoch {epoch + 1}, step {step + 1}: "
-            "lower the learning rate, or look for huge values in the model's initial weights"
-        )
 
 
 def _show(bar: tqdm[None], history: History, k: int) -> None:

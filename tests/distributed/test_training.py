@@ -1,0 +1,119 @@
+"""The Trainer over several processes against plain steps in one, on the same batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ncf import (
+    Interactions,
+    NeuMF,
+    Split,
+    Trainer,
+    evaluate,
+    leave_one_out,
+    recommend,
+    sample_candidates,
+    whole_catalogue,
+)
+from ncf.batches import TrainingBatches
+from ncf.recommender import Recommender
+from ncf.sharding import shard
+
+from .test_sharding import PLANS, _Reference, check_tables
+from .workers import launch
+
+RATE = 0.1
+USERS, ITEMS = 40, 70
+
+
+def build(device: str | None = None) -> NeuMF:
+    return NeuMF(USERS, ITEMS, factors=16, layers=(32, 16), init_std=0.5, seed=3, device=device)
+
+
+def data() -> Split:
+    """Users of very different sizes; the even ones, of one rank in two, have most."""
+    generator = torch.Generator().manual_seed(0)
+    users = torch.cat(
+        [torch.arange(USERS).repeat(4), torch.randint(0, USERS // 2, (300,), generator=generator) * 2]
+    )
+    items = torch.randint(0, ITEMS, (len(users),), generator=generator)
+    items[:ITEMS] = torch.arange(ITEMS)
+    return leave_one_out(Interactions.from_arrays(users, items))
+
+
+def one_process(
+    split: Split, world: int, optimizer: str, plan: str | Mapping[str, str]
+) -> tuple[NeuMF, list[float]]:
+    """What the processes do, by hand: all their batches of a step are one batch."""
+    model = build()
+    reference = _Reference(model, optimizer, RATE, plan, world)
+    batches = [
+        TrainingBatches(split.part(rank, world).train, batch_size=100, seed=5, rank=rank)
+        for rank in range(world)
+    ]
+    for each in batches:
+        each.share_out([len(other.users) for other in batches])
+    losses = []
+    for epoch in range(2):
+        for step, chunks in enumerate(zip(*(each.epoch(epoch) for each in batches), strict=True)):
+            logits = torch.cat([model(chunk.users[0], chunk.items[0]) for chunk in chunks])
+            labels = torch.zeros_like(logits)
+            labels[:, 0] = 1
+            loss = binary_cross_entropy_with_logits(logits, labels)
+            reference.rate = RATE * (1 - (epoch * len(batches[0]) + step) / (2 * len(batches[0])))
+            reference.step(loss)
+            losses.append(float(loss))
+    return model, losses
+
+
+def training(rank: int, world: int) -> None:
+    split = data()
+    mine = split.part(rank, world)
+    validation = sample_candidates(split, "validation", num_negatives=20)
+    judged = [sample_candidates(split, num_negatives=20), whole_catalogue(split)]
+    for optimizer, plan in [("sgd", PLANS[1]), *(("rowwise_adagrad", plan) for plan in PLANS[2:])]:
+        local, losses = one_process(split, world, optimizer, plan)
+        sharded = shard(build("meta"), plan, optimizer=optimizer, learning_rate=RATE, verbose=False)  # type: ignore[arg-type]
+        trainer = Trainer(
+            sharded, epochs=2, batch_size=100, optimizer="sgd", learning_rate=RATE, selection="last", seed=5
+        )
+        history = trainer.fit(mine, validation.part(rank, world))
+        steps = len(losses) // 2
+        for epoch in range(2):
+            mean = sum(losses[epoch * steps : (epoch + 1) * steps]) / steps
+            assert abs(history.loss[epoch] - mean) < 1e-5
+        check_tables(sharded, local, 1e-5)
+        for name, value in local.state_dict().items():
+            if "embedding_bags" not in name:
+                torch.testing.assert_close(sharded.state_dict()[name], value, atol=1e-5, rtol=0)
+        assert history.hr[-1] == evaluate(local, validation).hr
+        assert history.samples[0] == 5 * len(split.train.users)
+        compare_rankings(rank, world, sharded, local, judged, split)
+
+
+def compare_rankings(
+    rank: int, world: int, sharded: torch.nn.Module, local: Recommender, judged: list, split: Split
+) -> None:
+    for candidates in judged:
+        expected = evaluate(local, candidates)
+        for block_users in (None, 3):
+            ranking = evaluate(sharded, candidates.part(rank, world), block_users=block_users)
+            assert ranking.users.sort().values.tolist() == expected.users.sort().values.tolist()
+            order, theirs = ranking.users.argsort(), expected.users.argsort()
+            assert ranking.ranks[order].tolist() == expected.ranks[theirs].tolist()
+            assert ranking.num_candidates[order].tolist() == expected.num_candidates[theirs].tolist()
+    users = torch.arange(rank, USERS - rank, 3)  # other users, and another number of them, on each rank
+    items, scores = recommend(sharded, users, k=5, exclude=split.train)
+    local_items, local_scores = recommend(local, users, k=5, exclude=split.train)
+    assert items == local_items
+    torch.testing.assert_close(scores, local_scores, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_training_and_ranking_equal_one_process(world: int) -> None:
+    launch(training, world)
