@@ -27,6 +27,12 @@ class CorrectedMetric:
         value: the estimate. It can leave [0, 1]: cutting it would bias it.
         standard_error: of the estimate, over users and over the candidates drawn.
         bias: how far its expectation lies from the truth, for the ranks that best explain the sampled ones.
+
+    Example::
+
+        >>> from ncf.correction import CorrectedMetric
+        >>> print(CorrectedMetric("HR@10", value=0.12, standard_error=0.02, bias=0.01))
+        HR@10 0.120 [0.071, 0.169] (estimated; bias +0.010)
     """
 
     metric: str
@@ -52,7 +58,7 @@ def correct_for_sampling(
     method: Literal["bias-variance", "rank"] = "bias-variance",
     gamma: float = 0.01,
 ) -> CorrectedMetric:
-    """Estimate a metric over the whole catalogue from ranks among sampled candidates.
+    """Estimate a metric over the whole catalogue from ranks among sampled candidates (Krichene & Rendle, KDD 2020).
 
     HR@10 among 101 candidates is not HR@10 in the catalogue, nor in proportion to it: it can order two
     models the other way round. Seen from rank r of n in the catalogue, the sampled rank among m others is

@@ -237,7 +237,10 @@ class Interactions:
         """Some of the rows, with the same vocabularies.
 
         Args:
-            rows: row numbers, or one bool per row.
+            rows: row numbers, ``[R]``, int64, or one bool per row, ``[N]``.
+
+        Returns:
+            The chosen rows in the order of ``rows``.
         """
         if rows.dtype == torch.bool:
             rows = rows.nonzero()[:, 0]  # found once, not once per column

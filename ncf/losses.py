@@ -16,6 +16,9 @@ def binary_cross_entropy(logits: Tensor) -> Tensor:
     Args:
         logits: ``[P, 1 + n]``; column 0 belongs to the positives.
 
+    Returns:
+        A scalar, in nats.
+
     Example::
 
         >>> import torch
@@ -32,6 +35,9 @@ def bpr(logits: Tensor) -> Tensor:
 
     Args:
         logits: ``[P, 1 + n]``; column 0 belongs to the positives.
+
+    Returns:
+        A scalar, in nats.
 
     Example::
 

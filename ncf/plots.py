@@ -49,6 +49,13 @@ def learning_curves(
     Raises:
         ImportError: if matplotlib is not installed.
         ValueError: if no history has an epoch.
+
+    Example::
+
+        >>> from ncf import History
+        >>> from ncf.plots import learning_curves
+        >>> run = History("last", [1, 2], loss=[0.5, 0.4], hr=[0.3, 0.4], ndcg=[0.1, 0.2], best_epoch=2)
+        >>> learning_curves({"GMF": run}, "curves.png")  # doctest: +SKIP
     """
     runs = {name: list(h) if isinstance(h, Sequence) else [h] for name, h in histories.items()}
     runs = {name: kept for name, group in runs.items() if (kept := [h for h in group if len(h)])}
@@ -92,6 +99,14 @@ def rank_histogram(rankings: Ranking | Mapping[str, Ranking], path: str | PathLi
     Raises:
         ImportError: if matplotlib is not installed.
         ValueError: if there is no ranking, or ``k`` differs between them.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import Ranking
+        >>> from ncf.plots import rank_histogram
+        >>> ranking = Ranking(torch.arange(4), torch.tensor([0, 2, 9, 50]), torch.full((4,), 101))
+        >>> rank_histogram({"GMF": ranking}, "ranks.svg")  # doctest: +SKIP
     """
     named = {"": rankings} if isinstance(rankings, Ranking) else dict(rankings)
     if len({ranking.k for ranking in named.values()}) != 1:
@@ -137,6 +152,15 @@ def comparison(result: Comparison, path: str | PathLike[str]) -> None:
 
     Raises:
         ImportError: if matplotlib is not installed.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import Ranking, plots
+        >>> from ncf.comparison import Comparison
+        >>> users, sizes = torch.arange(40), torch.full((40,), 101)
+        >>> rankings = {name: Ranking(users, users // part, sizes) for name, part in (("good", 8), ("fair", 2))}
+        >>> plots.comparison(Comparison(rankings), "models.png")  # doctest: +SKIP
     """
     names = result.names[::-1]  # a horizontal bar chart grows from below
     p_values = result.p_values

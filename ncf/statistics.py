@@ -18,7 +18,18 @@ _DRAWS_AT_ONCE = 1 << 22  # 32 MB of float64
 
 
 class Interval(NamedTuple):
-    """A confidence interval."""
+    """A confidence interval.
+
+    Args:
+        low: its lower end.
+        high: its upper end.
+
+    Example::
+
+        >>> from ncf.statistics import Interval
+        >>> print(Interval(0.25, 0.5))
+        [0.250, 0.500]
+    """
 
     low: float
     high: float
@@ -34,6 +45,9 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
         successes: how many of the trials succeeded.
         trials: how many there were.
         confidence: coverage, between 0 and 1.
+
+    Returns:
+        The interval, within [0, 1].
 
     Raises:
         ValueError: if ``trials`` is less than one or ``successes`` is not between 0 and ``trials``.
@@ -66,8 +80,18 @@ def normal_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
         values: one per user, ``[U]``.
         confidence: coverage, between 0 and 1.
 
+    Returns:
+        The interval, in the unit of the values.
+
     Raises:
         ValueError: if there are fewer than two values.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.statistics import normal_interval
+        >>> print(normal_interval(torch.arange(100) / 100))
+        [0.438, 0.552]
     """
     values = _checked(values, at_least=2)
     half = _quantile(confidence) * standard_error(values)
@@ -85,6 +109,9 @@ def bootstrap_interval(
         confidence: coverage, between 0 and 1.
         resamples: how many times the users are drawn anew, with replacement.
         seed: of the draws.
+
+    Returns:
+        The interval, in the unit of the values.
 
     Raises:
         ValueError: if there are no values or no resamples.
@@ -123,6 +150,12 @@ class PairedTest:
         difference: mean over users of the first model's value less the second's.
         interval: 95% interval of the difference.
         p_value: how often chance alone would give a difference at least as large, in either direction.
+
+    Example::
+
+        >>> from ncf.statistics import Interval, PairedTest
+        >>> print(PairedTest("HR@10", 0.02, Interval(-0.01, 0.05), 0.19))
+        HR@10 +0.020 [-0.010, +0.050], p = 0.190
     """
 
     metric: str
@@ -198,6 +231,13 @@ def sign_flip_p_value(differences: Tensor, *, resamples: int = 10_000, seed: int
 
     Returns:
         (1 + patterns at least as extreme) / (1 + patterns), never zero (Phipson & Smyth 2010).
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.statistics import sign_flip_p_value
+        >>> sign_flip_p_value(torch.tensor([0.5, -0.5, 0.25, -0.25]))  # as much to one side as to the other
+        1.0
     """
     differences = _checked(differences)
     sizes, counts = torch.unique(differences.abs(), return_counts=True)
@@ -216,6 +256,12 @@ def sign_flip_p_value(differences: Tensor, *, resamples: int = 10_000, seed: int
 
 def holm(p_values: list[float]) -> list[float]:
     """Adjust p-values for having made several tests (Holm 1979): the chance of any false finding is kept.
+
+    Args:
+        p_values: of the tests, in any order.
+
+    Returns:
+        The adjusted p-values in the same order, none above 1.
 
     Example::
 

@@ -84,7 +84,7 @@ class Vocabulary:
         return decoded
 
     def restrict(self, ids: Tensor) -> Vocabulary:
-        """The vocabulary of some of the ids, in the given order."""
+        """The vocabulary of some of the numbers, ``[n]``, in the given order."""
         return Vocabulary(self._take(ids))
 
     def _take(self, ids: Tensor) -> Any:

@@ -71,6 +71,14 @@ class MovieLens:
         interactions: who rated what and when, each rating once, in file order; raw ids are GroupLens's numbers.
         titles: ``titles[item]`` is the film's title and year, ``"Toy Story (1995)"``; ``[num_items]``.
         genres: ``genres[item]`` are its genres, empty where none is known; ``[num_items]``.
+
+    Example::
+
+        >>> from ncf import Interactions
+        >>> from ncf.datasets.movielens import MovieLens
+        >>> seen = Interactions.from_arrays([1, 1, 2], [10, 20, 10])  # what `load` makes of the ratings
+        >>> MovieLens(seen, ["Alien (1979)", "Brazil (1985)"], [("Horror", "Sci-Fi"), ("Comedy",)])
+        MovieLens(Interactions(3 rows, 2 users, 2 items), 2 titles)
     """
 
     interactions: Interactions

@@ -86,6 +86,17 @@ def write_ncf(prefix: str | PathLike[str], split: Split, candidates: Candidates)
 
     Raises:
         ValueError: if the candidates are not those of the test part.
+
+    Example::
+
+        >>> import pathlib, tempfile
+        >>> from ncf import Interactions, leave_one_out, sample_candidates
+        >>> from ncf.datasets import write_ncf
+        >>> split = leave_one_out(Interactions.from_arrays([0, 0, 0, 1, 1, 1], [0, 1, 2, 1, 2, 3]))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_ncf(f"{folder}/tiny", split, sample_candidates(split, num_negatives=1))
+        ...     pathlib.Path(f"{folder}/tiny.test.rating").read_text().split()  # user, item, rating
+        ['0', '2', '1', '1', '3', '1']
     """
     train_file, test_file, negative_file = _files(prefix)
     _check_same((split.test.users, split.test.items, None), candidates, "split.test", "candidates")

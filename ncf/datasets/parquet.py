@@ -51,6 +51,17 @@ def write_parquet(interactions: Interactions, folder: str | PathLike[str], *, nu
     Raises:
         FileExistsError: if there is a folder already.
         ValueError: if there are fewer users with interactions than parts.
+
+    Example::
+
+        >>> import os, tempfile
+        >>> from ncf import Interactions
+        >>> from ncf.datasets import write_parquet
+        >>> bought = Interactions.from_arrays(["ann", "bob", "eve"], ["tea", "tea", "rum"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_parquet(bought, f"{folder}/bought", num_parts=2)
+        ...     sorted(os.listdir(f"{folder}/bought"))
+        ['item_ids.parquet', 'manifest.json', 'part-00000.parquet', 'part-00001.parquet', 'user_ids.parquet']
     """
     folder = Path(folder)
     if folder.exists():
