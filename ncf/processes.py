@@ -21,12 +21,12 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def gathered(value: Any) -> list[Any]:
+def gathered(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """What each process says, by rank; every process must ask."""
     values = [value]
     if world_size() > 1:
         values = [None] * world_size()
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=group)
     return values
 
 
@@ -51,13 +51,14 @@ def joined(rows: Tensor) -> Tensor:
 
 
 @contextmanager
-def together(collective: bool = True) -> Iterator[None]:
+def together(collective: bool = True, group: dist.ProcessGroup | None = None) -> Iterator[None]:
     """What fails in one process fails in all, with the same error: nobody waits for one that is gone.
 
     Nothing inside may wait for another process.
 
     Args:
         collective: whether the other processes do the same; without them this does nothing.
+        group: through which they tell; by default that of all.
 
     Raises:
         Exception: the first process's that failed; in the others it names that process's rank.
@@ -68,7 +69,7 @@ def together(collective: bool = True) -> Iterator[None]:
     except Exception as error:
         failure = error
     if collective and world_size() > 1:
-        failures = gathered(failure)
+        failures = gathered(failure, group)
         if failure is None:
             for number, other in enumerate(failures):
                 if other is not None:

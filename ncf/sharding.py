@@ -7,11 +7,8 @@ would have had in one process, so the plan and the number of processes do not ch
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -19,12 +16,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ncf.processes import together
+from ncf.quiet import quiet
 from ncf.recommender import Recommender
 
 _CHOICES = {
     "cpu": ("data_parallel", "table_wise", "column_wise", "table_column_wise"),
     "cuda": ("data_parallel", "table_wise", "column_wise", "table_column_wise", "row_wise", "table_row_wise"),
 }
+# Numbers in a table, up to which Adam over all of it costs less than an exchange of rows between processes.
+_SMALL = 1 << 20
 _FUSED: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {}),
     "adagrad": (torch.optim.Adagrad, {}),
@@ -47,7 +48,8 @@ def shard(
 
     Args:
         model: built with ``device="meta"``; one with values keeps them, but was whole in this process.
-        sharding: one type for all tables, or a type per table, or ``"auto"``: TorchRec's planner chooses. On CPU:
+        sharding: one type for all tables, or a type per table, or ``"auto"``: a table of up to a million numbers is
+            copied to every process (``"data_parallel"``), for others TorchRec's planner chooses. On CPU:
             ``"data_parallel"``, ``"table_wise"``, ``"column_wise"``, ``"table_column_wise"``; on CUDA also
             ``"row_wise"`` and ``"table_row_wise"``.
         optimizer: of the sharded tables.
@@ -70,7 +72,7 @@ def shard(
         >>> sharded(torch.tensor([3, 4]), torch.tensor([7, 8])).shape
         torch.Size([2])
     """
-    with _quiet():
+    with quiet():
         return _shard(model, sharding, optimizer, learning_rate, verbose)
 
 
@@ -85,7 +87,7 @@ def _shard(
     from torchrec.distributed.types import ShardingEnv, ShardingPlan
     from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-    device = _start_process_group()
+    device = start_processes()
     world = dist.get_world_size()
     types = _types_by_table(model, sharding, device.type, world)
     if optimizer not in ("rowwise_adagrad", *_FUSED):
@@ -104,7 +106,7 @@ def _shard(
     constraints = {
         name: ParameterConstraints(
             min_partition=max(4, dims[name] // world // 4 * 4),  # column-wise: one part for each process
-            **({} if kind == "auto" else {"sharding_types": [kind]}),
+            sharding_types=[kind] if kind != "auto" else list(_CHOICES[device.type][1:]),
             compute_kernels=["dense" if kind == "data_parallel" else "fused"],
         )
         for name, kind in types.items()
@@ -119,14 +121,15 @@ def _shard(
     sharded: nn.Module = DistributedModelParallel(
         model, env=ShardingEnv.from_process_group(group), device=device, plan=plan, sharders=sharders
     )
-    for table in model.embeddings.tables:
-        for out, row, column in rectangles(sharded, table.name):
-            if table.name in values:
-                source = values[table.name][row : row + len(out), column : column + out.shape[1]]
-                with torch.no_grad():
-                    out.copy_(source)
-            else:
-                model.embeddings.fill(table, out, seed=model.config["seed"], row=row, column=column)
+    with together():
+        for table in model.embeddings.tables:
+            for out, row, column in rectangles(sharded, table.name):
+                if table.name in values:
+                    source = values[table.name][row : row + len(out), column : column + out.shape[1]]
+                    with torch.no_grad():
+                        out.copy_(source)
+                else:
+                    model.embeddings.sources[table.name](out, row=row, column=column)
     if verbose and dist.get_rank() == 0:
         print(describe(plan, model))
     return sharded
@@ -174,8 +177,15 @@ def _types_by_table(
     if unknown := sorted(types.keys() - set(names)):
         raise ValueError(f"sharding names the table {unknown[0]!r}: the model has {', '.join(names)}")
     types = {name: types.get(name, "auto") for name in names}
+    rows = {"user": model.num_users, "item": model.num_items}
     for table in model.embeddings.tables:
         kind = types[table.name]
+        if kind == "auto" and rows[table.side] * table.dim <= _SMALL:
+            types[table.name] = "data_parallel"
+        if kind in ("row_wise", "table_row_wise") and kind in _CHOICES[device] and rows[table.side] < world:
+            raise ValueError(
+                f"table {table.name} has {rows[table.side]} rows for {world} processes: choose another type than {kind}"
+            )
         if kind not in ("auto", *_CHOICES[device]):
             choices = ", ".join(map(repr, ("auto", *_CHOICES[device])))
             raise ValueError(f"sharding of {table.name} = {kind!r}: on {device} choose one of {choices}")
@@ -191,7 +201,12 @@ def _types_by_table(
     return types
 
 
-def _start_process_group() -> torch.device:
+def start_processes() -> torch.device:
+    """Join the processes that ``torchrun`` started, or be a world of one; `shard` does it too.
+
+    Returns:
+        This process's device: a GPU of its own where there are any.
+    """
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
@@ -204,16 +219,3 @@ def _start_process_group() -> torch.device:
             alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
         dist.init_process_group(backend, timeout=timedelta(minutes=5), **alone)
     return device
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep third parties' deprecations and advice, nothing of which a user can act on, from the screen."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

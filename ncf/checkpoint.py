@@ -1,0 +1,370 @@
+"""The state of a training on disk: complete or absent, checked before it is used, read by any number of processes.
+
+A checkpoint is a folder ``step-0000001234``: what ``torch.distributed.checkpoint`` writes, and ``checkpoint.json``
+with the size and the SHA-256 of each other file. It is written as ``.step-0000001234.part`` and renamed when all
+of it is on the disk.
+
+Unlike a saved model (`ncf.load`) a checkpoint holds a pickle, ``.metadata``, in which
+``torch.distributed.checkpoint`` keeps its index. **Open your own checkpoints only**: the hashes tell damage, not
+malice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+import ncf
+from ncf.processes import gathered, rank, together, world_size
+
+if TYPE_CHECKING:
+    from ncf.pieces import Pieces
+
+_FORMAT = 1
+_NAME = re.compile(r"step-(\d{10,})(?:\.(\d+))?")  # the second number: how often the step was saved before
+_DESCRIPTION = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint; `Checkpoints.latest` and `Checkpoints.best` find it."""
+
+    folder: Path
+    step: int
+    about: dict[str, Any]
+
+    def read(self, tensors: Mapping[str, Tensor], *, strict: bool = True) -> None:
+        """Fill tensors in place, whatever the number of processes and the sharding that they were saved from.
+
+        Every process must call it, with the tensors it has. Each reads only what its own parts need.
+
+        Weights, and optimizer states that have the weights' shape, come out equal to the bit. So does the state of
+        row-wise Adagrad while a table is cut into the same columns as before. Otherwise it has to be converted,
+        for row-wise Adagrad keeps one number for each row *of each part*: the mean over the part's columns of the
+        squared gradients' sums. A new part gets the mean of the old parts' numbers, weighted by the columns
+        they share. Joining parts (column-wise to table-wise) so gives what one part would have had, up to
+        rounding. Splitting (table-wise to column-wise) gives each part its row's number, unrounded, since the
+        numbers that the columns had by themselves were never kept. A checkpoint opened there and back is equal
+        to the bit, if split first; joining forgets how the parts differed.
+
+        Args:
+            tensors: plain tensors and ``ShardedTensor``, by name. The state that FBGEMM keeps of a table is named
+                ``fused.<table>.momentum1``, the table ``model.embeddings.ebc.embedding_bags.<table>.weight``.
+            strict: the checkpoint may hold no names that are not asked for.
+
+        Raises:
+            ValueError: if the names, shapes or dtypes are of another model or another optimizer. Nothing is
+                filled then.
+        """
+        from ncf import pieces
+
+        with together():
+            here = pieces.shapes(tensors)
+        wanted = {name: shape for shapes in gathered(here) for name, shape in shapes.items()}
+        with together():
+            pieces.fill(self.folder, tensors, wanted, strict=strict)
+
+
+class Checkpoints:
+    """A folder of training states, the newest whole one of which a run goes on with.
+
+    In a job of several processes each of them makes this object and calls each method, together with the others,
+    and sees the same folder. What fails in one process is the same error in all.
+
+    Args:
+        folder: where the checkpoints lie; it is made if missing.
+        keep: how many of the newest stay; the newest that was saved as the best stays beside them.
+        in_background: `save` copies the tensors and returns; the copy, which needs as much memory again, is
+            written while the training goes on.
+
+    Raises:
+        ValueError: if ``keep`` is below 1.
+        NotADirectoryError: if ``folder`` is a file.
+
+    Example::
+
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checkpoints = Checkpoints(folder)
+        ...     checkpoints.save({"weight": torch.arange(3.0)}, {"epoch": 1}, step=100)
+        ...     checkpoint = checkpoints.latest()
+        ...     weight = torch.empty(3)
+        ...     checkpoint.read({"weight": weight})
+        ...     checkpoint.step, checkpoint.about, weight
+        (100, {'epoch': 1}, tensor([0., 1., 2.]))
+    """
+
+    def __init__(self, folder: str | PathLike[str], *, keep: int = 2, in_background: bool = False) -> None:
+        if keep < 1:
+            raise ValueError(f"keep = {keep}: give at least 1")
+        self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(f"{self.folder} is a file: give a folder for the checkpoints")
+        self.keep = keep
+        self.in_background = in_background
+        self._damaged: set[str] = set()
+        self._group: dist.ProcessGroup | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._under_way: Future[None] | None = None
+
+    def save(
+        self, tensors: Mapping[str, Tensor], about: dict[str, Any], *, step: int, best: bool = False
+    ) -> None:
+        """Write a checkpoint, then remove those that are no longer kept.
+
+        A step that is there already is replaced: the new one is complete beside it before the old one goes.
+        Checkpoints of later steps that `latest` passed over as damaged are removed, for the run has left them.
+
+        Args:
+            tensors: plain tensors, the same in every process, and ``ShardedTensor``.
+            about: what else to keep, as JSON can hold it; that of rank 0 is kept.
+            step: steps trained.
+            best: whether it is the best so far.
+
+        Raises:
+            ValueError: if the folder holds a whole checkpoint of a later step.
+            TypeError: if ``about`` holds what JSON cannot.
+            OSError: if it cannot be written; those before it are as they were.
+        """
+        self.wait()
+        from ncf.pieces import Pieces
+
+        if self.in_background and self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+            if world_size() > 1:  # the training goes on talking over its own
+                self._group = dist.new_group(backend="gloo")
+        with together():
+            description = {
+                "format": _FORMAT,
+                "ncf": ncf.__version__,
+                "step": step,
+                "best": best,
+                "world_size": world_size(),
+                "about": json.loads(json.dumps(about)),  # as it is now, and as it will be read
+            }
+            target = self._make_room(step) if rank() == 0 else Path()
+            pieces = Pieces(tensors, copy=self.in_background)
+        target = gathered(target)[0]
+        if self._thread is None:
+            self._write(pieces, description, target)
+        else:
+            self._under_way = self._thread.submit(self._write, pieces, description, target)
+
+    def wait(self) -> None:
+        """Wait until a save in the background is in its place.
+
+        Raises:
+            Exception: what became of it, as `save` would have raised it.
+        """
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.result()
+
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint; a damaged one is passed over with a warning that says what ails it.
+
+        Every file is read and hashed, a part of them by each process.
+
+        Returns:
+            The checkpoint, or ``None`` if there is none at all.
+
+        Raises:
+            ValueError: if there are some, but not a whole one.
+        """
+        return self._newest(only_best=False)
+
+    def best(self) -> Checkpoint | None:
+        """The newest whole checkpoint that was saved as the best."""
+        return self._newest(only_best=True)
+
+    def _newest(self, *, only_best: bool) -> Checkpoint | None:
+        self.wait()
+        with together():
+            folders = self._folders() if rank() == 0 else []
+        found, damaged = None, []
+        for folder in reversed(gathered(folders)[0]):
+            with together():
+                description = _read_description(folder) if rank() == 0 else None
+            description = gathered(description)[0]
+            if isinstance(description, dict):
+                if only_best and not description["best"]:
+                    continue
+                files = sorted(description["files"].items())[rank() :: world_size()]
+                with together():
+                    damage = next(
+                        filter(None, (_damage(folder / name, **file) for name, file in files)), None
+                    )
+                damage = next(filter(None, gathered(damage)), None)
+                if damage is None:
+                    found = Checkpoint(folder, description["step"], description["about"])
+                    break
+            else:
+                damage = str(description)
+            damaged.append(damage)
+            self._damaged.add(folder.name)
+        if damaged and found is None:
+            raise ValueError(
+                f"no checkpoint in {self.folder} is whole: {'; '.join(damaged)}. Copy one there, or start anew in "
+                "another folder"
+            )
+        if rank() == 0:
+            for damage in damaged:
+                warnings.warn(f"a damaged checkpoint is passed over: {damage}", UserWarning, stacklevel=3)
+        return found
+
+    def _folders(self) -> list[Path]:
+        """Checkpoints, the oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), key=_number)
+
+    def _make_room(self, step: int) -> Path:
+        """Clear what killed saves have left; say where the checkpoint is to be."""
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise ValueError(f"step = {step!r}: give the number of steps trained")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(".step-*.part"):
+            shutil.rmtree(left)
+        again = 0
+        for folder in self._folders():
+            number, times = _number(folder)
+            if number > step and folder.name not in self._damaged:
+                raise ValueError(
+                    f"{self.folder} holds a checkpoint of step {number}, later than step {step}: go on from "
+                    "latest(), or save to another folder"
+                )
+            if number == step:
+                again = times + 1
+        target = self.folder / (f"step-{step:010d}" + (f".{again}" if again else ""))
+        _part(target).mkdir()
+        return target
+
+    def _write(self, pieces: Pieces, description: dict[str, Any], target: Path) -> None:
+        from ncf.pieces import write
+
+        part = _part(target)
+        try:
+            write(part, pieces, self._group)
+            with together(group=self._group):
+                own = [*part.glob(f"__{rank()}_*"), *([part / ".metadata"] if rank() == 0 else [])]
+                files = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in own}
+            for others in gathered(files, self._group):
+                files |= others
+            with together(group=self._group):
+                if rank() == 0:
+                    _write_description(part / _DESCRIPTION, {**description, "files": files})
+                    _sync(part)
+                    part.rename(target)
+                    _sync(self.folder)
+                    self._remove_old(target, description["best"])
+        except Exception:
+            if rank() == 0:
+                shutil.rmtree(part, ignore_errors=True)  # a full disk is not to stay full
+            raise
+
+    def _remove_old(self, newest: Path, newest_is_best: bool) -> None:
+        folders = [folder for folder in self._folders() if folder.name not in self._damaged]
+        newest_of_step = {_number(folder)[0]: folder for folder in folders}  # those before it were replaced
+        kept = list(newest_of_step.values())[-self.keep :]
+        for folder in reversed(folders):
+            if folder == newest:
+                is_best = newest_is_best
+            else:
+                description = _read_description(folder)
+                is_best = isinstance(description, dict) and description["best"]
+            if is_best:
+                kept.append(folder)
+                break
+        for folder in self._folders():
+            if folder not in kept:
+                folder.rename(_part(folder))  # never a part of it under its own name
+                shutil.rmtree(_part(folder))
+                self._damaged.discard(folder.name)
+
+
+def _part(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.part")
+
+
+def _number(folder: Path) -> tuple[int, int]:
+    match = _NAME.fullmatch(folder.name)
+    assert match is not None
+    return int(match[1]), int(match[2] or 0)
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _damage(file: Path, size: int, sha256: str) -> str | None:
+    """What is wrong with a file, if anything."""
+    try:
+        found = file.stat().st_size
+        if found != size:
+            return f"{file} has {found} bytes instead of {size}"
+        if _sha256(file) != sha256:
+            return f"{file} is not what was written: its SHA-256 is another"
+    except FileNotFoundError:
+        return f"{file} is missing"
+    except OSError as error:
+        return f"{file} cannot be read: {error}"
+    return None
+
+
+def _write_description(file: Path, description: dict[str, Any]) -> None:
+    text = json.dumps({**description, "sha256": _digest(description)}, indent=2)
+    with file.open("w", encoding="utf-8") as out:
+        out.write(text + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _read_description(folder: Path) -> dict[str, Any] | str:
+    """What ``checkpoint.json`` says, or what is wrong with it."""
+    file = folder / _DESCRIPTION
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"{file} is missing"
+    except OSError as error:
+        return f"{file} cannot be read: {error}"
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
+        return f"{file} is not JSON: {error}"
+    if not isinstance(description, dict) or "format" not in description:
+        return f"{file} does not describe a checkpoint"
+    if description["format"] != _FORMAT:
+        return f"{file} has format {description['format']!r}, this version of ncf reads {_FORMAT}"
+    if description.pop("sha256", None) != _digest(description):
+        return f"{file} is not what was written: its SHA-256 is another"
+    if description["step"] != _number(folder)[0]:
+        return f"{file} is of step {description['step']}, which its folder is not named for"
+    return description
+
+
+def _digest(description: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
