@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import shutil
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ import torch
 
 import ncf
 from ncf import models
-from ncf.files import read_tensors, write_tensors, write_text, written_beside
+from ncf.collective_saving import write_sharded_tensors
+from ncf.files import read_rectangle, read_tensors, write_tensors, write_text, written_beside
 from ncf.interactions import Vocabulary
+from ncf.processes import rank, together
 from ncf.recommender import Recommender
 
 _FORMAT = 1
@@ -37,6 +40,9 @@ _OWN = re.compile(
 def save(model: Recommender, path: str | PathLike[str]) -> None:
     """Write a model to a folder, which `load` reads.
 
+    A sharded model is saved by all processes together, and the files are those of the same model in one process.
+    Its tables pass through rank 0, which alone writes, a block of rows at a time.
+
     Args:
         model: what to save.
         path: the folder; it is made if missing, and a model in it is replaced.
@@ -44,6 +50,7 @@ def save(model: Recommender, path: str | PathLike[str]) -> None:
     Raises:
         ValueError: if the model is of a class that `load` does not know.
         FileExistsError: if ``path`` is a file.
+        OSError: if a file cannot be written; of a sharded model, in every process.
 
     Example::
 
@@ -57,13 +64,22 @@ def save(model: Recommender, path: str | PathLike[str]) -> None:
     if type(model) not in [getattr(models, name) for name in _MODELS]:
         raise ValueError(f"{type(model).__name__} is not one of {', '.join(_MODELS)}: load would not know it")
     folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file: give the folder to write the model to")
-    folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, str] = {}
+    sharded = model.embeddings.is_sharded
     weights = folder / ".model.safetensors"
-    write_tensors(weights, model.state_dict())
-    files["model"] = _settle(weights, "model", ".safetensors")
+    with together(sharded):
+        if not sharded or rank() == 0:
+            if folder.exists() and not folder.is_dir():
+                raise FileExistsError(f"{folder} is a file: give the folder to write the model to")
+            folder.mkdir(parents=True, exist_ok=True)
+    (write_sharded_tensors if sharded else write_tensors)(weights, model.state_dict())
+    with together(sharded):
+        if not sharded or rank() == 0:
+            _finish(model, folder, weights)
+
+
+def _finish(model: Recommender, folder: Path, weights: Path) -> None:
+    """Add to the weights what else belongs to a model, then let the folder be that model's."""
+    files = {"model": _settle(weights, "model", ".safetensors")}
     for name in _VOCABULARIES:
         vocabulary: Vocabulary | None = getattr(model, name)
         if vocabulary is not None:
@@ -87,9 +103,12 @@ def save(model: Recommender, path: str | PathLike[str]) -> None:
 def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Recommender:
     """Read a model that `save` wrote; nothing is unpickled.
 
+    On ``device="meta"`` the tables stay in the file, for `ncf.sharding.shard` to give each process its part of
+    them; the towers have their values, on the CPU. Every process must see the file until then.
+
     Args:
         path: the folder.
-        device: where to put the model.
+        device: where to put the model; ``"meta"`` for one to be sharded.
 
     Returns:
         The model, in evaluation mode.
@@ -105,6 +124,15 @@ def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Re
         ...     ncf.GMF(10, 20, factors=4).save(folder)
         ...     ncf.load(folder, device="cpu").num_items
         20
+
+        The same over the processes of a job; here, of one:
+
+        >>> from ncf.sharding import shard
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ncf.GMF(10, 20, factors=4).save(folder)
+        ...     sharded = shard(ncf.load(folder, device="meta"), "table_wise", verbose=False)
+        >>> sharded.module.num_items
+        20
     """
     folder = Path(path)
     description = _read_description(folder)
@@ -113,7 +141,8 @@ def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Re
     except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's own, for sizes past all bounds
         raise ValueError(f"{folder / 'config.json'}: the model cannot be built from it: {error}") from error
     expected = model.state_dict()
-    tensors = read_tensors(folder / description["files"]["model"], names=tuple(expected))
+    file = (folder / description["files"]["model"]).absolute()
+    tensors = read_tensors(file, names=tuple(expected))
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(
@@ -124,9 +153,17 @@ def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Re
             raise ValueError(
                 f"{folder}: {name} holds {tensor.dtype}, not floating-point numbers: save it again"
             )
+    later = torch.device(device).type == "meta"
     # Copied: a file's tensors need not be aligned as PyTorch's own are, and then round differently.
-    state = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
+    state = {
+        name: tensor.to("cpu" if later and not expected[name].is_meta else device, copy=True)
+        for name, tensor in tensors.items()
+    }
     model.load_state_dict(state, assign=True)
+    if later:
+        for table in model.embeddings.tables:
+            name = f"embeddings.ebc.embedding_bags.{table.name}.weight"
+            model.embeddings.sources[table.name] = partial(read_rectangle, file, name)
     model.requires_grad_(True)
     for name in _VOCABULARIES:
         if name in description["files"]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,13 @@ class Table:
             raise ValueError(f"init_std = {self.std}: give a finite standard deviation of at least 0")
 
 
+class Source(Protocol):
+    """Where a table that holds no values yet has them from."""
+
+    def __call__(self, out: Tensor, *, row: int, column: int) -> None:
+        """Fill ``out``, ``[R, D]``, with the table's rectangle whose first row and column are given."""
+
+
 class UserItemEmbeddings(nn.Module):
     """Looks up the rows of a user and of an item in every table.
 
@@ -55,6 +63,9 @@ class UserItemEmbeddings(nn.Module):
         tables: the tables.
         seed: of the initial values.
         device: where the tables live; ``"meta"`` holds no values, for sharding.
+
+    Attributes:
+        sources: where each table's values come from when it is filled: its initial ones, unless replaced.
 
     Example::
 
@@ -90,19 +101,23 @@ class UserItemEmbeddings(nn.Module):
             )
             for table in tables
         ]
+        self.sources: dict[str, Source] = {
+            table.name: partial(
+                normal_rows,
+                std=table.std,
+                seed=seed,
+                table=table.name,
+                width=table.dim if table.drawn is None else table.drawn,
+            )
+            for table in tables
+        }
         # Built without values: its own would come from the global generator.
         self.ebc = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
         if device is None or torch.device(device).type != "meta":
             for table in self.tables:
                 weight = torch.empty(rows[table.side], table.dim, device=device)
-                self.fill(table, weight, seed=seed)
+                self.sources[table.name](weight, row=0, column=0)
                 self.ebc.embedding_bags[table.name].weight = nn.Parameter(weight)
-
-    @staticmethod
-    def fill(table: Table, out: Tensor, *, seed: int, row: int = 0, column: int = 0) -> None:
-        """Set a rectangle of a table, whole by default, to its initial values; see `normal_rows`."""
-        width = table.dim if table.drawn is None else table.drawn
-        normal_rows(out, std=table.std, seed=seed, table=table.name, width=width, row=row, column=column)
 
     @property
     def is_sharded(self) -> bool:

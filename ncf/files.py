@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
+
+_BLOCK = 2**22  # numbers: 16 MB of float32
 
 
 @contextmanager
@@ -49,6 +55,29 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(beside))
 
 
+def header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
+    """How the safetensors file of some tensors begins; their bytes follow it.
+
+    Args:
+        tensors: their names, types and shapes count; they need not have values.
+
+    Returns:
+        The first bytes of the file, and the names in the order in which the tensors' bytes follow.
+    """
+    from safetensors.torch import save
+
+    # The library's own, which knows the order and the types' names, of tensors with nothing in them.
+    empty = save({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in tensors.items()})
+    description: dict[str, dict[str, Any]] = json.loads(empty[8:])
+    end = 0
+    for name, entry in description.items():
+        start, end = end, end + math.prod(tensors[name].shape) * tensors[name].dtype.itemsize
+        entry |= {"shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(description, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, list(description)
+
+
 def read_tensors(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Tensor]:
     """Read exactly the named tensors of a safetensors file.
 
@@ -78,6 +107,49 @@ def read_tensors(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str
             f"{path} does not fit: missing {missing or 'nothing'}, unexpected {extra or 'nothing'}"
         )
     return tensors
+
+
+def read_rectangle(path: str | os.PathLike[str], name: str, out: Tensor, *, row: int, column: int) -> None:
+    """Read a part of a matrix in a safetensors file; no more than the part and a small piece is ever in memory.
+
+    Args:
+        path: a file that `write_tensors` wrote.
+        name: the matrix.
+        out: where to put the part, ``[R, D]``, on any device.
+        row: the matrix's row that ``out[0]`` is.
+        column: the matrix's column that ``out[:, 0]`` is.
+
+    Raises:
+        FileNotFoundError: if there is no such file any more.
+        ValueError: if it is damaged, or lacks the matrix, or the matrix is smaller.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    done = 0
+    while done < len(out):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} is gone, and {name} with it: load the model again")
+        try:
+            # Opened anew for each block: what was read of an open file stays in the process's memory.
+            with safe_open(str(path), framework="pt") as file:
+                stored = file.get_slice(name)
+                part = out[done : done + rows_at_once(stored.get_shape()[1])]
+                rows = slice(row + done, row + done + len(part))
+                values = stored[rows, column : column + out.shape[1]]
+                if values.shape != part.shape:
+                    raise ValueError(f"{path} has another shape of {name} by now: load the model again")
+                with torch.no_grad():
+                    part.copy_(values)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is not a complete safetensors file ({error}): write it again"
+            ) from error
+        done += len(part)
+
+
+def rows_at_once(columns: int) -> int:
+    """How many rows of a table to copy in one go."""
+    return max(1, _BLOCK // columns)
 
 
 def _umask() -> int:

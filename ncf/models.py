@@ -200,11 +200,15 @@ class NeuMF(Recommender):
             mlp: the source of the MLP tables and tower.
             alpha: weight of the GMF part, between 0 and 1.
 
+        Two models without values, from ``ncf.load(path, device="meta")``, give another such one, to be sharded:
+        its tables come from the same files.
+
         Returns:
             A new model; it shares no memory with the two.
 
         Raises:
-            ValueError: if the two do not have the same users, items and raw ids, or alpha is outside [0, 1].
+            ValueError: if the two do not have the same users, items and raw ids, or alpha is outside [0, 1], or
+                if one is sharded or is alone in having no values.
 
         Example::
 
@@ -227,6 +231,11 @@ class NeuMF(Recommender):
                 )
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"alpha = {alpha}: give a number between 0 and 1")
+        if gmf.embeddings.is_sharded or mlp.embeddings.is_sharded:
+            raise ValueError('gmf or mlp is sharded: save both and load them with device="meta"')
+        empty = [part.embeddings.weight(part.embeddings.tables[0].name).is_meta for part in (gmf, mlp)]
+        if empty[0] != empty[1]:
+            raise ValueError("one of gmf and mlp is on the meta device: load both alike")
         model = cls(
             gmf.num_users,
             gmf.num_items,
@@ -235,8 +244,9 @@ class NeuMF(Recommender):
             dropout=mlp.config["dropout"],
             init_std=mlp.config["init_std"],
             seed=mlp.config["seed"],
-            device=gmf.device,
+            device="meta" if empty[0] else gmf.device,
         )
+        model.embeddings.sources = {**gmf.embeddings.sources, **mlp.embeddings.sources}
         state = {name: value for part in (gmf, mlp) for name, value in part.state_dict().items()}
         for name in ("head.weight", "head.bias"):
             scaled = alpha * gmf.state_dict()[name], (1 - alpha) * mlp.state_dict()[name]

@@ -100,10 +100,9 @@ def test_initial_values_follow_the_paper_and_the_seed() -> None:
 
 def test_a_rectangle_of_a_table_is_filled_as_the_whole_would_be() -> None:
     model = MatrixFactorization(2500, 4, factors=6, seed=5)
-    table = model.embeddings.tables[0]
     whole = model.embeddings.weight("user_mf")
     part = torch.empty(1300, 4)
-    model.embeddings.fill(table, part, seed=5, row=900, column=4)
+    model.embeddings.sources["user_mf"](part, row=900, column=4)
     assert torch.equal(part, whole[900:2200, 4:8])
 
 
