@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -90,7 +91,13 @@ def kind(column: Any) -> str:
 
 def to_tensor(numbers: Any) -> Tensor:
     """Whole numbers of an Arrow array, none missing, as int64; copied, for Arrow's memory must not be written."""
-    return torch.from_numpy(numbers.to_numpy(zero_copy_only=False).astype("int64"))
+    return torch.from_numpy(np.from_dlpack(numbers).astype("int64"))  # its to_numpy() would import pandas
+
+
+def from_tensor(numbers: Tensor) -> Any:
+    """Whole numbers as an int64 Arrow array. `pyarrow.array` would import pandas, 60 MB, where there is one."""
+    held = numbers.to(torch.int64).cpu().contiguous().numpy()
+    return pa.Array.from_buffers(pa.int64(), len(held), [None, pa.py_buffer(held)])
 
 
 def _arrow(values: Any, name: str) -> Any:
@@ -114,5 +121,7 @@ def _arrow(values: Any, name: str) -> Any:
 
 def _first(condition: Any) -> int | None:
     """The first row where a condition holds."""
+    if not pc.any(condition, min_count=0).as_py():  # index() would import pandas to look for nothing
+        return None
     row: int = pc.index(condition, True).as_py()
-    return row if row >= 0 else None
+    return row

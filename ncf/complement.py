@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_DRAWS_PER_BLOCK = 1 << 17
+
 
 class Complement:
     """For every user the items outside a given set, addressed by rank; exact, without rejection.
@@ -90,12 +92,16 @@ class Complement:
         Returns:
             Items, ``[B, num]``; ``-1`` for a user with nothing left to draw.
         """
-        sizes = self.sizes[users]  # [B]
-        uniform = torch.rand(len(users), num, dtype=torch.float64, generator=generator, device=users.device)
-        ranks = uniform.mul_(sizes[:, None]).to(torch.int64)  # 53 random bits, rounded towards zero
-        items = self.at(users, ranks)
-        exhausted = sizes == 0
-        return items.masked_fill_(exhausted[:, None], -1) if bool(exhausted.any()) else items
+        items = torch.empty(len(users), num, dtype=torch.int64, device=users.device)
+        # In blocks: the five intermediate results of a whole epoch would take 40 bytes a draw.
+        rows = max(1, _DRAWS_PER_BLOCK // max(1, num))
+        for some, out in zip(users.split(rows), items.split(rows), strict=True):
+            sizes = self.sizes[some]  # [b]
+            uniform = torch.rand(out.shape, dtype=torch.float64, generator=generator, device=users.device)
+            ranks = uniform.mul_(sizes[:, None]).to(torch.int64)  # 53 random bits, rounded towards zero
+            out.copy_(self.at(some, ranks))
+            out.masked_fill_((sizes == 0)[:, None], -1)
+        return items
 
     def draw_distinct(self, users: Tensor, num: int, generator: torch.Generator) -> Tensor:
         """``num`` different items per user, every subset equally likely (Floyd's algorithm, Bentley 1987).

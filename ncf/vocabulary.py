@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ncf.columns import id_column, kind, to_tensor
+from ncf.columns import from_tensor, id_column, kind, to_tensor
 
 
 class Vocabulary:
@@ -88,7 +87,7 @@ class Vocabulary:
         return Vocabulary(self._take(ids))
 
     def _take(self, ids: Tensor) -> Any:
-        return self.values.take(pa.array(ids.cpu().numpy()))
+        return self.values.take(from_tensor(ids))
 
 
 def encode_column(values: Any, name: str) -> tuple[Tensor, Vocabulary]:

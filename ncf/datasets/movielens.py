@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ncf.columns import from_tensor
 from ncf.datasets.download import check_md5, data_home, download, download_wheel, open_archive
 from ncf.files import written_beside
 from ncf.interactions import Interactions, Vocabulary
@@ -121,11 +122,12 @@ def load(name: str = "100k") -> MovieLens:
         ratings, movies = _obtain(name)
         _write_parquet(movies, folder / "movies.parquet")
         _write_parquet(ratings, folder / "ratings.parquet")
-    ratings, movies = (_read_parquet(folder / f"{part}.parquet") for part in ("ratings", "movies"))
-    interactions = Interactions.from_table(ratings, timestamp="timestamp")
-    assert interactions.item_ids is not None  # from_table always gives them
-    rows = Vocabulary(movies["item"]).encode(interactions.item_ids.values, "item").numpy()
-    movies = movies.take(rows)
+    with _small_pool():
+        ratings, movies = (_read_parquet(folder / f"{part}.parquet") for part in ("ratings", "movies"))
+        interactions = Interactions.from_table(ratings, timestamp="timestamp")
+        assert interactions.item_ids is not None  # from_table always gives them
+        rows = Vocabulary(movies["item"]).encode(interactions.item_ids.values, "item")
+        movies = movies.take(from_tensor(rows))
     return MovieLens(
         interactions, movies["title"].to_pylist(), [tuple(row) for row in movies["genres"].to_pylist()]
     )
@@ -220,6 +222,19 @@ def _read_wheel(path: Path) -> tuple[Any, Any]:
 
 
 @contextmanager
+def _small_pool() -> Iterator[None]:
+    """Meanwhile Arrow allocates with malloc: its own allocator takes 13 MB before the first row."""
+    import pyarrow as pa
+
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
+
+
+@contextmanager
 def _whole_archive(path: Path, members: list[str]) -> Iterator[zipfile.ZipFile]:
     """An open archive; damage that shows only while a member is read is told as such."""
     with open_archive(path, members) as archive:
@@ -272,6 +287,8 @@ def _read_parquet(path: Path) -> Any:
     from pyarrow import parquet
 
     try:
-        return parquet.read_table(path)
+        # Not read_table(): that imports pyarrow.dataset and with it pandas, 60 MB.
+        with parquet.ParquetFile(path) as file:
+            return file.read(use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, and it is fetched again") from error
