@@ -187,14 +187,19 @@ class Checkpoints:
         return self._newest(only_best=False)
 
     def best(self) -> Checkpoint | None:
-        """The newest whole checkpoint that was saved as the best."""
+        """The newest whole checkpoint that was saved as the best.
+
+        Raises:
+            ValueError: if it is damaged and there is no earlier one.
+        """
         return self._newest(only_best=True)
 
     def _newest(self, *, only_best: bool) -> Checkpoint | None:
         self.wait()
         with together():
             folders = self._folders() if rank() == 0 else []
-        found, damaged = None, []
+        found = None
+        damaged: dict[str, str] = {}
         for folder in reversed(gathered(folders)[0]):
             with together():
                 description = _read_description(folder) if rank() == 0 else None
@@ -213,16 +218,17 @@ class Checkpoints:
                     break
             else:
                 damage = str(description)
-            damaged.append(damage)
-            self._damaged.add(folder.name)
+            damaged[folder.name] = damage
         if damaged and found is None:
+            which = "that was saved as the best " if only_best else ""
             raise ValueError(
-                f"no checkpoint in {self.folder} is whole: {'; '.join(damaged)}. Copy one there, or start anew in "
-                "another folder"
+                f"no checkpoint {which}in {self.folder} is whole: {'; '.join(damaged.values())}. Copy one there, or "
+                "start anew in another folder"
             )
-        if rank() == 0:
-            for damage in damaged:
+        for name, damage in damaged.items():
+            if rank() == 0 and name not in self._damaged:  # said once
                 warnings.warn(f"a damaged checkpoint is passed over: {damage}", UserWarning, stacklevel=3)
+        self._damaged.update(damaged)
         return found
 
     def _folders(self) -> list[Path]:

@@ -26,9 +26,16 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import (
+    SavePlan,
+    SavePlanner,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
 
 from ncf.processes import world_size
 from ncf.quiet import quiet
@@ -83,6 +90,16 @@ class Pieces(DefaultSavePlanner):
         return self.parts[index][1]
 
 
+class _Writer(FileSystemWriter):
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:  # torch.save's own, over the one that says why: that the disk is full
+            if isinstance(cause := error.__context__, OSError):
+                raise OSError(cause.errno, cause.strerror, str(self.path)) from None
+            raise
+
+
 def write(folder: Path, pieces: Pieces, group: dist.ProcessGroup | None) -> None:
     """Write the pieces of every process to a folder; all processes call it together.
 
@@ -91,7 +108,7 @@ def write(folder: Path, pieces: Pieces, group: dist.ProcessGroup | None) -> None
     """
     # Not `quiet`: this runs in a thread of its own too, and that switches warnings off for all threads.
     warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-    writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
+    writer = _Writer(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
     try:
         save(
             {}, storage_writer=writer, planner=pieces, process_group=group, no_dist=world_size() == 1
