@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import re
@@ -20,7 +19,7 @@ from hypothesis.extra.numpy import arrays
 from benchmarks.peers import __main__ as runner
 from benchmarks.peers import environments, protocol, report
 from benchmarks.peers.protocol import Clock, Data, Setting
-from ncf import Candidates, Interactions, Split, Trainer, evaluate, leave_one_out, sample_candidates
+from ncf import Candidates, Interactions, Split, evaluate, leave_one_out, sample_candidates
 from ncf.datasets import write_ncf
 
 
@@ -187,13 +186,6 @@ def test_ranks_that_are_not_those_of_the_scores_are_refused(prefix: Path) -> Non
     data = protocol.read(prefix)
     with pytest.raises(RuntimeError, match="not those of its scores"):
         protocol.measure(Liar(data, ""), data, {"small": Setting(10, 0.1, 1)}, seed=0)
-
-
-def test_the_peers_are_given_the_batch_and_rate_of_our_defaults() -> None:
-    defaults = {name: p.default for name, p in inspect.signature(Trainer).parameters.items()}
-    recipe = protocol.settings(20)["recipe"]
-    ours = Setting(defaults["batch_size"], defaults["learning_rate"], defaults["epochs"])
-    assert recipe == ours
 
 
 def test_a_worker_that_dies_gives_no_result_but_its_log(tmp_path: Path) -> None:

@@ -32,8 +32,10 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS), help="which, with commas between (default: all)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each is run, in turn (default: 3)")
     parser.add_argument("--epochs", type=int, default=20, help="epochs at batch 256 (default: 20)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each (default: 2)")
-    parser.add_argument("--quick", action="store_true", help="two epochs of everything: does it run?")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of each (default: 1; none of them gains by two)"
+    )
+    parser.add_argument("--quick", action="store_true", help="three epochs of everything, once: does it run?")
     parser.add_argument("--out", type=Path, default=Path("runs/peers"), help="where the results go")
     options = parser.parse_args()
     peers = [peer for peer in options.peers.split(",") if peer]
@@ -137,7 +139,7 @@ def write_report(report: dict[str, Any], out: Path) -> None:
     report["summaries"] = summaries
     host = report["machine"]
     about = (
-        f"MovieLens-100K, {host['cpu']}, {host['cores']} cores, {host['threads']} threads each, {host['date'][:10]}; "
+        f"MovieLens-100K, {host['cpu']}, {host['cores']} cores, {host['threads']} thread{'s' * (host['threads'] > 1)} each, {host['date'][:10]}; "
         f"load before {host['load_before']:.1f}; rounds: {max(map(len, results.values()), default=0)}."
     )
     tables = [

@@ -37,22 +37,19 @@ class Ours:
         self.model = NeuMF(
             self.split.test.num_users, self.split.test.num_items, factors=FACTORS, layers=LAYERS, seed=seed
         )
-        more = {"compile": True} if self.compiled else {}
-        if setting == settings(1)["recipe"]:  # all by default; there is no validation part to select on
-            trainer = Trainer(self.model, selection="last", seed=seed, progress=False, **more)
-        else:
-            trainer = Trainer(
-                self.model,
-                epochs=setting.epochs,
-                batch_size=setting.batch_size,
-                learning_rate=setting.learning_rate,
-                schedule="constant",
-                negatives=NEGATIVES,
-                selection="last",
-                seed=seed,
-                progress=False,
-                compile=self.compiled,
-            )
+        recipe = setting == settings(setting.epochs)["recipe"]
+        trainer = Trainer(
+            self.model,
+            epochs=setting.epochs,
+            batch_size=setting.batch_size,
+            learning_rate=setting.learning_rate,
+            schedule="linear" if recipe else "constant",
+            negatives=NEGATIVES,
+            selection="last",
+            seed=seed,
+            compile=self.compiled,
+            progress=False,
+        )
         clock.start()
         trainer.fit(self.split, on_epoch=lambda _: clock.epoch())
 
