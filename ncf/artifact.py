@@ -48,7 +48,7 @@ def save(model: Recommender, path: str | PathLike[str]) -> None:
         path: the folder; it is made if missing, and a model in it is replaced.
 
     Raises:
-        ValueError: if the model is of a class that `load` does not know.
+        ValueError: if the model is of a class that `load` does not know, or its tables have no values.
         FileExistsError: if ``path`` is a file.
         OSError: if a file cannot be written; of a sharded model, in every process.
 
@@ -63,6 +63,8 @@ def save(model: Recommender, path: str | PathLike[str]) -> None:
     """
     if type(model) not in [getattr(models, name) for name in _MODELS]:
         raise ValueError(f"{type(model).__name__} is not one of {', '.join(_MODELS)}: load would not know it")
+    if model.embeddings.is_meta:
+        raise ValueError("the model is on the meta device and its tables have no values: shard it first")
     folder = Path(path)
     sharded = model.embeddings.is_sharded
     weights = folder / ".model.safetensors"

@@ -48,7 +48,7 @@ def write_sharded_tensors(path: str | PathLike[str], tensors: Mapping[str, Tenso
 def _blocks(tensor: Any) -> Iterator[Tensor]:
     """The rows of a tensor in order, on the CPU of rank 0; elsewhere as many blocks of nothing."""
     if not hasattr(tensor, "local_shards"):
-        yield tensor.detach().cpu()
+        yield tensor.detach().cpu() if rank() == 0 else tensor
         return
     local = {tuple(part.metadata.shard_offsets): part.tensor.detach() for part in tensor.local_shards()}
     parts = tensor.metadata().shards_metadata

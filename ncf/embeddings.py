@@ -124,6 +124,11 @@ class UserItemEmbeddings(nn.Module):
         """Whether TorchRec has replaced the collection by a sharded one."""
         return not isinstance(self.ebc, EmbeddingBagCollection)
 
+    @property
+    def is_meta(self) -> bool:
+        """Whether the tables have no values yet, and wait to be sharded."""
+        return not self.is_sharded and self.weight(self.tables[0].name).is_meta
+
     def weight(self, table: str) -> Tensor:
         """The whole weight of a table that is not sharded, ``[rows, dim]``."""
         weight: Tensor = self.ebc.embedding_bags[table].weight

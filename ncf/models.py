@@ -233,8 +233,7 @@ class NeuMF(Recommender):
             raise ValueError(f"alpha = {alpha}: give a number between 0 and 1")
         if gmf.embeddings.is_sharded or mlp.embeddings.is_sharded:
             raise ValueError('gmf or mlp is sharded: save both and load them with device="meta"')
-        empty = [part.embeddings.weight(part.embeddings.tables[0].name).is_meta for part in (gmf, mlp)]
-        if empty[0] != empty[1]:
+        if gmf.embeddings.is_meta != mlp.embeddings.is_meta:
             raise ValueError("one of gmf and mlp is on the meta device: load both alike")
         model = cls(
             gmf.num_users,
@@ -244,7 +243,7 @@ class NeuMF(Recommender):
             dropout=mlp.config["dropout"],
             init_std=mlp.config["init_std"],
             seed=mlp.config["seed"],
-            device="meta" if empty[0] else gmf.device,
+            device="meta" if gmf.embeddings.is_meta else gmf.device,
         )
         model.embeddings.sources = {**gmf.embeddings.sources, **mlp.embeddings.sources}
         state = {name: value for part in (gmf, mlp) for name, value in part.state_dict().items()}

@@ -61,7 +61,8 @@ def shard(
         must call it, with any number of ids.
 
     Raises:
-        ValueError: for an unknown table, a type that the device does not offer, or a table that cannot be cut so.
+        ValueError: for an unknown table, a type that the device does not offer, or a table that cannot be cut so, or
+            a model of another precision than float32.
 
     Example::
 
@@ -92,6 +93,10 @@ def _shard(
     types = _types_by_table(model, sharding, device.type, world)
     if optimizer not in ("rowwise_adagrad", *_FUSED):
         raise ValueError(f"optimizer = {optimizer!r}: choose 'rowwise_adagrad', 'adagrad' or 'sgd'")
+    if other := {parameter.dtype for parameter in model.parameters()} - {torch.float32}:
+        raise ValueError(
+            f"the model holds {other.pop()}: sharded tables hold float32, call model.float() first"
+        )
     values = {
         table.name: weight.detach()
         for table in model.embeddings.tables

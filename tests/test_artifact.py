@@ -45,33 +45,35 @@ def test_vocabularies_travel_with_the_model(tmp_path: Path, raw: list) -> None:
     assert again.item_ids is None
 
 
-def test_a_missing_tensor_an_extra_one_and_a_wrong_shape_are_named(folder: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_missing_tensor_an_extra_one_and_a_wrong_shape_are_named(folder: Path, device: str) -> None:
     file = weights(folder)
     good = load_file(file)
     save_file({name: tensor for name, tensor in good.items() if name != "head.bias"}, file)
     with pytest.raises(ValueError, match=r"missing \['head.bias'\]"):
-        ncf.load(folder)
+        ncf.load(folder, device=device)
     save_file({**good, "head.scale": torch.ones(1)}, file)
     with pytest.raises(ValueError, match=r"unexpected \['head.scale'\]"):
-        ncf.load(folder)
+        ncf.load(folder, device=device)
     save_file({**good, "head.weight": torch.ones(1, 9)}, file)
     with pytest.raises(ValueError, match=r"head.weight has shape \(1, 9\), config.json asks for \(1, 3\)"):
-        ncf.load(folder)
+        ncf.load(folder, device=device)
 
 
-def test_damaged_files_are_one_clear_error(folder: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_damaged_files_are_one_clear_error(folder: Path, device: str) -> None:
     file = weights(folder)
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(ValueError, match="not a complete safetensors file"):
-        ncf.load(folder)
+        ncf.load(folder, device=device)
     file.unlink()
     with pytest.raises(ValueError, match="is incomplete"):
-        ncf.load(folder)
+        ncf.load(folder, device=device)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="does not describe a model"):
-        ncf.load(folder)
+        ncf.load(folder, device=device)
     with pytest.raises(FileNotFoundError, match="holds no model"):
-        ncf.load(folder / "nothing")
+        ncf.load(folder / "nothing", device=device)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +123,12 @@ def test_a_description_that_is_something_else_is_refused(folder: Path, content: 
         ncf.load(folder)
 
 
-def test_tensors_that_are_no_real_numbers_are_refused(folder: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tensors_that_are_no_real_numbers_are_refused(folder: Path, device: str) -> None:
     file = weights(folder)
     save_file({name: tensor.to(torch.int64) for name, tensor in load_file(file).items()}, file)
     with pytest.raises(ValueError, match=r"holds torch.int64, not floating-point numbers"):
-        ncf.load(folder)
+        ncf.load(folder, device=device)
 
 
 def test_a_vocabulary_that_is_damaged_or_too_long_is_refused(tmp_path: Path) -> None:
@@ -299,3 +302,39 @@ def test_a_new_model_replaces_the_old_one_whole(folder: Path) -> None:
     model.save(folder)
     assert torch.equal(ncf.load(folder).head.weight, model.head.weight)
     assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_the_meta_device_the_tables_stay_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    model = NeuMF(50, 70, factors=4, layers=(16, 8)).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.25)
+    model.user_ids = Vocabulary(list(range(50)))
+    model.save(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    again = ncf.load("model", device="meta")
+    monkeypatch.chdir("/")  # the folder was named by a relative path
+    assert type(again) is NeuMF
+    assert not again.training
+    assert len(again.user_ids or ()) == 50
+    for name, value in again.state_dict().items():
+        expected = model.state_dict()[name]
+        assert value.dtype == dtype
+        assert value.shape == expected.shape
+        assert value.is_meta == ("embedding_bags" in name)
+        assert value.is_meta or torch.equal(value, expected)
+    for table in model.embeddings.tables:
+        part = torch.zeros(30, 3)
+        again.embeddings.sources[table.name](part, row=20, column=1)
+        assert torch.equal(part, model.embeddings.weight(table.name)[20:50, 1:4].float())
+
+
+def test_tables_without_values_are_not_saved(folder: Path) -> None:
+    for model in (GMF(5, 7, device="meta"), ncf.load(folder, device="meta")):
+        with pytest.raises(ValueError, match="on the meta device and its tables have no values: shard it"):
+            model.save(folder)
+    assert len(list(folder.iterdir())) == 2
+    ncf.load(folder)

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
 
-from ncf.files import read_tensors, write_tensors, write_text, written_beside
+from ncf import files
+from ncf.files import header, read_rectangle, read_tensors, write_tensors, write_text, written_beside
 
 
 def test_a_file_appears_whole_in_a_folder_made_for_it(tmp_path: Path) -> None:
@@ -89,3 +93,53 @@ def test_missing_and_unexpected_tensors_and_files_are_named(tmp_path: Path) -> N
     for place in (tmp_path / "none", tmp_path):
         with pytest.raises(FileNotFoundError, match="no such file"):
             read_tensors(place, names=["a"])
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1).filter(lambda name: name != "__metadata__"),
+        st.tuples(
+            st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64]),
+            st.lists(st.integers(0, 4), max_size=3),
+        ),
+        max_size=6,
+    )
+)
+def test_the_header_and_the_tensors_in_its_order_are_the_librarys_own_file(kinds: dict) -> None:
+    tensors = {name: (torch.rand(shape) * 99).to(dtype) for name, (dtype, shape) in kinds.items()}
+    start, names = header({name: tensor.to("meta") for name, tensor in tensors.items()})
+    data = b"".join(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes() for name in names)
+    assert start + data == save(tensors)
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_rectangle_is_that_of_the_matrix(tmp_path: Path, data: st.DataObject) -> None:
+    rows, columns = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 9))
+    whole = torch.rand(rows, columns).to(data.draw(st.sampled_from([torch.float32, torch.bfloat16])))
+    write_tensors(tmp_path / "t", {"whole": whole, "other": torch.ones(3)})
+    row, column = data.draw(st.integers(0, rows)), data.draw(st.integers(0, columns))
+    out = torch.full(
+        (data.draw(st.integers(0, rows - row)), data.draw(st.integers(0, columns - column))), -1.0
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_BLOCK", data.draw(st.integers(1, 60)))
+        read_rectangle(tmp_path / "t", "whole", out, row=row, column=column)
+    assert torch.equal(out, whole[row : row + len(out), column : column + out.shape[1]].float())
+
+
+def test_a_rectangle_of_a_file_that_is_gone_damaged_or_another_is_refused(tmp_path: Path) -> None:
+    place, out = tmp_path / "t", torch.zeros(3, 2)
+    with pytest.raises(FileNotFoundError, match="t is gone, and weight with it: load the model again"):
+        read_rectangle(place, "weight", out, row=0, column=0)
+    for smaller in (torch.ones(4, 3), torch.ones(1, 4), torch.ones(5, 1)):
+        write_tensors(place, {"weight": smaller})
+        with pytest.raises(ValueError, match="has another shape of weight by now"):
+            read_rectangle(place, "weight", out, row=2, column=1)
+    write_tensors(place, {"bias": torch.ones(5, 4)})
+    with pytest.raises(ValueError, match="does not contain tensor weight"):
+        read_rectangle(place, "weight", out, row=2, column=1)
+    place.write_bytes(place.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
+        read_rectangle(place, "weight", out, row=2, column=1)
+    assert not out.any()

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import save
+from torch.distributed._shard.sharded_tensor import Shard, init_from_local_shards
 
 import ncf
 from ncf import GMF, MLP, MatrixFactorization, NeuMF, files
+from ncf.collective_saving import write_sharded_tensors
 from ncf.interactions import Vocabulary
 from ncf.recommender import Recommender
 from ncf.sharding import shard
@@ -88,18 +91,42 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 def pretrained_parts(rank: int, world: int, folder: Path) -> None:
     gmf, mlp = GMF(50, 70, factors=16, seed=1), MLP(50, 70, layers=(32, 16), seed=2)
     local = NeuMF.from_pretrained(gmf, mlp, alpha=0.3)
-    shard(GMF(50, 70, factors=16, seed=1, device="meta"), MIXED_GMF, verbose=False).module.save(
-        folder / "gmf"
-    )  # type: ignore[operator, union-attr]
+    gmf_sharded = GMF(50, 70, factors=16, seed=1, device="meta")
+    shard(gmf_sharded, MIXED_GMF, verbose=False)
+    gmf_sharded.save(folder / "gmf")
     if rank == 0:
         mlp.save(folder / "mlp")
     dist.barrier()
     parts = [ncf.load(folder / name, device="meta") for name in ("gmf", "mlp")]
+    with pytest.raises(ValueError, match="gmf or mlp is sharded: save both"):
+        NeuMF.from_pretrained(gmf_sharded, mlp)
+    with pytest.raises(ValueError, match="one of gmf and mlp is on the meta device: load both alike"):
+        NeuMF.from_pretrained(gmf, parts[1])  # type: ignore[arg-type]
     for plan in (MIXED, "table_wise"):
         scores_are_equal(shard(NeuMF.from_pretrained(*parts, alpha=0.3), plan, verbose=False), local, rank)  # type: ignore[arg-type]
 
 
 MIXED_GMF = {"user_gmf": "column_wise", "item_gmf": "data_parallel"}
+
+
+def rows_and_columns_cut_at_once(rank: int, world: int, folder: Path) -> None:
+    """As row-wise and grid plans cut a table, which CPUs do not offer; a rank has neighbours and none."""
+    whole = torch.rand(23, 12, generator=torch.Generator().manual_seed(5))
+    for number, owners in enumerate(([0, 1, 1, 0], [1, 1, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0])):
+        corners = [(0, 9, 0, 4), (0, 9, 4, 12), (9, 23, 0, 8), (9, 23, 8, 12)]
+        parts = [
+            Shard.from_tensor_and_offsets(whole[top:bottom, left:right].clone(), [top, left], rank)
+            for owner, (top, bottom, left, right) in zip(owners, corners, strict=True)
+            if owner == rank
+        ]
+        others = {"bias": whole[0].clone(), "scalar": torch.tensor(5.0)}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(files, "_BLOCK", 12 * (1, 4, 9, 23)[number])
+            table = init_from_local_shards(parts, 23, 12)
+            write_sharded_tensors(folder / "t", {**others, "table": table})
+        dist.barrier()
+        assert (folder / "t").read_bytes() == save({**others, "table": whole})
+        dist.barrier()
 
 
 def failures(rank: int, world: int, folder: Path) -> None:
@@ -118,6 +145,8 @@ def failures(rank: int, world: int, folder: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         dist.barrier()
         assert contents(folder / "good") == good
+    with pytest.raises(ValueError, match=r"holds torch.bfloat16: .* call model.float\(\) first"):
+        shard(ncf.load(folder / "good", device="meta").bfloat16(), "table_wise")
     (folder / "file").touch()
     with pytest.raises(FileExistsError, match="file is a file: give the folder"):
         model.save(folder / "file")
@@ -133,7 +162,7 @@ def failures(rank: int, world: int, folder: Path) -> None:
 
 
 def work(rank: int, world: int, folder: Path) -> None:
-    for part in (every_way_to_disk_and_back, pretrained_parts, failures):
+    for part in (every_way_to_disk_and_back, pretrained_parts, rows_and_columns_cut_at_once, failures):
         place = folder / part.__name__
         os.makedirs(place, exist_ok=True)
         part(rank, world, place)
