@@ -195,13 +195,13 @@ class NeuMF(Recommender):
         The head is ``[alpha · h_gmf; (1 − alpha) · h_mlp]``, its bias mixed alike, so that the new model's logit
         is the weighted mean of the two.
 
+        Two models without values, from ``ncf.load(path, device="meta")``, give another such one, to be sharded:
+        its tables come from the same files.
+
         Args:
             gmf: the source of the GMF tables.
             mlp: the source of the MLP tables and tower.
             alpha: weight of the GMF part, between 0 and 1.
-
-        Two models without values, from ``ncf.load(path, device="meta")``, give another such one, to be sharded:
-        its tables come from the same files.
 
         Returns:
             A new model; it shares no memory with the two.
