@@ -5,15 +5,19 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install movielens test lint benchmarks benchmarks-peers docs clean
+.PHONY: help install movielens test test-fast coverage lint benchmarks benchmarks-peers docs figures examples clean
 
 help:
 	@echo "make movielens         train and judge every model on MovieLens-100K"
 	@echo "make test              run the tests"
+	@echo "make test-fast         leave out the slow ones"
+	@echo "make coverage          run the tests and show which lines of ncf/ none of them reaches"
 	@echo "make lint              check style and types"
 	@echo "make benchmarks        measure speed"
 	@echo "make benchmarks-peers  measure other libraries on the same work (long)"
 	@echo "make docs              build the documentation into docs/_build/html"
+	@echo "make figures           draw the figures of the documentation anew"
+	@echo "make examples          record anew what the pages of the examples show"
 	@echo "make install           create $(VENV) with all that these need"
 	@echo "make clean             remove what was built, but not $(VENV)"
 
@@ -33,6 +37,12 @@ movielens: install
 test: install
 	@$(BIN)/python -m pytest
 
+test-fast: install
+	@$(BIN)/python -m pytest -m "not slow"
+
+coverage: install
+	@$(BIN)/python -m pytest --cov
+
 lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
@@ -45,9 +55,17 @@ benchmarks-peers: install
 	@$(BIN)/python -m benchmarks.peers
 
 docs: install
-	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@$(BIN)/python -m sphinx -W --keep-going -E -q -b html docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
+figures: install
+	@$(BIN)/python docs/figures.py
+
+examples: install
+	@for name in own_data movielens paper; do \
+		$(BIN)/python examples/$$name.py > docs/examples/output/$$name.txt || exit; \
+	done
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage docs/_build
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.* docs/_build
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

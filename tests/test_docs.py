@@ -227,6 +227,15 @@ def test_the_readme_fits_two_screens() -> None:
     assert all(len(line) <= 125 for line in README.splitlines())
 
 
+def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^```text\n(model .*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    assert tables
+    for table in tables:
+        rows = [line for line in table.splitlines() if not line.startswith(("HR and NDCG:", "Models:"))]
+        assert "\n".join(rows) in results
+
+
 def test_the_commands_of_the_pages_are_there() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)

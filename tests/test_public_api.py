@@ -29,6 +29,36 @@ def test_a_model_brings_torchrec_and_no_word_on_the_screen() -> None:
     assert run("import sys; from ncf import NeuMF; print('torchrec' in sys.modules)") == "True\n"
 
 
+def packages_of(code: str, after: str = "pass") -> set[str]:
+    """The packages, Python's own aside, that some code imports when other code has run before it."""
+    return set(
+        run(
+            f"import sys\n{after}\nbefore = set(sys.modules)\n{code}\n"
+            "names = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+            "print(*sorted(names - set(sys.stdlib_module_names)))"
+        ).split()
+    )
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    """It costs what it costs to read one module, whatever importing PyTorch costs: nothing is timed here."""
+    assert packages_of("import ncf") == {"ncf"}
+    assert packages_of("import ncf", after="import torch") == {"ncf"}
+
+
+HEAVY = {"torchrec", "fbgemm_gpu", "matplotlib", "triton", "pandas", "scipy", "implicit"}
+
+
+def test_data_and_ranking_need_neither_torchrec_nor_what_is_optional() -> None:
+    names = "Interactions, ItemPop, leave_one_out, sample_candidates, evaluate, compare, recommend"
+    assert not packages_of(f"from ncf import {names}\nimport ncf.datasets", after="import torch") & HEAVY
+
+
+def test_a_model_brings_nothing_optional_that_torchrec_has_not_brought() -> None:
+    brought = packages_of("from ncf import NeuMF, Trainer\nNeuMF(3, 5)", after="import ncf.torchrec_import")
+    assert not brought & HEAVY
+
+
 @pytest.mark.parametrize("name", ncf.__all__)
 def test_every_public_name_is_there_and_described(name: str) -> None:
     assert getattr(ncf, name) is not None
