@@ -2,16 +2,20 @@
 
     python examples/movielens.py
     python examples/movielens.py --dataset 1m --models ItemPop NeuMF --epochs 10 --seeds 5
+    torchrun --nproc-per-node 2 examples/movielens.py --sharding auto --checkpoints runs/checkpoints
 
 It prints one table, and films for a few users; it writes results.json, the learning curves and the best model.
+Over several processes the first one speaks for all.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -36,6 +40,7 @@ from ncf import (
     whole_catalogue,
 )
 from ncf.datasets import movielens
+from ncf.processes import rank, together, world_size
 
 MODELS = ("ItemPop", "EASE", "MatrixFactorization", "GMF", "MLP", "NeuMF", "NeuMF-pretrained")
 
@@ -53,8 +58,24 @@ class Result:
 
 
 def main() -> int:
-    """Run the example."""
+    """Run the example, in this process or as one of torchrun's."""
     args = parse_arguments()
+    if args.sharding:
+        from ncf.sharding import start_processes
+
+        start_processes()
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
+        code = run(args)
+    if args.sharding:
+        torch.distributed.destroy_process_group()
+    return code
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, judge, print and write."""
+    with together():  # fetched once; the other processes find it in the cache
+        if rank() == 0:
+            movielens.load(args.dataset)
     data = movielens.load(args.dataset)
     split = leave_one_out(data.interactions)
     if args.selection != "validation":
@@ -65,22 +86,22 @@ def main() -> int:
     results = {name: Result(name) for name in args.models}
     interrupted = False
     for seed in range(args.seed, args.seed + args.seeds):
+        if interrupted:
+            break
         trained: dict[str, Any] = {}
         for name in args.models:
             began = time.perf_counter()
             model, history = train(name, split, candidates, trained, seed, args)
             result = results[name]
             result.seconds.append(time.perf_counter() - began)
-            result.sampled.append(evaluate(model, candidates, k=args.k))
-            result.exact.append(evaluate(model, catalogue, k=args.k))
+            result.sampled.append(judge(model, candidates, args.k))
+            result.exact.append(judge(model, catalogue, args.k))
             result.model = trained[name] = model
             if history is not None:
                 result.histories.append(history)
                 interrupted = interrupted or history.interrupted
             if interrupted:
                 break
-        if interrupted:
-            break
     finished = {name: result for name, result in results.items() if result.sampled}
     print()
     print(table(finished, args.k))
@@ -103,6 +124,7 @@ def train(
         "num_items": split.train.num_items,
         "init_std": args.init_std,
         "seed": seed,
+        "device": "meta" if args.sharding else None,
     }
     layers = tuple(args.layers)
     settings = {
@@ -122,7 +144,7 @@ def train(
                 if history is not None and history.interrupted:
                     return trained[part], history
             parts.append(trained[part])
-        model: Any = NeuMF.from_pretrained(*parts, alpha=0.5)
+        model: Any = fuse(parts, args)
         # The paper goes on with plain SGD: Adam's momentum of the two parts is lost.
         settings |= {"optimizer": "sgd", "learning_rate": 0.01, "epochs": max(1, args.epochs // 2)}
     elif name == "NeuMF":
@@ -131,7 +153,31 @@ def train(
         model = MLP(**size, layers=layers)
     else:
         model = {"GMF": GMF, "MatrixFactorization": MatrixFactorization}[name](**size, factors=args.factors)
-    return model, Trainer(model, **settings).fit(split, judged)
+    if args.checkpoints:
+        settings["checkpoint"] = Path(args.checkpoints) / f"{name}-{seed}"
+    if not args.sharding:
+        return model, Trainer(model, **settings).fit(split, judged)
+    from ncf.sharding import shard
+
+    first = not trained  # one plan is shown, not that of every model
+    sharded = shard(model, args.sharding, learning_rate=args.table_learning_rate, verbose=first)
+    mine = None if judged is None else judged.part(rank(), world_size())
+    return model, Trainer(sharded, **settings).fit(split.part(rank(), world_size()), mine)
+
+
+def fuse(parts: list[Any], args: argparse.Namespace) -> NeuMF:
+    """NeuMF from a trained GMF and MLP; from sharded ones by way of files, so that no process has whole tables."""
+    if args.sharding:
+        for part in parts:
+            part.save(Path(args.out) / type(part).__name__)
+        parts = [ncf.load(Path(args.out) / type(part).__name__, device="meta") for part in parts]
+    return NeuMF.from_pretrained(*parts, alpha=0.5)
+
+
+def judge(model: Any, candidates: Any, k: int) -> Ranking:
+    """Judge a model; each process has its share of the users of one that is sharded."""
+    sharded = isinstance(model, torch.nn.Module) and model.embeddings.is_sharded
+    return evaluate(model, candidates.part(rank(), world_size()) if sharded else candidates, k=k)
 
 
 def table(results: dict[str, Result], k: int) -> str:
@@ -202,6 +248,7 @@ def write(results: dict[str, Result], split: Any, candidates: Any, args: argpars
         "arguments": {name: value for name, value in vars(args).items() if name != "out"},
         "versions": {"ncf": ncf.__version__, "torch": torch.__version__},
         "threads": 1,
+        "processes": world_size(),
         "models": {
             result.name: {
                 "sampled": [ranking.metrics(1, 5, args.k) for ranking in result.sampled],
@@ -212,13 +259,16 @@ def write(results: dict[str, Result], split: Any, candidates: Any, args: argpars
             for result in results.values()
         },
     }
+    trained = [result for result in results.values() if result.histories]
+    best = max(trained, key=lambda result: mean(ranking.ndcg for ranking in result.sampled), default=None)
+    if best is not None:
+        best.model.save(out / "model")  # by every process: each writes the rows that it has
+    if rank():
+        return
     write_text(out / "results.json", json.dumps(report, indent=2) + "\n")
     candidates.save(out / "candidates.safetensors")
     written = ["results.json", "candidates.safetensors"]
-    trained = [result for result in results.values() if result.histories]
-    if trained:
-        best = max(trained, key=lambda result: mean(ranking.ndcg for ranking in result.sampled))
-        best.model.save(out / "model")
+    if best is not None:
         written.append(f"model/ ({best.name})")
         try:
             from ncf.plots import learning_curves
@@ -284,6 +334,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
     parser.add_argument("--compile", action="store_true", help="compile the training step; pays in long jobs")
+    parser.add_argument(
+        "--sharding",
+        help="how to spread the tables over torchrun's processes: auto, table_wise, column_wise …",
+    )
+    parser.add_argument(
+        "--table-learning-rate",
+        type=float,
+        default=0.05,
+        help="of tables with row-wise Adagrad: the sharded ones",
+    )
+    parser.add_argument(
+        "--checkpoints", help="folder of checkpoints: the same command goes on where it was stopped"
+    )
     parser.add_argument("--out", default="runs/movielens", help="folder for what is written")
     return parser.parse_args()
 

@@ -8,6 +8,7 @@ would have had in one process, so the plan and the number of processes do not ch
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Literal
@@ -73,6 +74,8 @@ def shard(
         >>> sharded(torch.tensor([3, 4]), torch.tensor([7, 8])).shape
         torch.Size([2])
     """
+    # Of FBGEMM's dense lookup, at every process's first backward, and nothing that a user could change.
+    warnings.filterwarnings("ignore", message=r"fbgemm::\w+: an autograd kernel was not registered")
     with quiet():
         return _shard(model, sharding, optimizer, learning_rate, verbose)
 
@@ -206,8 +209,11 @@ def _types_by_table(
     return types
 
 
-def start_processes() -> torch.device:
+def start_processes(timeout: float = 300.0) -> torch.device:
     """Join the processes that ``torchrun`` started, or be a world of one; `shard` does it too.
+
+    Args:
+        timeout: seconds after which a process that waits for another in vain gives up.
 
     Returns:
         This process's device: a GPU of its own where there are any.
@@ -222,5 +228,5 @@ def start_processes() -> torch.device:
         alone: dict[str, Any] = {}
         if "RANK" not in os.environ:
             alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
-        dist.init_process_group(backend, timeout=timedelta(minutes=5), **alone)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **alone)
     return device

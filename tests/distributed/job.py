@@ -1,0 +1,67 @@
+"""A training over processes that writes checkpoints and goes on from them; ``torchrun`` or a test starts it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ncf import Interactions, NeuMF, Trainer, leave_one_out
+from ncf.files import write_text
+from ncf.processes import rank, world_size
+from ncf.sharding import shard, start_processes
+
+PLAN = {
+    "user_gmf": "table_wise",
+    "item_gmf": "column_wise",
+    "user_mlp": "data_parallel",
+    "item_mlp": "table_wise",
+}
+
+
+def run(folder: Path, epochs: int, ready: Callable[[], object] = lambda: None) -> None:
+    """Train, and leave ``digest-<rank>``: a hash of all weights and losses."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    users = torch.randint(0, 200, (4000,), generator=generator)
+    split = leave_one_out(
+        Interactions.from_arrays(users, torch.randint(0, 100, (4000,), generator=generator))
+    )
+    train = split.train
+    assert train is not None
+    start_processes(timeout=20)
+    ready()
+    model = NeuMF(
+        train.num_users, train.num_items, factors=8, layers=(16, 8), dropout=0.1, seed=1, device="meta"
+    )
+    history = Trainer(
+        shard(model, PLAN, learning_rate=0.05, verbose=False),
+        epochs=epochs,
+        batch_size=500,
+        seed=2,
+        progress=False,
+        checkpoint=folder / "checkpoints",
+        checkpoint_every=7,
+    ).fit(split.part(rank(), world_size()))
+    digest = hashlib.sha256(repr((history.loss, history.ndcg, history.best_epoch)).encode())
+    for name, value in sorted(model.state_dict().items()):
+        shards = value.local_shards() if hasattr(value, "local_shards") else None
+        for tensor in [value] if shards is None else [each.tensor for each in shards]:
+            digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+    write_text(folder / f"digest-{rank()}", digest.hexdigest())
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    if len(sys.argv) > 3 and rank() == 0 and os.environ["RANK"] == "1" and not (where / "died").exists():
+        # Rank 1 of the first start dies without a word, in the middle of whatever it does then.
+        (where / "died").touch()
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        signal.setitimer(signal.ITIMER_REAL, float(sys.argv[3]))
+    run(where, int(sys.argv[2]))

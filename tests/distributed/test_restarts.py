@@ -1,0 +1,37 @@
+"""Jobs that are killed go on, and end with the weights of one that never was."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+QUIET = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_LOGS": "-all", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_job_killed_at_twenty_random_moments_ends_with_the_same_weights(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.distributed.forks", str(tmp_path), "20"]
+    done = subprocess.run(command, cwd=ROOT, env=QUIET, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "killed 20, finished some\n"
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_job_that_lost_a_process(tmp_path: Path) -> None:
+    outcomes = []
+    for name, arguments in (("undisturbed", []), ("killed", ["0.6"])):
+        folder = tmp_path / name
+        folder.mkdir()
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command += ["--max-restarts", "1", "-m", "tests.distributed.job", str(folder), "6", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=QUIET, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        outcomes.append([(folder / f"digest-{rank}").read_text() for rank in range(2)])
+    assert (tmp_path / "killed" / "died").exists()
+    assert outcomes[0] == outcomes[1]
