@@ -91,6 +91,8 @@ def kind(column: Any) -> str:
 
 def to_tensor(numbers: Any) -> Tensor:
     """Whole numbers of an Arrow array, none missing, as int64; copied, for Arrow's memory must not be written."""
+    if isinstance(numbers, pa.ChunkedArray):
+        numbers = numbers.combine_chunks()
     return torch.from_numpy(np.from_dlpack(numbers).astype("int64"))  # its to_numpy() would import pandas
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ncf.columns import id_column, time_column
+from ncf.columns import from_tensor, id_column, time_column, to_tensor
 
 
 @pytest.mark.parametrize(
@@ -128,3 +128,33 @@ def test_what_is_given_is_neither_changed_nor_shared() -> None:
     given = np.array([3, 1, 2])
     time_column(given, "times")[0] = 9
     assert given.tolist() == [3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        pa.array([3, 1, 2]),
+        pa.array([9, 3, 1, 2, 9]).slice(1, 3),
+        pa.array([3, 1, 2], pa.uint8()),
+        pa.array([3, None, 1, 2]).drop_null(),
+        pa.chunked_array([[3], [1, 2]]),
+        pa.chunked_array([[], [3, 1, 2]], pa.int32()),
+    ],
+)
+def test_whole_numbers_become_a_tensor_however_arrow_holds_them(numbers: Any) -> None:
+    tensor = to_tensor(numbers)
+    assert tensor.tolist() == [3, 1, 2]
+    assert tensor.dtype == torch.int64
+
+
+@pytest.mark.parametrize("empty", [pa.array([], pa.int64()), pa.chunked_array([], pa.int64())])
+def test_no_numbers_become_an_empty_tensor(empty: Any) -> None:
+    assert to_tensor(empty).tolist() == []
+
+
+def test_a_tensor_becomes_numbers_and_back() -> None:
+    tensor = torch.tensor([[3, 0], [1, 0], [2, 0]])[:, 0]  # strided
+    numbers = from_tensor(tensor)
+    assert numbers.to_pylist() == [3, 1, 2]
+    assert to_tensor(numbers).tolist() == [3, 1, 2]
+    assert from_tensor(torch.tensor([], dtype=torch.int32)).to_pylist() == []
