@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from ncf import Interactions, Split, leave_one_out
 
-settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+# A busy machine is no fault.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order() -> None:
+    torch.manual_seed(0)
 
 
 def random_interactions(num_users: int, num_items: int, per_user: int, seed: int = 0) -> Interactions:

@@ -222,8 +222,9 @@ for model in reversed(models):
     model.save(folder)
 both = time.perf_counter() - start
 random.seed(0)
-seen = set()
-for _ in range(40):
+seen, kills = set(), 0
+while kills < 40 or len(seen) < 2:  # however slow the machine, both are caught in the end
+    kills += 1
     child = os.fork()
     if not child:
         while True:
@@ -236,7 +237,6 @@ for _ in range(40):
     assert torch.equal(loaded.head.weight, models[loaded.config["seed"]].head.weight)
     assert torch.equal(*(m.embeddings.weight("item_gmf") for m in (loaded, models[loaded.config["seed"]])))
     seen.add(loaded.config["seed"])
-assert seen == {0, 1}, seen
 models[0].save(folder)
 print(sorted(name.partition("-")[0] for name in os.listdir(folder)))
 """
