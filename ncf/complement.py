@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_DRAWS_PER_BLOCK = 1 << 17
+_DRAWS_PER_BLOCK = 1 << 16
 
 
 class Complement:

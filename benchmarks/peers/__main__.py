@@ -138,8 +138,9 @@ def write_report(report: dict[str, Any], out: Path) -> None:
     }
     report["summaries"] = summaries
     host = report["machine"]
+    threads = "one thread" if host["threads"] == 1 else f"{host['threads']} threads"
     about = (
-        f"MovieLens-100K, {host['cpu']}, {host['cores']} cores, {host['threads']} thread{'s' * (host['threads'] > 1)} each, {host['date'][:10]}; "
+        f"MovieLens-100K, {host['cpu']}, {host['cores']} cores, {threads} each, {host['date'][:10]}; "
         f"load before {host['load_before']:.1f}; rounds: {max(map(len, results.values()), default=0)}."
     )
     tables = [
