@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from ncf.files import written_beside
+from ncf.figures import FAINT, INK, new_figure, save_figure
 from ncf.metrics import metric_label
 from ncf.ranking import Ranking
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _BEST, _ALIKE, _WORSE = "#0072B2", "#7FB8D8", "#C4C4C4"
-_INK, _FAINT = "#333333", "#777777"
-_DPI = 150
 
 
 def learning_curves(
@@ -52,16 +49,18 @@ def learning_curves(
 
     Example::
 
+        >>> import tempfile
         >>> from ncf import History
         >>> from ncf.plots import learning_curves
         >>> run = History("last", [1, 2], loss=[0.5, 0.4], hr=[0.3, 0.4], ndcg=[0.1, 0.2], best_epoch=2)
-        >>> learning_curves({"GMF": run}, "curves.png")  # doctest: +SKIP
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     learning_curves({"GMF": run}, f"{folder}/curves.png")
     """
     runs = {name: list(h) if isinstance(h, Sequence) else [h] for name, h in histories.items()}
     runs = {name: kept for name, group in runs.items() if (kept := [h for h in group if len(h)])}
     if not runs:
         raise ValueError("there are no epochs to draw: give the histories of trained models")
-    figure, axes = _figure(columns=3, width=11, height=4.4)
+    figure, axes = new_figure(columns=3, width=11, height=4.4)
     panels: tuple[tuple[_Series, str], ...] = (
         ("loss", "training loss"),
         ("hr", metric_label("hr", k)),
@@ -74,16 +73,16 @@ def learning_curves(
         if series != "loss":
             for ranking_name, ranking in (baselines or {}).items():
                 value = ranking.at(k).mean(series)
-                axis.axhline(value, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+                axis.axhline(value, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
                 place = axis.get_yaxis_transform()
-                axis.text(1.01, value, ranking_name, transform=place, va="center", fontsize=9, color=_FAINT)
-        axis.set_title(label, loc="left", fontsize=11, color=_INK)
-        axis.set_xlabel("epoch", color=_INK)
+                axis.text(1.01, value, ranking_name, transform=place, va="center", fontsize=9, color=FAINT)
+        axis.set_title(label, loc="left", fontsize=11, color=INK)
+        axis.set_xlabel("epoch", color=INK)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(_best_epoch(runs, k), x=0.01, ha="left", fontsize=13, color=_INK)
+    figure.suptitle(_best_epoch(runs, k), x=0.01, ha="left", fontsize=13, color=INK)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=min(6, len(labels)), frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def rank_histogram(rankings: Ranking | Mapping[str, Ranking], path: str | PathLike[str]) -> None:
@@ -102,11 +101,12 @@ def rank_histogram(rankings: Ranking | Mapping[str, Ranking], path: str | PathLi
 
     Example::
 
-        >>> import torch
+        >>> import tempfile, torch
         >>> from ncf import Ranking
         >>> from ncf.plots import rank_histogram
         >>> ranking = Ranking(torch.arange(4), torch.tensor([0, 2, 9, 50]), torch.full((4,), 101))
-        >>> rank_histogram({"GMF": ranking}, "ranks.svg")  # doctest: +SKIP
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rank_histogram({"GMF": ranking}, f"{folder}/ranks.svg")
     """
     named = {"": rankings} if isinstance(rankings, Ranking) else dict(rankings)
     if len({ranking.k for ranking in named.values()}) != 1:
@@ -115,30 +115,30 @@ def rank_histogram(rankings: Ranking | Mapping[str, Ranking], path: str | PathLi
     most = max(int(ranking.num_candidates.max()) for ranking in named.values())
     wide = most > 200
     edges = _bin_edges(k, most, wide)  # [B + 1]
-    figure, axes = _figure(rows=len(named), width=8, height=1.2 + 1.7 * len(named), share=True)
+    figure, axes = new_figure(rows=len(named), width=8, height=1.2 + 1.7 * len(named), share=True)
     for axis, (name, ranking) in zip(axes, named.items(), strict=True):
         shares = torch.histogram(ranking.ranks.to(torch.float64) + 1, edges).hist / len(ranking)
         colours = [_BEST if start < k else _WORSE for start in edges[:-1].tolist()]
         axis.bar(edges[:-1].tolist(), shares.tolist(), edges.diff().tolist(), align="edge", color=colours,
                  edgecolor="white", linewidth=0.4)  # fmt: skip
-        axis.stairs(_chance(ranking, edges).tolist(), edges.tolist(), baseline=None, color=_INK, linewidth=1,
+        axis.stairs(_chance(ranking, edges).tolist(), edges.tolist(), baseline=None, color=INK, linewidth=1,
                     linestyle=(0, (4, 3)))  # fmt: skip
         label = metric_label("hr", k)
         text = f"{name}   {label} {ranking.hr:.3f}" if name else f"{label} {ranking.hr:.3f}"
         side, align = (0.02, "left") if wide else (0.98, "right")  # where the bars are low
-        axis.text(side, 0.9, text, transform=axis.transAxes, ha=align, va="top", fontsize=11, color=_INK)
+        axis.text(side, 0.9, text, transform=axis.transAxes, ha=align, va="top", fontsize=11, color=INK)
         axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
     if wide:
         axes[-1].set_xscale("log")
         axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[-1].set_xlim(0.5, most + 0.5)
-    figure.supylabel("share of users", fontsize=10, color=_INK)
-    axes[-1].set_xlabel(f"place of the held-out item among up to {most} (dashed: by chance)", color=_INK)
+    figure.supylabel("share of users", fontsize=10, color=INK)
+    axes[-1].set_xlabel(f"place of the held-out item among up to {most} (dashed: by chance)", color=INK)
     name, best = max(named.items(), key=lambda pair: pair[1].hr)
     who = f"{name} puts" if name else "The model puts"
     title = f"{who} {best.hr:.0%} of the held-out items among its first {k}"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=_INK)
-    _save(figure, path)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK)
+    save_figure(figure, path)
 
 
 def comparison(result: Comparison, path: str | PathLike[str]) -> None:
@@ -155,12 +155,13 @@ def comparison(result: Comparison, path: str | PathLike[str]) -> None:
 
     Example::
 
-        >>> import torch
+        >>> import tempfile, torch
         >>> from ncf import Ranking, plots
         >>> from ncf.comparison import Comparison
         >>> users, sizes = torch.arange(40), torch.full((40,), 101)
         >>> rankings = {name: Ranking(users, users // part, sizes) for name, part in (("good", 8), ("fair", 2))}
-        >>> plots.comparison(Comparison(rankings), "models.png")  # doctest: +SKIP
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plots.comparison(Comparison(rankings), f"{folder}/models.png")
     """
     names = result.names[::-1]  # a horizontal bar chart grows from below
     p_values = result.p_values
@@ -168,7 +169,7 @@ def comparison(result: Comparison, path: str | PathLike[str]) -> None:
     colours = [_BEST if name == result.best else _ALIKE if name in alike else _WORSE for name in names]
     whole = [] if result.whole is None else [(", whole catalogue", result.whole)]
     sides = [("", result.rankings), *whole]
-    figure, axes = _figure(
+    figure, axes = new_figure(
         columns=2 * len(sides), width=1.8 + 3.1 * 2 * len(sides), height=1.7 + 0.42 * len(names)
     )
     metrics: tuple[Literal["hr", "ndcg"], ...] = ("hr", "ndcg")
@@ -179,25 +180,25 @@ def comparison(result: Comparison, path: str | PathLike[str]) -> None:
         axis.barh(names, means, color=colours, height=0.66)
         lows, highs = zip(*intervals, strict=True)
         axis.hlines(range(len(names)), lows, highs, color="white", linewidth=3.5)
-        axis.hlines(range(len(names)), lows, highs, color=_INK, linewidth=1.5)
+        axis.hlines(range(len(names)), lows, highs, color=INK, linewidth=1.5)
         for row, mean in enumerate(means):
             axis.annotate(
                 f"{mean:.3f}", (intervals[row].high, row), (4, 0), textcoords="offset points", va="center"
             )
-        axis.set_title(metric_label(metric, rankings[names[0]].k) + side, loc="left", fontsize=11, color=_INK)
+        axis.set_title(metric_label(metric, rankings[names[0]].k) + side, loc="left", fontsize=11, color=INK)
         axis.set_xlim(0, 1.22 * max(interval.high for interval in intervals))
         axis.xaxis.get_major_locator().set_params(nbins=4)
         axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", length=0)
         if axis is not axes[0]:
             axis.set_yticklabels([])
-    figure.suptitle(_verdict(result), x=0.01, ha="left", fontsize=13, color=_INK)
+    figure.suptitle(_verdict(result), x=0.01, ha="left", fontsize=13, color=INK)
     note = f"{len(result.rankings[names[0]])} users, 95% intervals"
     if _ALIKE in colours:
         which = "" if result.reference == result.best else f"{result.reference}, or "
         note += f"; light blue: {which}not told apart from {result.reference} by a paired test of {_label(result)}"
-    figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color=_FAINT)
-    _save(figure, path)
+    figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color=FAINT)
+    save_figure(figure, path)
 
 
 _Series = Literal["loss", "hr", "ndcg"]
@@ -278,30 +279,3 @@ def _chance(ranking: Ranking, edges: Tensor) -> Tensor:
     within = edges[None, :].clamp(max=sizes[:, None] + 0.5).diff(dim=1) / sizes[:, None]  # [S, B]
     shares: Tensor = (within * counts[:, None]).sum(0) / len(ranking)
     return shares
-
-
-def _figure(
-    *, rows: int = 1, columns: int = 1, width: float, height: float, share: bool = False
-) -> tuple[Any, list[Any]]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'ncf[plots]'") from error
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, sharex=share, sharey=share, squeeze=False).ravel().tolist()
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color(_FAINT)
-        axis.tick_params(colors=_INK)
-        axis.grid(color="#EBEBEB", linewidth=0.8)
-        axis.set_axisbelow(True)
-    return figure, axes
-
-
-def _save(figure: Any, path: str | PathLike[str]) -> None:
-    """Write the picture, complete or not at all."""
-    suffix = Path(path).suffix.lstrip(".") or "png"
-    with written_beside(path) as beside:
-        figure.savefig(beside, format=suffix, dpi=_DPI)
