@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ class TrainingState:
         self.optimizer = optimizer
         self.collective = model.embeddings.is_sharded
         self.checkpoints = checkpoints
-        self.settings = settings or {}
+        self.settings = json.loads(json.dumps(settings or {}))  # as a checkpoint gives them back
         self.history = History(selection)
         self.epoch = 0  # epochs done
         self.step = 0  # steps done of the epoch that runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import shutil
@@ -11,11 +12,19 @@ import sys
 import time
 from pathlib import Path
 
-import ncf.pieces  # noqa: F401  with the others: imported before the forks, once for all of them
-
 from . import job
 
 EPOCHS, WORLD = 5, 2
+# What a job imports late: imported before the forks, once for all of them.
+for module in (
+    "torchrec.distributed.model_parallel",
+    "torchrec.distributed.planner",
+    "torchrec.optim.keyed",
+    "torch.distributed.checkpoint",
+    "torch.distributed.optim",
+    "ncf.pieces",
+):
+    importlib.import_module(module)
 
 
 def start(folder: Path) -> list[int]:
@@ -33,8 +42,8 @@ def start(folder: Path) -> list[int]:
             try:
                 job.run(folder, EPOCHS, ready=lambda: os.write(writer, b"."))
                 code = 0
-            except RuntimeError as error:  # what gloo raises when the other process is gone
-                print(f"rank {rank}: {type(error).__name__}", file=sys.stderr)
+            except Exception as error:  # what gloo raises when the other process is gone
+                print(f"rank {rank}: {error!r}", file=sys.stderr, flush=True)
             finally:
                 os._exit(code)
         children.append(child)
@@ -83,7 +92,9 @@ def main(root: Path, kills: int) -> None:
             for child in random.sample(children, random.choice([1, 2])):
                 os.kill(child, signal.SIGKILL)  # a process that has ended is still there to be waited for
         statuses = wait(children)
+        assert statuses == [0, 0] or signal.SIGKILL in statuses, "a life ended by itself"
         killed += signal.SIGKILL in statuses
+        print(f"{time.monotonic() - began:.1f} s: statuses {statuses}, killed {killed}", file=sys.stderr)
         if statuses == [0, 0]:
             assert digests(folder) == expected, f"other weights after {killed} kills"
             finished += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -59,9 +58,5 @@ def run(folder: Path, epochs: int, ready: Callable[[], object] = lambda: None) -
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    if len(sys.argv) > 3 and rank() == 0 and os.environ["RANK"] == "1" and not (where / "died").exists():
-        # Rank 1 of the first start dies without a word, in the middle of whatever it does then.
-        (where / "died").touch()
-        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        signal.setitimer(signal.ITIMER_REAL, float(sys.argv[3]))
+    write_text(where / f"pid-{os.environ['RANK']}", str(os.getpid()))
     run(where, int(sys.argv[2]))
