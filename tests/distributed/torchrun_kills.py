@@ -1,0 +1,72 @@
+"""Kill processes of a job that ``torchrun`` started and starts again; compare with a job that was left alone.
+
+python -m tests.distributed.torchrun_kills FOLDER KILLS
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+EPOCHS, WORLD = 10, 2
+
+
+def start(folder: Path, restarts: int) -> subprocess.Popen[str]:
+    """Start the job under torchrun."""
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)]
+    command += ["--max-restarts", str(restarts), "-m", "tests.distributed.job", str(folder), str(EPOCHS)]
+    quiet = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_LOGS": "-all"}
+    return subprocess.Popen(command, env=quiet, stderr=subprocess.PIPE, text=True)
+
+
+def finish(job: subprocess.Popen[str]) -> None:
+    """Wait for the end; print what was said if it is not a good one."""
+    _, said = job.communicate()
+    if job.returncode:
+        sys.exit(said)
+
+
+def pids(folder: Path) -> list[int]:
+    """The processes of the newest start, once all have come as far as to say so."""
+    files = [folder / f"pid-{rank}" for rank in range(WORLD)]
+    return [int(file.read_text()) for file in files if file.exists()]
+
+
+def digests(folder: Path) -> list[str]:
+    """What the job leaves at its end."""
+    return [(folder / f"digest-{rank}").read_text() for rank in range(WORLD)]
+
+
+def main(root: Path, kills: int) -> None:
+    """Print how often a process was killed; fail if the weights are other ones."""
+    began = time.monotonic()
+    finish(start(root / "undisturbed", 0))
+    lifetime = time.monotonic() - began
+    job, dead, killed = start(root / "killed", 2 * kills), set[int](), 0
+    while killed < kills and job.poll() is None:
+        alive = pids(root / "killed")
+        if len(alive) < WORLD or dead & set(alive):
+            time.sleep(0.02)
+            continue
+        time.sleep(random.uniform(0.0, 0.8 * lifetime))
+        if job.poll() is None and not (root / "killed" / "digest-0").exists():
+            for pid in random.sample(alive, random.choice([1, 2])):
+                os.kill(pid, signal.SIGKILL)
+            dead |= set(alive)
+            killed += 1
+            places = sorted((root / "killed/checkpoints").glob("step-*")) or ["nothing"]
+            print(f"killed at {places[-1]}", file=sys.stderr)
+    finish(job)
+    if digests(root / "killed") != digests(root / "undisturbed"):
+        sys.exit("the weights differ")
+    print(f"killed {killed}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
