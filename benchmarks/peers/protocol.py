@@ -48,12 +48,12 @@ def settings(epochs: int, quick: bool = False) -> dict[str, Setting]:
         return {
             "small": Setting(256, 1e-3, 3),
             "large": Setting(8192, 1e-3, 3),
-            "recipe": Setting(2048, 8e-3, 3),
+            "recipe": Setting(2048, 16e-3, 3),
         }
     return {
         "small": Setting(256, 1e-3, epochs),
-        "large": Setting(8192, 1e-3, 5),
-        "recipe": Setting(2048, 8e-3, 10),
+        "large": Setting(8192, 1e-3, 4),
+        "recipe": Setting(2048, 16e-3, 7),
     }
 
 
