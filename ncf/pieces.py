@@ -179,23 +179,32 @@ def fill(
     except CheckpointException as failure:
         raise _first(failure) from None
     for name, vector in vectors.items():
-        old, new = recut[name]
-        _mean_over_columns(vector, old, tensors[name], new)
+        for part, (offset,) in _parts(tensors[name]):
+            part.copy_(mean_over_columns(vector, *recut[name], offset, len(part)))
 
 
-def _mean_over_columns(vector: Tensor, old: Columns, tensor: Tensor, new: Columns) -> None:
-    """Row-wise Adagrad's mean squares, of other parts of the columns: see `Checkpoint.read`."""
-    by_part = vector.view(len(old), -1)  # [old parts, rows]
-    rows = by_part.shape[1]
-    for part, (offset,) in _parts(tensor):
-        column, row = divmod(offset, rows)
-        first, width = new[column]
-        mean = torch.zeros(len(part), dtype=torch.float64)
-        for (old_first, old_width), values in zip(old, by_part, strict=True):
-            overlap = min(first + width, old_first + old_width) - max(first, old_first)
-            if overlap > 0:
-                mean += overlap / width * values[row : row + len(part)].double()
-        part.copy_(mean)
+def mean_over_columns(sums: Tensor, old: Columns, new: Columns, offset: int, length: int) -> Tensor:
+    """Row-wise Adagrad's numbers for another cut of the columns: see `Checkpoint.read`.
+
+    Args:
+        sums: ``[P·R]``, the old parts' numbers, each part's R rows after those of the part before.
+        old: the P old parts of the columns.
+        new: the new ones.
+        offset: the first wanted position in the vector of the new parts' numbers.
+        length: how many are wanted, all of one part.
+
+    Returns:
+        ``[length]``, in float64.
+    """
+    by_part = sums.view(len(old), -1)  # [P, R]
+    part, row = divmod(offset, by_part.shape[1])
+    first, width = new[part]
+    mean = torch.zeros(length, dtype=torch.float64)
+    for (old_first, old_width), values in zip(old, by_part, strict=True):
+        overlap = min(first + width, old_first + old_width) - max(first, old_first)
+        if overlap > 0:
+            mean += overlap / width * values[row : row + length].double()
+    return mean
 
 
 def _recut(
