@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ncf.complement import Complement
 from ncf.interactions import Interactions
+from ncf.ragged import offsets_of, take_lists
 from ncf.splitting import Split, check_rank
 
 Part = Literal["validation", "test"]
@@ -177,11 +178,8 @@ class Catalogue:
         """Every ``world_size``-th user, from number ``rank`` on: those that one process of several judges."""
         check_rank(rank, world_size)
         mine = torch.arange(len(self), device=self.users.device)[rank::world_size]
-        counts = self.seen_offsets.diff()[mine]
-        offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-        within = torch.arange(int(offsets[-1]), device=mine.device) - offsets[:-1].repeat_interleave(counts)
-        seen = self.seen_items[self.seen_offsets[mine].repeat_interleave(counts) + within]
-        return Catalogue(self.users[mine], self.positives[mine], self.num_items, offsets, seen)
+        seen = take_lists(self.seen_offsets, self.seen_items, mine)
+        return Catalogue(self.users[mine], self.positives[mine], self.num_items, *seen)
 
     def __repr__(self) -> str:
         return f"Catalogue({len(self)} users, {self.num_items} items less those seen)"
@@ -251,14 +249,10 @@ def whole_catalogue(split: Split, part: Part = "test") -> Catalogue:
         tensor([0, 1, 2, 3])
     """
     held_out = _held_out(split, part)
-    offsets, items = split.csr()
-    starts, counts = offsets[held_out.users], offsets.diff()[held_out.users]
-    rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    firsts = counts.cumsum(0) - counts
-    seen = items[torch.arange(len(rows)) - firsts[rows] + starts[rows]]
+    offsets, seen = take_lists(*split.csr(), held_out.users)
+    rows = torch.repeat_interleave(offsets.diff())  # [S], whose each is
     keep = seen != held_out.items[rows]
-    seen_offsets = torch.zeros(len(counts) + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(rows[keep], minlength=len(counts)), 0, out=seen_offsets[1:])
+    seen_offsets = offsets_of(torch.bincount(rows[keep], minlength=len(held_out)))
     return Catalogue(held_out.users, held_out.items, held_out.num_items, seen_offsets, seen[keep])
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ncf.columns import time_column
 from ncf.filtering import core, latest, sorted_keys
+from ncf.ragged import offsets_of
 from ncf.tables import read_columns, table_columns
 from ncf.vocabulary import Vocabulary, encode_column
 
@@ -224,8 +225,7 @@ class Interactions:
                     f"user {user} and item {item} occur together more than once: Interactions.from_arrays keeps each "
                     "pair once"
                 )
-            offsets = torch.zeros(self.num_users + 1, dtype=torch.int64, device=keys.device)
-            torch.cumsum(torch.bincount(self.users, minlength=self.num_users), 0, out=offsets[1:])
+            offsets = offsets_of(torch.bincount(self.users, minlength=self.num_users))
             self._csr.append((offsets, keys % self.num_items))
         return self._csr[0]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ncf.interactions import Interactions
+from ncf.ragged import offsets_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +60,7 @@ class Split:
         """
         num_users, num_items = self.test.num_users, self.test.num_items
         keys = torch.cat([part.users * num_items + part.items for part in self.parts]).unique()  # sorted
-        offsets = torch.zeros(num_users + 1, dtype=torch.int64, device=keys.device)
-        torch.cumsum(torch.bincount(keys // num_items, minlength=num_users), 0, out=offsets[1:])
-        return offsets, keys % num_items
+        return offsets_of(torch.bincount(keys // num_items, minlength=num_users)), keys % num_items
 
     def part(self, rank: int, world_size: int) -> Split:
         """The interactions of one process of several: every ``world_size``-th user, from number ``rank`` on.

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ncf.baselines.base import Baseline, blocks_of
 from ncf.interactions import Interactions
+from ncf.ragged import take_lists
 
 
 class _ItemToItem(Baseline):
@@ -41,12 +42,8 @@ class _ItemToItem(Baseline):
         return scores
 
     def _of_all(self, users: Tensor) -> Tensor:
-        starts = self._offsets[users]
-        counts = self._offsets[users + 1] - starts
-        ends = counts.cumsum(0)
-        within = torch.arange(int(counts.sum()), device=self.device)
-        history = self._items[within + torch.repeat_interleave(starts - (ends - counts), counts)]
-        return F.embedding_bag(history, self.weights, ends - counts, mode="sum")
+        offsets, history = take_lists(self._offsets, self._items, users)
+        return F.embedding_bag(history, self.weights, offsets[:-1], mode="sum")
 
 
 class ItemKNN(_ItemToItem):

@@ -23,6 +23,7 @@ from ncf.columns import time_column, to_tensor
 from ncf.files import written_beside
 from ncf.filtering import sorted_keys
 from ncf.interactions import Interactions
+from ncf.ragged import offsets_of
 from ncf.splitting import Split
 
 _COLUMNS = ("user", "item", "rating", "timestamp")
@@ -247,8 +248,7 @@ def _write_ratings(interactions: Interactions, path: Path) -> None:
 def _write_negatives(candidates: Candidates, path: Path) -> None:
     negatives = candidates.negatives.cpu()
     there = negatives >= 0
-    offsets = torch.zeros(len(candidates) + 1, dtype=torch.int64)
-    torch.cumsum(there.sum(1), 0, out=offsets[1:])
+    offsets = offsets_of(there.sum(1))
     flat = pa.array(negatives[there].numpy()).cast(pa.string())
     tails = pc.binary_join(pa.LargeListArray.from_arrays(pa.array(offsets.numpy()), flat), "\t")
     users, positives = (
