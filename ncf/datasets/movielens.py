@@ -185,21 +185,24 @@ def _read_archive(name: str, path: Path) -> tuple[Any, Any]:
             with archive.open(members[0]) as file:
                 ratings = _read_ratings(file, separator="," if comma else "\t", header=comma)
         text = archive.read(members[1])
-    if release.movies == "movies.csv":
-        rows = [(row[0], row[1], row[2].split("|")) for row in csv.reader(io.StringIO(text.decode())) if row][
-            1:
-        ]
-    elif release.movies == "movies.dat":
-        lines = [line.split("::") for line in text.decode("latin-1").split("\n") if line]
-        rows = [(row[0], row[1], row[2].split("|")) for row in lines]
-    else:
-        genres = _GENRES.split("|")
-        lines = [line.split("|") for line in text.decode("latin-1").split("\n") if line]
-        rows = [
-            (row[0], row[1], [g for g, flag in zip(genres, row[-19:], strict=True) if flag == "1"])
-            for row in lines
-        ]
-    return ratings, _films(rows)
+    return ratings, _films(_film_rows(release.movies, text))
+
+
+def _film_rows(file: str, text: bytes) -> Iterator[tuple[str, str, list[str]]]:
+    """Number, title and genres of every film, in the form that a release keeps them."""
+    if file == "movies.csv":
+        _, *rows = filter(None, csv.reader(io.StringIO(text.decode())))
+        yield from ((item, title, genres.split("|")) for item, title, genres in rows)
+        return
+    lines = [line for line in text.decode("latin-1").split("\n") if line]
+    if file == "movies.dat":
+        yield from (
+            (item, title, genres.split("|")) for item, title, genres in (x.split("::") for x in lines)
+        )
+        return
+    for item, title, *columns in (line.split("|") for line in lines):  # u.item: a flag per genre at the end
+        flags = zip(_GENRES.split("|"), columns[-19:], strict=True)
+        yield item, title, [genre for genre, flag in flags if flag == "1"]
 
 
 def _read_wheel(path: Path) -> tuple[Any, Any]:
