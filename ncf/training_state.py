@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ncf.history import History
 from ncf.optimizers import state_tensors
+from ncf.processes import rank
 from ncf.recommender import Recommender
 
 if TYPE_CHECKING:
@@ -63,8 +65,7 @@ class TrainingState:
             return False
         self.best_score = -1.0 if score is None else score
         self.history.best_epoch = self.epoch
-        for kept, weight in zip(self._best, local_weights(self.model), strict=True):
-            kept.copy_(weight)
+        self._remember()
         return True
 
     def restore_best(self) -> None:
@@ -119,14 +120,30 @@ class TrainingState:
                 f"{newest.folder} is of a run with {name} = {theirs.get(name)!r}, here it is {own.get(name)!r}: "
                 "go on with the same settings, or choose another folder"
             )
-        history = History(**newest.about["history"])
-        best = self.checkpoints.best() if history.best_epoch else None
-        if best is not None:
-            best.read(self._tensors())
-            self.keep_best(None)
-        newest.read(self._tensors())
-        self.history, self.best_score = history, newest.about["best_score"]
+        self.history, self.best_score = History(**newest.about["history"]), newest.about["best_score"]
         self.epoch, self.step, self.seconds = (newest.about[name] for name in ("epoch", "step", "seconds"))
+        if self.history.best_epoch and not self._read_best(self.checkpoints):
+            newest.read(self._tensors())
+            self._remember()
+            self.best_score = -1.0  # any epoch that follows is better than one that is not known
+        newest.read(self._tensors())
+
+    def _read_best(self, checkpoints: Checkpoints) -> bool:
+        try:
+            best = checkpoints.best()
+        except ValueError as error:
+            if rank() == 0:
+                warnings.warn(f"{error} The newest weights stand for the best.", stacklevel=2)
+            return False
+        if best is None:
+            return False
+        best.read(self._tensors())
+        self._remember()
+        return True
+
+    def _remember(self) -> None:
+        for kept, weight in zip(self._best, local_weights(self.model), strict=True):
+            kept.copy_(weight)
 
     def _tensors(self) -> dict[str, Any]:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}

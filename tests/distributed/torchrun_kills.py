@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 EPOCHS, WORLD = 10, 2
@@ -57,7 +58,8 @@ def main(root: Path, kills: int) -> None:
         time.sleep(random.uniform(0.0, 0.8 * lifetime))
         if job.poll() is None and not (root / "killed" / "digest-0").exists():
             for pid in random.sample(alive, random.choice([1, 2])):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # torchrun was quicker
+                    os.kill(pid, signal.SIGKILL)
             dead |= set(alive)
             killed += 1
             places = sorted((root / "killed/checkpoints").glob("step-*")) or ["nothing"]
