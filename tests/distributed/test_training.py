@@ -93,6 +93,45 @@ def training(rank: int, world: int) -> None:
         assert history.hr[-1] == evaluate(local, validation).hr
         assert history.samples[0] == 5 * len(split.train.users)
         compare_rankings(rank, world, sharded, local, judged, split)
+    bad_input(rank, world)
+
+
+def bad_input(rank: int, world: int) -> None:
+    """Each is the same clear error on every rank, whichever of them is at fault."""
+    split = data()
+    sharded = shard(build("meta"), "table_wise", verbose=False)
+    with pytest.raises(
+        ValueError, match=r"user \d+ is trained on by more than one process: give each its own"
+    ):
+        Trainer(sharded, selection="last").fit(split)
+    with pytest.raises(ValueError, match=r"user \d+ is judged by more than one process"):
+        evaluate(sharded, sample_candidates(split, num_negatives=20))
+    mine = split.part(rank, world)
+    assert mine.train is not None
+    everything = Interactions(torch.ones(ITEMS).long(), torch.arange(ITEMS), None, USERS, ITEMS)
+    full = Split(everything if rank == 1 else mine.train, mine.validation, mine.test)
+    with pytest.raises(ValueError, match="there is nothing to train on: no user has both"):
+        Trainer(sharded, selection="last").fit(full)
+    with pytest.raises(ValueError, match=f"gives 1 positives to a step of {world} processes: give at least"):
+        Trainer(sharded, selection="last", batch_size=5).fit(mine)
+    with pytest.raises(ValueError, match="needs the validation part"):
+        Trainer(sharded).fit(mine if rank else mine.merged())
+    with pytest.raises(ValueError, match="train what shard"):
+        Trainer(sharded.module)
+    with pytest.raises(ValueError, match="compile=True is for a model in one process"):
+        Trainer(sharded, compile=True)
+    with torch.no_grad():
+        sharded.module.head.bias.fill_(torch.nan if rank == 0 else 0.0)
+    with pytest.raises(ValueError, match="the score of item"):
+        evaluate(sharded, sample_candidates(split, num_negatives=20).part(rank, world))
+    with pytest.raises(ValueError, match="a score is NaN"):
+        evaluate(sharded, whole_catalogue(split).part(rank, world))
+    with pytest.raises(ValueError, match="is NaN"):
+        recommend(sharded, [rank])
+    with pytest.raises(ValueError, match="k = 99: give a length" if rank else "rank 1: k = 99"):
+        recommend(sharded, [rank], k=99 if rank else 3)
+    with pytest.raises(FloatingPointError, match="the loss is nan at epoch 1, step 1"):
+        Trainer(sharded, selection="last").fit(mine)
 
 
 def compare_rankings(
