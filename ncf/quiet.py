@@ -19,3 +19,10 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
+
+
+def hush() -> None:
+    """Keep away for good what TorchRec and FBGEMM say of sharded tables, wherever they are used from then on."""
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r"fbgemm::\w+: an autograd kernel was not registered")

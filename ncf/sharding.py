@@ -8,7 +8,6 @@ would have had in one process, so the plan and the number of processes do not ch
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Literal
@@ -18,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ncf.processes import together
-from ncf.quiet import quiet
+from ncf.quiet import hush, quiet
 from ncf.recommender import Recommender
 
 _CHOICES = {
@@ -74,8 +73,7 @@ def shard(
         >>> sharded(torch.tensor([3, 4]), torch.tensor([7, 8])).shape
         torch.Size([2])
     """
-    # Of FBGEMM's dense lookup, at every process's first backward, and nothing that a user could change.
-    warnings.filterwarnings("ignore", message=r"fbgemm::\w+: an autograd kernel was not registered")
+    hush()
     with quiet():
         return _shard(model, sharding, optimizer, learning_rate, verbose)
 
