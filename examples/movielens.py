@@ -159,8 +159,8 @@ def train(
         return model, Trainer(model, **settings).fit(split, judged)
     from ncf.sharding import shard
 
-    first = not trained  # one plan is shown, not that of every model
-    sharded = shard(model, args.sharding, learning_rate=args.table_learning_rate, verbose=first)
+    told = any(isinstance(other, torch.nn.Module) for other in trained.values())  # one plan is enough
+    sharded = shard(model, args.sharding, learning_rate=args.table_learning_rate, verbose=not told)
     mine = None if judged is None else judged.part(rank(), world_size())
     return model, Trainer(sharded, **settings).fit(split.part(rank(), world_size()), mine)
 
