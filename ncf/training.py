@@ -63,6 +63,7 @@ class Trainer:
 
     Raises:
         ValueError: for an unknown choice or a number out of range.
+        TypeError: if the model is none of ncf's, nor one of them sharded.
 
     Example::
 
