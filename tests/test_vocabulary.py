@@ -55,3 +55,8 @@ def test_an_id_twice_or_missing() -> None:
 
 def test_restrict_keeps_the_given_order() -> None:
     assert Vocabulary([10, 20, 30]).restrict(torch.tensor([2, 0])).values.to_pylist() == [30, 10]
+
+
+def test_a_vocabulary_says_how_much_of_what_it_holds() -> None:
+    assert repr(Vocabulary(["a", "b"])) == "Vocabulary(2 strings)"
+    assert repr(Vocabulary([7])) == "Vocabulary(1 whole numbers)"
