@@ -36,7 +36,7 @@ class Scorer:
     """
 
     def __init__(self, tables: ScoringTables) -> None:
-        self.tables = tables.detach()._map(torch.clone)
+        self.tables = tables._map(lambda table: table.detach().clone())
         halves = [t for t in (tables.item_half, tables.item_gmf) if t is not None]
         # One row per item, so that a candidate costs one gather: [I, H + F]
         self._items = torch.cat(halves, dim=1).detach() if halves else None
