@@ -59,7 +59,7 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
         [0.000, 0.161]
     """
     if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"successes = {successes}, trials = {trials}: give 0 <= successes <= trials >= 1")
+        raise ValueError(f"{successes} successes of {trials} trials: give 0 <= successes <= trials >= 1")
     z = _quantile(confidence)
     share = successes / trials
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
