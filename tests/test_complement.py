@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from ncf import complement
 from ncf.complement import Complement
 
 SETS = st.integers(1, 12).flatmap(
@@ -99,3 +100,17 @@ def test_distinct_draws_refuse_weights() -> None:
     complement = build(3, [{0}], torch.ones(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="build the complement without weights"):
         complement.draw_distinct(torch.tensor([0]), 1, torch.Generator())
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([1, 5, 0, 2, 7])])
+@pytest.mark.parametrize("per_block", [1, 7, 12])
+def test_what_is_drawn_does_not_depend_on_the_blocks(
+    per_block: int, weights: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = build(5, [{0, 3}, {0, 1, 2, 3, 4}, set()], weights)
+    users = torch.randint(0, 3, (50,), generator=torch.Generator().manual_seed(0))
+    whole = outside.draw(users, 3, torch.Generator().manual_seed(1))
+    monkeypatch.setattr(complement, "_DRAWS_PER_BLOCK", per_block)
+    assert torch.equal(outside.draw(users, 3, torch.Generator().manual_seed(1)), whole)
+    assert (whole[users == 1] == -1).all()
+    assert (whole[users != 1] >= 0).all()
