@@ -35,13 +35,13 @@ movielens: install
 	@$(BIN)/python examples/movielens.py
 
 test: install
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-fast: install
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
 
 coverage: install
-	@$(BIN)/python -m pytest --cov
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov
 
 lint: install
 	@$(BIN)/ruff check .

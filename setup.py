@@ -17,6 +17,7 @@ extras = {
         "pytest-benchmark>=5",
         "pytest-cov>=5",
         "pytest-randomly>=3",
+        "pytest-xdist>=3.6",
         "hypothesis>=6.100",
         "pandas>=2.2",
         "polars>=1",

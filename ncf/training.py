@@ -138,7 +138,9 @@ class Trainer:
         self.threads = threads
         self.progress = progress
         self.checkpoints = (
-            checkpoint if checkpoint is None or isinstance(checkpoint, Checkpoints) else Checkpoints(checkpoint)
+            checkpoint
+            if checkpoint is None or isinstance(checkpoint, Checkpoints)
+            else Checkpoints(checkpoint)
         )
         self.checkpoint_every = checkpoint_every
         self.optimizer_name = optimizer
