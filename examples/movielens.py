@@ -191,7 +191,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--k", type=int, default=10, help="length of the ranked list")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
-    parser.add_argument("--compile", action="store_true", help="compile the training step; pays in long jobs")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile the training step; by default in long jobs, where it pays",
+    )
     parser.add_argument(
         "--sharding",
         help="how to spread the tables over torchrun's processes: auto, table_wise, column_wise …",

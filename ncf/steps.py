@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -176,6 +178,14 @@ class CompiledStep:
                 value.sub_(rates[k] * mean / (square.sqrt() * corrections[k] + eps))
             losses.append(loss)
         return torch.stack(losses)
+
+
+def can_be_compiled(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `CompiledStep` takes a model, and this machine has what PyTorch compiles with for a CPU."""
+    on_cpu = all(parameter.is_cpu for parameter in model.parameters())
+    dropout = getattr(model, "config", {}).get("dropout")
+    compiler = any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+    return on_cpu and compiler and not dropout and isinstance(optimizer, torch.optim.Adam)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:

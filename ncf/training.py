@@ -23,10 +23,12 @@ from ncf.optimizers import learning_rate_at, make_optimizer
 from ncf.processes import gathered, rank, summed, together
 from ncf.recommender import Recommender
 from ncf.splitting import Split
-from ncf.steps import CollectiveStep, CompiledStep, EagerStep, Step
+from ncf.steps import CollectiveStep, CompiledStep, EagerStep, Step, can_be_compiled
 from ncf.training_state import TrainingState
 
 __all__ = ["History", "Trainer"]
+
+_WORTH_COMPILING = 100_000_000  # samples of a whole run; measured, see docs/performance.md
 
 
 class Trainer:
@@ -53,7 +55,8 @@ class Trainer:
         patience: stop after so many epochs without a better one; never by default.
         k: length of the list that HR and NDCG look at.
         seed: of the batches and of dropout.
-        compile: compile the training step with ``torch.compile``; it pays only in long jobs.
+        compile: compile the training step with ``torch.compile``. By default where that is possible and repays its half
+            minute: on a CPU, in jobs of a hundred million samples or more.
         threads: CPU threads during `fit`; ``None`` leaves PyTorch's setting. One is the default: a step of this
             size gains little from a second core, and loses tenfold where another process is using it.
         progress: show a progress bar; by default where the output is a terminal.
@@ -94,7 +97,7 @@ class Trainer:
         patience: int | None = None,
         k: int = 10,
         seed: int = 0,
-        compile: bool = False,
+        compile: bool | None = None,
         threads: int | None = 1,
         progress: bool | None = None,
         checkpoint: Checkpoints | str | PathLike[str] | None = None,
@@ -284,7 +287,11 @@ class Trainer:
         loss = LOSSES[self.loss]
         if self.collective:
             return CollectiveStep(self.wrapped, self.optimizer, loss)
-        if self.compile:
+        compiled = self.compile
+        if compiled is None:
+            long = self.epochs * batches.samples >= _WORTH_COMPILING
+            compiled = long and can_be_compiled(self.model, self.optimizer)
+        if compiled:
             return CompiledStep(
                 self.model, self.optimizer, loss, positives_per_batch=batches.positives_per_batch
             )

@@ -17,6 +17,7 @@ from ncf import (
     whole_catalogue,
 )
 from ncf.batches import TrainingBatches
+from ncf.steps import CompiledStep, EagerStep, can_be_compiled
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
@@ -359,3 +360,26 @@ def test_the_vocabularies_come_with_the_training() -> None:
     Trainer(model, epochs=1).fit(split)
     assert model.user_ids is split.train.user_ids
     assert model.item_ids is split.train.item_ids
+
+
+@pytest.mark.parametrize(
+    ("worth", "more", "kind"),
+    [
+        (1, {}, CompiledStep),
+        (10**8, {}, EagerStep),
+        (1, {"compile": False}, EagerStep),
+        (10**8, {"compile": True}, CompiledStep),
+        (1, {"optimizer": "sgd"}, EagerStep),
+    ],
+)
+def test_a_long_job_is_compiled_by_itself(
+    split: Split, monkeypatch: pytest.MonkeyPatch, worth: int, more: dict, kind: type
+) -> None:
+    monkeypatch.setattr(training, "_WORTH_COMPILING", worth)
+    trainer = Trainer(GMF(40, 60), **more)
+    assert split.train is not None
+    assert type(trainer._step(TrainingBatches(split.train, batch_size=100))) is kind
+    assert not can_be_compiled(GMF(40, 60, dropout=0.1), trainer.optimizer)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("PATH", "")
+    assert not can_be_compiled(GMF(40, 60), trainer.optimizer)
