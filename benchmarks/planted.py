@@ -33,6 +33,7 @@ from ncf import (
     leave_one_out,
     sample_candidates,
 )
+from ncf.optimizers import weight_decay_for
 
 MODELS = ("ItemPop", "EASE", "MatrixFactorization", "GMF", "MLP", "NeuMF")
 
@@ -129,12 +130,13 @@ def main() -> int:
         f"{interactions}, {split}, drawn in {time.perf_counter() - began:.0f} s; judged on the {args.part} part"
     )
     best = evaluate(truth, candidates)
+    decay = weight_decay_for(split.train) if args.weight_decay is None else args.weight_decay
+    print(f"weight decay {decay:.2g}, {args.factors} factors, {args.epochs} epochs")
     print(f"{'model':20}  HR@10  95% interval    NDCG@10  of the best HR  of the best NDCG  seconds")
     for name in ("best possible", *args.models):
         began = time.perf_counter()
         model = truth if name == "best possible" else build(name, split.train, args)
         if name not in ("best possible", "ItemPop", "EASE"):
-            decay = args.weight_decay if args.weight_decay is not None else 1 / len(split.train)
             Trainer(
                 model,
                 epochs=args.epochs,
@@ -166,9 +168,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--part", default="test", choices=("test", "validation"), help="judged on")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
     parser.add_argument("--factors", type=int, default=128, help="width of the GMF and dot-product rows")
-    parser.add_argument(
-        "--weight-decay", type=float, help="L2 penalty; by default 1 / the number of training interactions"
-    )
+    parser.add_argument("--weight-decay", type=float, help="L2 penalty; by default that of weight_decay_for")
     parser.add_argument("--seed", type=int, default=0, help="of the data, the start and the batches")
     return parser.parse_args()
 

@@ -37,6 +37,7 @@ from ncf import (
     whole_catalogue,
 )
 from ncf.datasets import movielens
+from ncf.optimizers import weight_decay_for
 from ncf.processes import rank, together, world_size
 
 MODELS = ("ItemPop", "EASE", "MatrixFactorization", "GMF", "MLP", "NeuMF", "NeuMF-pretrained")
@@ -114,7 +115,7 @@ def train(
     layers = tuple(args.layers)
     settings = {
         "epochs": args.epochs,
-        "weight_decay": args.weight_decay,
+        "weight_decay": weight_decay_for(split.train) if args.weight_decay is None else args.weight_decay,
         "selection": args.selection,
         "k": args.k,
         "seed": seed,
@@ -177,7 +178,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
     parser.add_argument("--factors", type=int, default=128, help="width of the GMF and dot-product rows")
     parser.add_argument("--init-std", type=float, default=0.1, help="deviation of the initial rows")
-    parser.add_argument("--weight-decay", type=float, default=1e-5, help="L2 penalty")
+    parser.add_argument(
+        "--weight-decay", type=float, help="L2 penalty; by default one for data of this size: 1e-5 for 100k"
+    )
     parser.add_argument(
         "--layers",
         type=int,
