@@ -1,0 +1,98 @@
+"""Real processes over gloo for the benchmarks, and the sharded training step that they measure."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from ncf.batches import Batch
+from ncf.losses import LOSSES
+from ncf.models import GMF, NeuMF
+from ncf.optimizers import make_optimizer
+from ncf.quiet import hush
+from ncf.recommender import Recommender
+from ncf.sharding import shard
+from ncf.steps import CollectiveStep
+
+DIM, NEGATIVES, SAMPLES = 64, 4, 8192
+
+
+def launch(work: Callable[..., Any], world: int, *arguments: object) -> list[Any]:
+    """Run ``work(rank, world, *arguments)`` in new processes, one thread each; what they return, by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    results = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(_start, args=(world, port, results, work, arguments), nprocs=world, join=True)
+    return [value for _, value in sorted((results.get() for _ in range(world)), key=lambda pair: pair[0])]
+
+
+def _start(
+    rank: int, world: int, port: int, results: Any, work: Callable[..., Any], arguments: tuple[object, ...]
+) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCH_LOGS": "-all",
+    }
+    torch.set_num_threads(1)
+    hush()
+    value = work(rank, world, *arguments)
+    torch.distributed.destroy_process_group()
+    results.put((rank, value))
+
+
+def build(name: str, rows: int, *, constant: bool = False, device: str = "meta") -> Recommender:
+    """A model whose tables have ``rows`` rows of 64 columns: two of ``gmf``, four of ``neumf``.
+
+    Args:
+        name: ``"gmf"`` or ``"neumf"``.
+        rows: of each table.
+        device: ``"meta"``, or ``"cpu"`` for whole tables.
+        constant: fill the tables with one number, where only time matters, since drawing millions of rows takes some.
+    """
+    model: Recommender
+    if name == "gmf":
+        model = GMF(rows, rows, factors=DIM, device=device)
+    else:
+        model = NeuMF(rows, rows, factors=DIM, layers=(2 * DIM, 64, 32, 16), device=device)
+    if constant:
+        for table in model.embeddings.tables:
+            model.embeddings.sources[table.name] = _hundredths
+    return model
+
+
+def _hundredths(out: Tensor, *, row: int, column: int) -> None:
+    out.fill_(0.01)
+
+
+def batch(rows: int, samples: int, seed: int, share: float = 1.0) -> Batch:
+    """Uniform ids, the hardest case for a cache, in groups of a positive and its negatives as in training."""
+    generator = torch.Generator().manual_seed(seed)
+    positives = samples // (1 + NEGATIVES)
+    return Batch(
+        torch.randint(0, rows, (1, positives), generator=generator),
+        torch.randint(0, rows, (1, positives, 1 + NEGATIVES), generator=generator),
+        torch.full((1,), share),
+    )
+
+
+def training_step(sharded: nn.Module) -> Callable[[Batch], Tensor]:
+    """The `Trainer`'s step of a sharded model: Adam for what no backward updates."""
+    step = CollectiveStep(sharded, make_optimizer(sharded, "adam", learning_rate=1e-3), LOSSES["bce"])
+    return lambda one: step(one, [1.0])
+
+
+def sharded(model: Recommender, sharding: str) -> nn.Module:
+    """What `shard` makes of a model, without a word."""
+    return shard(model, sharding, verbose=False)
