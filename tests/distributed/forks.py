@@ -15,16 +15,14 @@ from pathlib import Path
 from . import job
 
 EPOCHS, WORLD = 5, 2
-# What a job imports late: imported before the forks, once for all of them.
-for module in (
+LATE = (
     "torchrec.distributed.model_parallel",
     "torchrec.distributed.planner",
     "torchrec.optim.keyed",
     "torch.distributed.checkpoint",
     "torch.distributed.optim",
     "ncf.pieces",
-):
-    importlib.import_module(module)
+)
 
 
 def start(folder: Path) -> list[int]:
@@ -78,11 +76,15 @@ def digests(folder: Path) -> list[str]:
 def main(root: Path, kills: int) -> None:
     """Print how many kills there were, and how many runs came to their end right in spite of them."""
     os.environ |= {"WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD), "MASTER_ADDR": "127.0.0.1"}
+    for module in LATE:  # what a job imports when it needs it: before the forks, once for all of them
+        importlib.import_module(module)
     began = time.monotonic()
     assert wait(start(root / "undisturbed")) == [0, 0]
     lifetime = time.monotonic() - began
     expected = digests(root / "undisturbed")
-    random.seed(os.urandom(8))
+    seed = int.from_bytes(os.urandom(4), "big")
+    print(f"seed {seed}", file=sys.stderr)
+    random.seed(seed)
     killed = finished = 0
     folder = root / "killed"
     while killed < kills or not finished:

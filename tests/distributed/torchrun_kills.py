@@ -55,7 +55,7 @@ def main(root: Path, kills: int) -> None:
         if len(alive) < WORLD or dead & set(alive):
             time.sleep(0.02)
             continue
-        time.sleep(random.uniform(0.0, 0.8 * lifetime))
+        time.sleep(random.uniform(0.0, 0.3 * lifetime))  # most of a life is imports
         if job.poll() is None and not (root / "killed" / "digest-0").exists():
             for pid in random.sample(alive, random.choice([1, 2])):
                 with suppress(ProcessLookupError):  # torchrun was quicker
