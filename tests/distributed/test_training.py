@@ -75,7 +75,8 @@ def training(rank: int, world: int) -> None:
     mine = split.part(rank, world)
     validation = sample_candidates(split, "validation", num_negatives=20)
     judged = [sample_candidates(split, num_negatives=20), whole_catalogue(split)]
-    for optimizer, plan in [("sgd", PLANS[1]), *(("rowwise_adagrad", plan) for plan in PLANS[2:])]:
+    plans = PLANS[2:] if world == 2 else PLANS[3:]
+    for optimizer, plan in [("sgd", PLANS[1]), *(("rowwise_adagrad", plan) for plan in plans)]:
         local, losses = one_process(split, world, optimizer, plan)
         sharded = shard(build("meta"), plan, optimizer=optimizer, learning_rate=RATE, verbose=False)  # type: ignore[arg-type]
         trainer = Trainer(

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-EPOCHS, WORLD = 10, 2
+EPOCHS, WORLD = 6, 2
 
 
 def start(folder: Path, restarts: int) -> subprocess.Popen[str]:
@@ -44,29 +44,40 @@ def digests(folder: Path) -> list[str]:
     return [(folder / f"digest-{rank}").read_text() for rank in range(WORLD)]
 
 
+def run(folder: Path, kills: int, window: float) -> int:
+    """One job to its end, killed at most so many times, each within a window of seconds; return how many times."""
+    job, dead, killed = start(folder, 2 * kills), set[int](), 0
+    while killed < kills and job.poll() is None:
+        alive = pids(folder)
+        if len(alive) < WORLD or dead & set(alive):
+            time.sleep(0.02)
+            continue
+        time.sleep(random.uniform(0.0, window))
+        if job.poll() is None and not (folder / "digest-0").exists():
+            for pid in random.sample(alive, random.choice([1, 2])):
+                with suppress(ProcessLookupError):  # torchrun was quicker
+                    os.kill(pid, signal.SIGKILL)
+            killed += 1
+            places = sorted((folder / "checkpoints").glob("step-*")) or ["nothing"]
+            print(f"killed at {places[-1]}", file=sys.stderr)
+        dead |= set(alive)
+    finish(job)
+    return killed
+
+
 def main(root: Path, kills: int) -> None:
     """Print how often a process was killed; fail if the weights are other ones."""
     began = time.monotonic()
     finish(start(root / "undisturbed", 0))
-    lifetime = time.monotonic() - began
-    job, dead, killed = start(root / "killed", 2 * kills), set[int](), 0
-    while killed < kills and job.poll() is None:
-        alive = pids(root / "killed")
-        if len(alive) < WORLD or dead & set(alive):
-            time.sleep(0.02)
-            continue
-        time.sleep(random.uniform(0.0, 0.3 * lifetime))  # most of a life is imports
-        if job.poll() is None and not (root / "killed" / "digest-0").exists():
-            for pid in random.sample(alive, random.choice([1, 2])):
-                with suppress(ProcessLookupError):  # torchrun was quicker
-                    os.kill(pid, signal.SIGKILL)
-            dead |= set(alive)
-            killed += 1
-            places = sorted((root / "killed/checkpoints").glob("step-*")) or ["nothing"]
-            print(f"killed at {places[-1]}", file=sys.stderr)
-    finish(job)
-    if digests(root / "killed") != digests(root / "undisturbed"):
-        sys.exit("the weights differ")
+    window = 0.3 * (time.monotonic() - began)  # most of a life is imports
+    killed = jobs = 0
+    while killed < kills:
+        folder = root / f"killed-{jobs}"
+        killed += run(folder, kills - killed, window)
+        if digests(folder) != digests(root / "undisturbed"):
+            sys.exit("the weights differ")
+        jobs += 1
+        window *= 0.7  # where a job was quicker than its killer
     print(f"killed {killed}")
 
 
