@@ -16,7 +16,6 @@ import json
 import os
 import re
 import shutil
-import time
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -279,7 +278,7 @@ class Checkpoints:
                     self._remove_old(target, description["best"])
         except Exception:
             if rank() == 0:
-                _remove(part)  # a full disk is not to stay full
+                shutil.rmtree(part, ignore_errors=True)  # a full disk is not to stay full
             raise
 
     def _remove_old(self, newest: Path, newest_is_best: bool) -> None:
@@ -300,15 +299,6 @@ class Checkpoints:
                 folder.rename(_part(folder))  # never a part of it under its own name
                 shutil.rmtree(_part(folder))
                 self._damaged.discard(folder.name)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder in which another process may just now be writing its last file."""
-    for _ in range(20):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            break
-        time.sleep(0.05)
 
 
 def _part(folder: Path) -> Path:

@@ -329,7 +329,8 @@ def failures(rank: int, world: int, folder: Path, in_background: bool) -> None:
         checkpoints.wait()
     resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert value(rank, world, checkpoints.latest()) == 3
-    assert not list(folder.glob(".*"))
+    if rank == 0:  # which makes the next one's folder
+        assert not list(folder.glob(".*"))
 
     # What one of them cannot do.
     with pytest.raises(TypeError, match="not JSON serializable"):
