@@ -23,6 +23,7 @@ def quiet() -> Iterator[None]:
 
 def hush() -> None:
     """Keep away for good what TorchRec and FBGEMM say of sharded tables, wherever they are used from then on."""
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    for name in ("torch.fx._symbolic_trace", "torchrec"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r"fbgemm::\w+: an autograd kernel was not registered")
