@@ -58,5 +58,5 @@ def run(folder: Path, epochs: int, ready: Callable[[], object] = lambda: None) -
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    write_text(where / f"pid-{os.environ['RANK']}", str(os.getpid()))
-    run(where, int(sys.argv[2]))
+    pid_file = where / f"pid-{os.environ['RANK']}"
+    run(where, int(sys.argv[2]), ready=lambda: write_text(pid_file, str(os.getpid())))

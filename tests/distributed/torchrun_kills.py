@@ -34,7 +34,7 @@ def finish(job: subprocess.Popen[str]) -> None:
 
 
 def pids(folder: Path) -> list[int]:
-    """The processes of the newest start, once all have come as far as to say so."""
+    """The processes of the newest start, once all have met: what happens before is torchrun's and gloo's."""
     files = [folder / f"pid-{rank}" for rank in range(WORLD)]
     return [int(file.read_text()) for file in files if file.exists()]
 
@@ -46,7 +46,6 @@ def digests(folder: Path) -> list[str]:
 
 def run(folder: Path, kills: int, window: float) -> int:
     """One job to its end, killed at most so many times, each within a window of seconds; return how many times."""
-    # Some more restarts than kills: processes that were killed while they met may not meet at once again.
     job, dead, killed = start(folder, 2 * kills + 4), set[int](), 0
     while killed < kills and job.poll() is None:
         alive = pids(folder)
@@ -70,7 +69,7 @@ def main(root: Path, kills: int) -> None:
     """Print how often a process was killed; fail if the weights are other ones."""
     began = time.monotonic()
     finish(start(root / "undisturbed", 4))
-    window = 0.3 * (time.monotonic() - began)  # most of a life is imports
+    window = 0.2 * (time.monotonic() - began)  # most of a life is imports
     killed = jobs = 0
     while killed < kills:
         folder = root / f"killed-{jobs}"
