@@ -73,7 +73,7 @@ def main() -> int:
     popularity = evaluate(ItemPop(split.train), candidates)
     print(f"{name}: {split}, {candidates}\n")
     print(
-        f"{'':28}  {'HR@10':>7}  {'NDCG@10':>7}  {spread_name(args):20}  {'paper, 1M':13}  best epoch  seconds"
+        f"{'':29}  {'HR@10':>7}  {'NDCG@10':>7}  {spread_name(args):20}  {'paper, 1M':13}  best epoch  seconds"
     )
     print_line("ItemPop", [popularity], None, [], 0.0)
     trained: Trained = {}
@@ -161,7 +161,7 @@ def print_line(
     paper = "{:.3f} / {:.3f}".format(*published) if published else "–"
     best = " ".join(map(str, epochs)) if epochs else "–"
     print(
-        f"{label:28}  {mean(hits):7.3f}  {mean(gains):7.3f}  {spread:20}  {paper:13}  {best:>10}  {seconds:7.1f}",
+        f"{label:29}  {mean(hits):7.3f}  {mean(gains):7.3f}  {spread:20}  {paper:13}  {best:>10}  {seconds:7.1f}",
         flush=True,
     )
 
