@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.sharded_workers import DIM, SAMPLES, batch, build, launch, sharded, training_step
+from benchmarks.sharded_workers import DIM, SAMPLES, batch, build, sharded, training_step
+from tests.distributed.workers import launch
 
 WORLD, TINY = 2, 1000
 PLANS = ("table_wise", "column_wise")

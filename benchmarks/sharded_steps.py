@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.sharded_workers import SAMPLES, batch, build, launch, sharded, training_step
+from benchmarks.sharded_workers import SAMPLES, batch, build, sharded, training_step
+from tests.distributed.workers import launch
 
 SIZES = (10_000, 100_000, 1_000_000, 5_000_000)
 ROWS, WARM_UP = 100_000, 5

@@ -1,55 +1,21 @@
-"""Real processes over gloo for the benchmarks, and the sharded training step that they measure."""
+"""The sharded training step that the benchmarks of several processes measure."""
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from ncf.batches import Batch
 from ncf.losses import LOSSES
 from ncf.models import GMF, NeuMF
 from ncf.optimizers import make_optimizer
-from ncf.quiet import hush
 from ncf.recommender import Recommender
 from ncf.sharding import shard
 from ncf.steps import CollectiveStep
 
 DIM, NEGATIVES, SAMPLES = 64, 4, 8192
-
-
-def launch(work: Callable[..., Any], world: int, *arguments: object) -> list[Any]:
-    """Run ``work(rank, world, *arguments)`` in new processes, one thread each; what they return, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    results = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_start, args=(world, port, results, work, arguments), nprocs=world, join=True)
-    return [value for _, value in sorted((results.get() for _ in range(world)), key=lambda pair: pair[0])]
-
-
-def _start(
-    rank: int, world: int, port: int, results: Any, work: Callable[..., Any], arguments: tuple[object, ...]
-) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCH_LOGS": "-all",
-    }
-    torch.set_num_threads(1)
-    hush()
-    value = work(rank, world, *arguments)
-    torch.distributed.destroy_process_group()
-    results.put((rank, value))
 
 
 def build(name: str, rows: int, *, constant: bool = False, device: str = "meta") -> Recommender:

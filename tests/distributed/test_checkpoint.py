@@ -6,9 +6,7 @@ import os
 import random
 import resource
 import signal
-import socket
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,60 +25,14 @@ from ncf.quiet import quiet
 from ncf.recommender import Recommender
 from ncf.sharding import shard
 
+from .workers import fork, statuses
+
 RATE, EPS = 0.1, 1e-8
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-# The processes are forked, since importing PyTorch and TorchRec takes longer than all they do.
-
-
-def fork(work: Callable[..., None], world: int, *arguments: object) -> list[int]:
-    """Start ``work(rank, world, *arguments)`` in processes over gloo."""
-    port, children = free_port(), []
-    for rank in range(world):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                os.environ |= {
-                    "RANK": str(rank),
-                    "WORLD_SIZE": str(world),
-                    "LOCAL_WORLD_SIZE": str(world),
-                    "LOCAL_RANK": str(rank),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(port),
-                }
-                dist.init_process_group("gloo")
-                work(rank, world, *arguments)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        children.append(child)
-    return children
-
-
-def statuses(children: list[int], seconds: float = 120) -> list[int]:
-    """How the processes ended; one that hangs is a failure."""
-    ended: dict[int, int] = {}
-    deadline = time.monotonic() + seconds
-    while len(ended) < len(children):
-        for child in set(children) - ended.keys():
-            if (found := os.waitpid(child, os.WNOHANG))[0]:
-                ended[child] = found[1]
-        if time.monotonic() > deadline:
-            for child in set(children) - ended.keys():
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-            raise TimeoutError("a process hangs")
-        time.sleep(0.002)
-    return [ended[child] for child in children]
+def in_group(rank: int, world: int, work: Callable[..., None], *arguments: object) -> None:
+    dist.init_process_group("gloo")
+    work(rank, world, *arguments)
 
 
 # Resharding. The model is a dot product and the ids of a step are distinct, so no sum is taken in an order that
@@ -284,7 +236,7 @@ def test_a_checkpoint_opens_on_any_number_of_processes_with_any_plan(tmp_path: P
     for number, world in enumerate((1, 2, 4, 1)):
         folder = tmp_path / str(number)
         plans = ["table_wise"] if world == 1 else ["table_wise", "column_wise", "data_parallel"]
-        assert statuses(fork(reshard, world, folder, sources, plans)) == [0] * world
+        assert statuses(fork(in_group, world, reshard, folder, sources, plans)) == [0] * world
         for path in folder.iterdir():
             sources[path.name.split("-")[0]].append(path)
 
@@ -373,7 +325,7 @@ def failures(rank: int, world: int, folder: Path, in_background: bool) -> None:
 
 @pytest.mark.parametrize("in_background", [False, True])
 def test_what_fails_in_one_process_is_the_same_error_in_all(tmp_path: Path, in_background: bool) -> None:
-    assert statuses(fork(failures, 2, tmp_path, in_background)) == [0, 0]
+    assert statuses(fork(in_group, 2, failures, tmp_path, in_background)) == [0, 0]
 
 
 def save_forever(rank: int, world: int, folder: Path, in_background: bool, into: int) -> None:
@@ -390,7 +342,7 @@ def test_processes_killed_while_they_save_leave_whole_checkpoints(tmp_path: Path
     newest, interrupted = 0, 0
     for number in range(20):
         out, into = os.pipe()
-        children = fork(save_forever, 2, tmp_path, number % 2 == 1, into)
+        children = fork(in_group, 2, save_forever, tmp_path, number % 2 == 1, into)
         os.close(into)
         os.read(out, 2)
         time.sleep(chance.uniform(0, 0.05))  # somewhere in the saves after that

@@ -14,6 +14,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from .job import digests
+
 EPOCHS, WORLD = 6, 2
 
 
@@ -37,11 +39,6 @@ def pids(folder: Path) -> list[int]:
     """The processes of the newest start, once all have met: what happens before is torchrun's and gloo's."""
     files = [folder / f"pid-{rank}" for rank in range(WORLD)]
     return [int(file.read_text()) for file in files if file.exists()]
-
-
-def digests(folder: Path) -> list[str]:
-    """What the job leaves at its end."""
-    return [(folder / f"digest-{rank}").read_text() for rank in range(WORLD)]
 
 
 def run(folder: Path, kills: int, window: float) -> int:
@@ -74,7 +71,7 @@ def main(root: Path, kills: int) -> None:
     while killed < kills:
         folder = root / f"killed-{jobs}"
         killed += run(folder, kills - killed, window)
-        if digests(folder) != digests(root / "undisturbed"):
+        if digests(folder, WORLD) != digests(root / "undisturbed", WORLD):
             sys.exit("the weights differ")
         jobs += 1
         window *= 0.7  # where a job was quicker than its killer
