@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import ncf
+from ncf.files import sha256_of
 from ncf.processes import gathered, rank, together, world_size
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ class Checkpoints:
             write(part, pieces, self._group)
             with together(group=self._group):
                 own = [*part.glob(f"__{rank()}_*"), *([part / ".metadata"] if rank() == 0 else [])]
-                files = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in own}
+                files = {file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in own}
             for others in gathered(files, self._group):
                 files |= others
             with together(group=self._group):
@@ -311,14 +312,6 @@ def _number(folder: Path) -> tuple[int, int]:
     return int(match[1]), int(match[2] or 0)
 
 
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -333,7 +326,7 @@ def _damage(file: Path, size: int, sha256: str) -> str | None:
         found = file.stat().st_size
         if found != size:
             return f"{file} has {found} bytes instead of {size}"
-        if _sha256(file) != sha256:
+        if sha256_of(file) != sha256:
             return f"{file} is not what was written: its SHA-256 is another"
     except FileNotFoundError:
         return f"{file} is missing"
