@@ -10,6 +10,7 @@ from ncf.candidates import Candidates, Catalogue
 from ncf.processes import joined, together
 from ncf.ranking import Ranking, check_k
 from ncf.scorers import (
+    USERS_PER_PASS,
     SupportsScore,
     device_of,
     is_collective,
@@ -25,8 +26,6 @@ __all__ = ["Ranking", "evaluate", "ranks_of"]
 
 # Pairs scored at once: about 16 MB with their ids, small beside any model, enough to keep a device busy.
 _PAIRS_PER_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}
-# Of a sharded model: users for whom the rows of the whole catalogue travel once.
-_USERS_PER_PASS = 4096
 
 
 def evaluate(
@@ -110,7 +109,7 @@ def ranks_of(
     pairs = _PAIRS_PER_BLOCK.get(device.type, 1 << 20)
     collective = is_collective(scorer)
     if block_users is None:
-        block_users = _USERS_PER_PASS if collective else max(1, pairs // width)
+        block_users = USERS_PER_PASS if collective else max(1, pairs // width)
     elif block_users < 1:
         raise ValueError(f"block_users = {block_users}: give at least 1")
     ranks = torch.empty(len(candidates.users), dtype=torch.int64)

@@ -11,7 +11,9 @@ from torch import Tensor
 from ncf.columns import id_column, kind, to_tensor
 from ncf.interactions import Interactions, Vocabulary
 from ncf.processes import together
+from ncf.ragged import take_lists
 from ncf.scorers import (
+    USERS_PER_PASS,
     SupportsScore,
     device_of,
     is_collective,
@@ -22,7 +24,6 @@ from ncf.scorers import (
     user_blocks,
 )
 
-_USERS_PER_PASS = 4096  # of a sharded model: for whom the rows of the whole catalogue travel once
 _SCORES_PER_BLOCK = 1 << 22  # 16 MB of scores at a time, whatever the number of users
 
 
@@ -99,21 +100,21 @@ def _best(
     """The highest scores of each user and their items, ``[U, k]`` each, on the CPU."""
     collective = is_collective(scorer)
     # A sharded model brings the rows of a few items at a time, for many users.
-    step = _USERS_PER_PASS if collective else max(1, _SCORES_PER_BLOCK // num_items)
+    step = USERS_PER_PASS if collective else max(1, _SCORES_PER_BLOCK // num_items)
     width = max(1, _SCORES_PER_BLOCK // step) if collective else num_items
     values, items = torch.empty(len(users), k), torch.empty(len(users), k, dtype=torch.int64)
     failure: ValueError | None = None
     for block in user_blocks(len(users), step, collective=collective):
         some = users[block]
         best = torch.empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.int64)
+        rows, seen = (None, None) if exclude is None else _seen(exclude, some)
         for start in range(0, num_items, width):
             part = torch.arange(start, min(start + width, num_items), device=device)
             candidates = part.expand(len(some), -1)  # [b, w], one list for all
             scores = scores_of(scorer, some.to(part.device), candidates)
             # Copied before it is written to: it may be the model's own memory, or one row for all.
             scores = scores.to("cpu", torch.float32, copy=exclude is not None).contiguous()
-            if exclude is not None:
-                rows, seen = _seen(exclude, some)
+            if rows is not None and seen is not None:
                 here = (seen >= start) & (seen < start + width)
                 scores[rows[here], seen[here] - start] = -torch.inf
             try:
@@ -135,11 +136,8 @@ def _best(
 
 def _seen(exclude: Interactions, users: Tensor) -> tuple[Tensor, Tensor]:
     """Row and column, in a block of scores, of everything its users have seen."""
-    offsets, items = exclude.csr()
-    counts = offsets.diff()[users]
-    rows = torch.repeat_interleave(torch.arange(len(users)), counts)
-    within = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
-    return rows, items[offsets[users][rows] + within]
+    offsets, items = take_lists(*exclude.csr(), users)
+    return torch.arange(len(users)).repeat_interleave(offsets.diff()), items
 
 
 def _rows(users: Any, user_ids: Vocabulary | None, num_users: int) -> Tensor:

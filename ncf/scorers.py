@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ncf.processes import gathered
 
+USERS_PER_PASS = 4096  # of a sharded model: for whom the rows of the whole catalogue travel once
+
 
 @runtime_checkable
 class SupportsScore(Protocol):

@@ -56,7 +56,7 @@ class EagerStep:
         return torch.stack(losses)
 
 
-class CollectiveStep:
+class CollectiveStep(EagerStep):
     """Steps of several processes, whose batches together are the batch of one.
 
     Each process's loss counts by its share of the samples, so the gradient is that of the mean over all of them.
@@ -67,13 +67,6 @@ class CollectiveStep:
         optimizer: updates the model's parameters.
         loss: of logits ``[P, 1 + n]``.
     """
-
-    batches_per_call = 1
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.loss = loss
 
     def __call__(self, chunk: Batch, rates: Sequence[float]) -> Tensor:
         """See `Step`; a chunk of one batch, which may be empty."""
