@@ -150,10 +150,9 @@ class UserItemEmbeddings(nn.Module):
             ``[B, C, D]`` for an item table.
         """
         if self.is_sharded:
-            shape = items.shape
-            users = users[:, None].expand(shape) if items.dim() == 2 else users
-            rows = self.collective_lookup(users.reshape(-1), items.reshape(-1))
-            return {name: found.view(*shape, -1) for name, found in rows.items()}
+            rows = self.collective_lookup(users, items.reshape(-1))
+            leading = {"user": (len(users), 1) if items.dim() == 2 else users.shape, "item": items.shape}
+            return {t.name: rows[t.name].view(*leading[t.side], t.dim) for t in self.tables}
         users = users[:, None] if items.dim() == 2 else users
         return {
             table.name: F.embedding(users if table.side == "user" else items, self.weight(table.name))
