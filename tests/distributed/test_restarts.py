@@ -23,10 +23,6 @@ def test_a_job_killed_at_twenty_random_moments_ends_with_the_same_weights(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "NCF_TORCHRUN" not in os.environ,
-    reason="NCF_TORCHRUN=1 runs it: a job killed while its processes meet may not meet again, for minutes",
-)
 def test_torchrun_restarts_a_job_that_lost_a_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.distributed.torchrun_kills", str(tmp_path), "1"]
     done = subprocess.run(command, cwd=ROOT, env=QUIET, capture_output=True, text=True)
