@@ -36,18 +36,6 @@ def test_mlp_is_a_perceptron_over_the_rows_side_by_side() -> None:
     torch.testing.assert_close(model(*every_pair(4, 6)).detach(), expected)
 
 
-def test_matrix_factorization_is_a_dot_product_with_biases() -> None:
-    model = MatrixFactorization(4, 6, factors=5, init_std=1.0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(generator=torch.Generator().manual_seed(1))
-    weights = model.state_dict()
-    user, item = (weights[f"embeddings.ebc.embedding_bags.{side}_mf.weight"] for side in ("user", "item"))
-    assert user.shape[1] % 4 == 0  # FBGEMM's rows
-    expected = user[:, :5] @ item[:, :5].T + user[:, 5][:, None] + item[:, 5] + weights["head.bias"]
-    torch.testing.assert_close(model(*every_pair(4, 6)).detach(), expected)
-
-
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
 def test_fault_14_fusion_mixes_weights_and_bias_and_keeps_nothing_else(alpha: float) -> None:
     gmf, mlp = GMF(5, 7, factors=3, init_std=1.0), MLP(5, 7, layers=(8, 4), init_std=1.0)
