@@ -1,8 +1,4 @@
-"""The state of a training on disk: complete or absent, checked before it is used, read by any number of processes.
-
-A checkpoint is a folder ``step-0000001234``: what ``torch.distributed.checkpoint`` writes, and ``checkpoint.json``
-with the size and the SHA-256 of each other file. It is written as ``.step-0000001234.part`` and renamed when all
-of it is on the disk.
+"""The state of a training on disk: which of its checkpoints stay, which one a run goes on with, and how it is read.
 
 Unlike a saved model (`ncf.load`) a checkpoint holds a pickle, ``.metadata``, in which
 ``torch.distributed.checkpoint`` keeps its index. **Open your own checkpoints only**: the hashes tell damage, not
@@ -11,10 +7,7 @@ malice.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -27,16 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch import Tensor
 
-import ncf
-from ncf.files import sha256_of
+from ncf.checkpoint_files import damage_of, described, folder_of, folders_in, number_of, part_of, write
 from ncf.processes import gathered, rank, together, world_size
 
 if TYPE_CHECKING:
     from ncf.pieces import Pieces
-
-_FORMAT = 1
-_NAME = re.compile(r"step-(\d{10,})(?:\.(\d+))?")  # the second number: how often the step was saved before
-_DESCRIPTION = "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -149,8 +137,6 @@ class Checkpoints:
                 self._group = dist.new_group(backend="gloo")
         with together():
             description = {
-                "format": _FORMAT,
-                "ncf": ncf.__version__,
                 "step": step,
                 "best": best,
                 "world_size": world_size(),
@@ -198,12 +184,12 @@ class Checkpoints:
     def _newest(self, *, only_best: bool) -> Checkpoint | None:
         self.wait()
         with together():
-            folders = self._folders() if rank() == 0 else []
+            folders = folders_in(self.folder) if rank() == 0 else []
         found = None
         damaged: dict[str, str] = {}
         for folder in reversed(gathered(folders)[0]):
             with together():
-                description = _read_description(folder) if rank() == 0 else None
+                description = described(folder) if rank() == 0 else None
             description = gathered(description)[0]
             if isinstance(description, dict):
                 if only_best and not description["best"]:
@@ -211,7 +197,7 @@ class Checkpoints:
                 files = sorted(description["files"].items())[rank() :: world_size()]
                 with together():
                     damage = next(
-                        filter(None, (_damage(folder / name, **file) for name, file in files)), None
+                        filter(None, (damage_of(folder / name, **file) for name, file in files)), None
                     )
                 damage = next(filter(None, gathered(damage)), None)
                 if damage is None:
@@ -232,12 +218,6 @@ class Checkpoints:
         self._damaged.update(damaged)
         return found
 
-    def _folders(self) -> list[Path]:
-        """Checkpoints, the oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), key=_number)
-
     def _make_room(self, step: int) -> Path:
         """Clear what killed saves have left; say where the checkpoint is to be."""
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
@@ -246,8 +226,8 @@ class Checkpoints:
         for left in self.folder.glob(".step-*.part"):
             shutil.rmtree(left)
         again = 0
-        for folder in self._folders():
-            number, times = _number(folder)
+        for folder in folders_in(self.folder):
+            number, times = number_of(folder)
             if number > step and folder.name not in self._damaged:
                 raise ValueError(
                     f"{self.folder} holds a checkpoint of step {number}, later than step {step}: go on from "
@@ -255,115 +235,31 @@ class Checkpoints:
                 )
             if number == step:
                 again = times + 1
-        target = self.folder / (f"step-{step:010d}" + (f".{again}" if again else ""))
-        _part(target).mkdir()
+        target = folder_of(self.folder, step, again)
+        part_of(target).mkdir()
         return target
 
     def _write(self, pieces: Pieces, description: dict[str, Any], target: Path) -> None:
-        from ncf.pieces import write
-
-        part = _part(target)
-        try:
-            write(part, pieces, self._group)
-            with together(group=self._group):
-                own = [*part.glob(f"__{rank()}_*"), *([part / ".metadata"] if rank() == 0 else [])]
-                files = {file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in own}
-            for others in gathered(files, self._group):
-                files |= others
-            with together(group=self._group):
-                if rank() == 0:
-                    _write_description(part / _DESCRIPTION, {**description, "files": files})
-                    _sync(part)
-                    part.rename(target)
-                    _sync(self.folder)
-                    self._remove_old(target, description["best"])
-        except Exception:
+        write(target, pieces, description, self._group)
+        with together(group=self._group):
             if rank() == 0:
-                shutil.rmtree(part, ignore_errors=True)  # a full disk is not to stay full
-            raise
+                self._remove_old(target, description["best"])
 
     def _remove_old(self, newest: Path, newest_is_best: bool) -> None:
-        folders = [folder for folder in self._folders() if folder.name not in self._damaged]
-        newest_of_step = {_number(folder)[0]: folder for folder in folders}  # those before it were replaced
+        folders = [folder for folder in folders_in(self.folder) if folder.name not in self._damaged]
+        newest_of_step = {number_of(folder)[0]: folder for folder in folders}  # those before it were replaced
         kept = list(newest_of_step.values())[-self.keep :]
         for folder in reversed(folders):
             if folder == newest:
                 is_best = newest_is_best
             else:
-                description = _read_description(folder)
+                description = described(folder)
                 is_best = isinstance(description, dict) and description["best"]
             if is_best:
                 kept.append(folder)
                 break
-        for folder in self._folders():
+        for folder in folders_in(self.folder):
             if folder not in kept:
-                folder.rename(_part(folder))  # never a part of it under its own name
-                shutil.rmtree(_part(folder))
+                folder.rename(part_of(folder))  # never a part of it under its own name
+                shutil.rmtree(part_of(folder))
                 self._damaged.discard(folder.name)
-
-
-def _part(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.part")
-
-
-def _number(folder: Path) -> tuple[int, int]:
-    match = _NAME.fullmatch(folder.name)
-    assert match is not None
-    return int(match[1]), int(match[2] or 0)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _damage(file: Path, size: int, sha256: str) -> str | None:
-    """What is wrong with a file, if anything."""
-    try:
-        found = file.stat().st_size
-        if found != size:
-            return f"{file} has {found} bytes instead of {size}"
-        if sha256_of(file) != sha256:
-            return f"{file} is not what was written: its SHA-256 is another"
-    except FileNotFoundError:
-        return f"{file} is missing"
-    except OSError as error:
-        return f"{file} cannot be read: {error}"
-    return None
-
-
-def _write_description(file: Path, description: dict[str, Any]) -> None:
-    text = json.dumps({**description, "sha256": _digest(description)}, indent=2)
-    with file.open("w", encoding="utf-8") as out:
-        out.write(text + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def _read_description(folder: Path) -> dict[str, Any] | str:
-    """What ``checkpoint.json`` says, or what is wrong with it."""
-    file = folder / _DESCRIPTION
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return f"{file} is missing"
-    except OSError as error:
-        return f"{file} cannot be read: {error}"
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
-        return f"{file} is not JSON: {error}"
-    if not isinstance(description, dict) or "format" not in description:
-        return f"{file} does not describe a checkpoint"
-    if description["format"] != _FORMAT:
-        return f"{file} has format {description['format']!r}, this version of ncf reads {_FORMAT}"
-    if description.pop("sha256", None) != _digest(description):
-        return f"{file} is not what was written: its SHA-256 is another"
-    if description["step"] != _number(folder)[0]:
-        return f"{file} is of step {description['step']}, which its folder is not named for"
-    return description
-
-
-def _digest(description: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
