@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ncf.initialization import stream
 from ncf.interactions import Interactions
+from ncf.processes import gathered, rank, summed, together
 from ncf.sampling import NegativeSampler
 
 
@@ -165,3 +166,51 @@ class TrainingBatches:
         for rows in [*full.split(per_chunk), last]:
             if rows.numel():
                 yield Batch(self.users[rows], items[rows].to(torch.int64))
+
+
+def collective_batches(
+    train: Interactions,
+    *,
+    num_users: int,
+    law: Literal["uniform", "popularity"] = "uniform",
+    **settings: Any,
+) -> TrainingBatches:
+    """The batches of several processes, each of which brings its own users; every process must ask.
+
+    All have equally many steps, and popularity is that among the interactions of all.
+
+    Args:
+        train: this process's training interactions.
+        num_users: size of the user vocabulary, the same in every process.
+        law: law of the negatives, see `NegativeSampler`.
+        settings: other arguments of `TrainingBatches`; ``batch_size`` is that of all processes.
+
+    Returns:
+        This process's part of the batches.
+
+    Raises:
+        ValueError: if two processes have interactions of the same user, or for what `TrainingBatches` refuses.
+
+    Example::
+
+        >>> from ncf import Interactions
+        >>> from ncf.batches import collective_batches
+        >>> train = Interactions.from_arrays([0, 0, 1], [0, 1, 2])
+        >>> (batch,) = collective_batches(train, num_users=2, batch_size=15).epoch(0)
+        >>> batch.items.shape, batch.weights
+        (torch.Size([1, 3, 5]), tensor([1.]))
+    """
+    present = train.users.bincount(minlength=num_users).clamp(max=1)
+    twice = (summed(present) > 1).nonzero()
+    if len(twice):
+        raise ValueError(
+            f"user {int(twice[0])} is trained on by more than one process: give each its own users, "
+            "split.part(rank, world_size)"
+        )
+    counts = None
+    if law == "popularity":
+        counts = summed(train.items.bincount(minlength=train.num_items))
+    with together():
+        batches = TrainingBatches(train, law=law, counts=counts, rank=rank(), **settings)
+    batches.share_out(gathered(len(batches.users)))
+    return batches

@@ -10,18 +10,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ncf.batches import TrainingBatches
-from ncf.candidates import Candidates, sample_candidates
+from ncf.batches import TrainingBatches, collective_batches
+from ncf.candidates import Candidates
 from ncf.checkpoint import Checkpoints
 from ncf.epoch import run_epoch
-from ncf.evaluation import evaluate
 from ncf.history import History
 from ncf.interactions import Interactions
 from ncf.interruption import Interruption
 from ncf.losses import LOSSES
 from ncf.optimizers import learning_rate_at, make_optimizer
-from ncf.processes import gathered, rank, summed, together
+from ncf.processes import gathered, rank, together
 from ncf.recommender import Recommender
+from ncf.selection import SELECTIONS, judge, what_to_judge
 from ncf.splitting import Split
 from ncf.steps import CollectiveStep, CompiledStep, EagerStep, Step, can_be_compiled
 from ncf.training_state import TrainingState
@@ -103,9 +103,13 @@ class Trainer:
         checkpoint: Checkpoints | str | PathLike[str] | None = None,
         checkpoint_every: int | None = None,
     ) -> None:
-        _choose("schedule", schedule, ("linear", "constant"))
-        _choose("loss", loss, tuple(LOSSES))
-        _choose("selection", selection, ("validation", "paper", "last"))
+        for name, choice, known in (
+            ("schedule", schedule, ("linear", "constant")),
+            ("loss", loss, LOSSES),
+            ("selection", selection, SELECTIONS),
+        ):
+            if choice not in known:
+                raise ValueError(f"{name} = {choice!r}: choose one of {', '.join(map(repr, known))}")
         for name, value in (
             ("epochs", epochs),
             ("patience", patience),
@@ -220,7 +224,7 @@ class Trainer:
                         save_every=self.checkpoint_every,
                     )
                     state.end_epoch(samples)
-                    score = self._judge(candidates, state.history)
+                    score = judge(self.model, candidates, state.history, k=self.k)
                     state.save(best=state.keep_best(score))
                     _show(bar, state.history, self.k)
                     if on_epoch is not None:
@@ -246,42 +250,16 @@ class Trainer:
                 raise ValueError(
                     f"the split has {name} = {getattr(train, name)}, the model {getattr(self.model, name)}"
                 )
-        if candidates is None and self.selection != "last":
-            part: Literal["test", "validation"] = "test" if self.selection == "paper" else "validation"
-            if getattr(split, part) is None:
-                raise ValueError(
-                    f'selection = "{self.selection}" needs the {part} part of the split, which is missing: '
-                    'split with leave_one_out(..., validation=True), or train with selection="last"'
-                )
-            candidates = sample_candidates(split, part, seed=self.seed)
+        if candidates is None:
+            candidates = what_to_judge(split, self.selection, seed=self.seed)
         return train, candidates
 
     def _batches(self, train: Interactions) -> TrainingBatches:
-        counts = None
+        names = "batch_size", "negatives", "law", "seed"
+        settings = {"device": self.model.device, **{name: getattr(self, name) for name in names}}
         if self.collective:
-            present = train.users.bincount(minlength=self.model.num_users).clamp(max=1)
-            twice = (summed(present) > 1).nonzero()
-            if len(twice):
-                raise ValueError(
-                    f"user {int(twice[0])} is trained on by more than one process: give each its own users, "
-                    "split.part(rank, world_size)"
-                )
-            if self.law == "popularity":
-                counts = summed(train.items.bincount(minlength=train.num_items))
-        with together(self.collective):
-            batches = TrainingBatches(
-                train,
-                batch_size=self.batch_size,
-                negatives=self.negatives,
-                law=self.law,
-                counts=counts,
-                seed=self.seed,
-                rank=rank() if self.collective else 0,
-                device=self.model.device,
-            )
-        if self.collective:
-            batches.share_out(gathered(len(batches.users)))
-        return batches
+            return collective_batches(train, num_users=self.model.num_users, **settings)
+        return TrainingBatches(train, **settings)
 
     def _step(self, batches: TrainingBatches) -> Step:
         loss = LOSSES[self.loss]
@@ -297,46 +275,21 @@ class Trainer:
             )
         return EagerStep(self.model, self.optimizer, loss)
 
-    def _judge(self, candidates: Candidates | None, history: History) -> float | None:
-        if candidates is None:
-            history.hr.append(None)
-            history.ndcg.append(None)
-            return None
-        ranking = evaluate(self.model, candidates, k=self.k)
-        history.hr.append(ranking.hr)
-        history.ndcg.append(ranking.ndcg)
-        if self.selection == "last":
-            return None
-        return ranking.hr if self.selection == "paper" else ranking.ndcg
-
     def _is_patience_over(self, state: TrainingState) -> bool:
         return self.patience is not None and state.epoch - state.history.best_epoch >= self.patience
 
     def _settings(self, samples: int) -> dict[str, Any]:
         """What bears on the numbers: a run that goes on must have the same."""
-        names = (
-            "epochs",
-            "batch_size",
-            "learning_rate",
-            "schedule",
-            "weight_decay",
-            "negatives",
-            "law",
-            "loss",
-        )
+        of_steps = "epochs", "batch_size", "learning_rate", "schedule", "weight_decay"
+        of_what_is_learned = "negatives", "law", "loss", "selection", "k"
         return {
             "model": type(self.model).__name__,
             **self.model.config,
             "samples": samples,
             "optimizer": self.optimizer_name,
-            **{name: getattr(self, name) for name in (*names, "selection", "k")},
+            **{name: getattr(self, name) for name in of_steps + of_what_is_learned},
             "training_seed": self.seed,
         }
-
-
-def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} = {value!r}: choose one of {', '.join(map(repr, choices))}")
 
 
 def _show(bar: tqdm[None], history: History, k: int) -> None:

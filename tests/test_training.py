@@ -180,27 +180,8 @@ def test_bad_arguments(split: Split, arguments: dict, message: str) -> None:
 def test_a_split_that_does_not_fit(split: Split) -> None:
     with pytest.raises(ValueError, match="num_users = 40, the model 39"):
         Trainer(GMF(39, 60)).fit(split)
-    with pytest.raises(ValueError, match="needs the validation part"):
-        Trainer(GMF(40, 60)).fit(split.merged())
     with pytest.raises(ValueError, match="nothing to train on"):
         Trainer(GMF(40, 60)).fit(Split(None, None, split.test))
-
-
-@pytest.mark.parametrize(("selection", "part"), [("validation", "validation"), ("paper", "test")])
-def test_fault_7_what_is_judged_is_the_held_out_item_of_the_named_part(
-    split: Split, selection: str, part: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judged = []
-
-    def spy(model: object, candidates: object, k: int) -> object:
-        judged.append(candidates)
-        return evaluate(model, candidates, k=k)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(training, "evaluate", spy)
-    Trainer(GMF(40, 60), epochs=2, selection=selection).fit(split)  # type: ignore[arg-type]
-    assert len(judged) == 2
-    for candidates in judged:
-        assert torch.equal(candidates.positives, getattr(split, part).items)
 
 
 def test_the_last_epoch_is_kept_where_nothing_is_selected(split: Split) -> None:
