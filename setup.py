@@ -4,7 +4,7 @@ import re
 from itertools import chain
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "ncf/__init__.py").read_text(encoding="utf-8")).group(1)
@@ -26,6 +26,15 @@ extras = {
     ],
     "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8"],
 }
+# Without a C compiler ncf works too, and ranks more slowly.
+kernel = Extension(
+    "ncf.kernels._score",
+    ["ncf/kernels/score.c"],
+    depends=["ncf/kernels/score_lanes.h"],
+    extra_compile_args=["-O3", "-Wno-psabi"],
+    py_limited_api=True,  # it uses nothing of Python
+    optional=True,
+)
 extras["dev"] = [*chain.from_iterable(extras.values()), "mypy>=1.14", "ruff>=0.9", "pre-commit>=4"]
 
 setup(
@@ -38,6 +47,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["ncf", "ncf.*"]),
     package_data={"ncf": ["py.typed"]},
+    ext_modules=[kernel],
     install_requires=[
         "torch==2.13.*",
         "torchrec==1.8.*",  # brings fbgemm-gpu, the CUDA build

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ncf.kernels.reference import lookup_reference, score_reference
-from ncf.kernels.tables import ScoringTables
+from ncf.kernels.tables import ScoringTables, check_pairs
 
 __all__ = ["ScoringTables", "fused_lookup", "lookup_reference", "score_candidates", "score_reference"]
 
@@ -48,7 +48,7 @@ def score_candidates(tables: ScoringTables, users: Tensor, candidates: Tensor) -
         tensor([[2.0000, 0.5000,   -inf],
                 [2.0000, 0.5000,   -inf]])
     """
-    _check(tables, users, candidates)
+    check_pairs(users, candidates, tables.device)
     if candidates.numel() == 0:
         return torch.empty(candidates.shape, dtype=tables.score_dtype, device=tables.device)
     if tables.item_half is None and candidates.stride(0) == 0:
@@ -106,19 +106,6 @@ def _has_triton(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def _check(tables: ScoringTables, users: Tensor, candidates: Tensor) -> None:
-    """Reject what a kernel would answer with another tensor's memory."""
-    if users.dim() != 1 or candidates.dim() != 2 or len(users) != len(candidates):
-        raise ValueError(
-            f"users has shape {tuple(users.shape)}, candidates {tuple(candidates.shape)}: give [U] and [U, C]"
-        )
-    for name, ids in (("users", users), ("candidates", candidates)):
-        if ids.dtype != torch.int64 or ids.device != tables.device:
-            raise ValueError(
-                f"{name} is {ids.dtype} on {ids.device}: give int64 on {tables.device}, where the tables are"
-            )
 
 
 def _score_product(tables: ScoringTables, users: Tensor, items: Tensor) -> Tensor:

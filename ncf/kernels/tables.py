@@ -130,6 +130,10 @@ class ScoringTables:
         """The same tables, outside any autograd graph; nothing is copied."""
         return self._map(Tensor.detach)
 
+    def copied(self) -> ScoringTables:
+        """The same numbers in memory of their own, outside any autograd graph."""
+        return self._map(lambda tensor: tensor.detach().clone())
+
     def to(self, *args: Any, **kwargs: Any) -> ScoringTables:
         """The same tables on another device or in another type, as `torch.Tensor.to`."""
         return self._map(lambda tensor: tensor.to(*args, **kwargs))
@@ -142,3 +146,25 @@ class ScoringTables:
         }
         layers = tuple((change(weight), change(bias)) for weight, bias in self.layers)
         return replace(self, **changed, layers=layers)
+
+
+def check_pairs(users: Tensor, candidates: Tensor, device: torch.device) -> None:
+    """Reject what a kernel would answer with another tensor's memory; the ids themselves are not looked at.
+
+    Args:
+        users: should be ``[U]``, int64.
+        candidates: should be ``[U, C]``, int64.
+        device: where both should be.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if users.dim() != 1 or candidates.dim() != 2 or len(users) != len(candidates):
+        raise ValueError(
+            f"users has shape {tuple(users.shape)}, candidates {tuple(candidates.shape)}: give [U] and [U, C]"
+        )
+    for name, ids in (("users", users), ("candidates", candidates)):
+        if ids.dtype != torch.int64 or ids.device != device:
+            raise ValueError(
+                f"{name} is {ids.dtype} on {ids.device}: give int64 on {device}, where the tables are"
+            )
