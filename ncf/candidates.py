@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ncf.complement import Complement
+from ncf.ids import check_ids
 from ncf.interactions import Interactions
 from ncf.ragged import offsets_of, take_lists
 from ncf.splitting import Split, check_rank
@@ -59,10 +60,7 @@ class Candidates:
             if len(value) != len(self.users):
                 raise ValueError(f"{name} has {len(value)} rows for {len(self.users)} users")
         for name, lowest in (("users", 0), ("positives", 0), ("negatives", -1)):
-            value = getattr(self, name)
-            if value.numel() and int(value.min()) < lowest:
-                row = int((value.reshape(len(value), -1) < lowest).any(1).nonzero()[0])
-                raise ValueError(f"{name}[{row}] holds {int(value[row].min())}: ids are {lowest} or more")
+            check_ids(getattr(self, name), name, lowest=lowest)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -147,21 +145,13 @@ class Catalogue:
                 raise ValueError(
                     f"{name} must be int64 of shape ({length},), got {value.dtype} {tuple(value.shape)}"
                 )
-        negative = (self.users < 0).nonzero()
-        if len(negative):
-            row = int(negative[0])
-            raise ValueError(f"users[{row}] = {int(self.users[row])}: ids are 0 or more")
+        check_ids(self.users, "users")
+        check_ids(self.positives, "positives", self.num_items, "num_items")
+        check_ids(seen, "seen_items", self.num_items, "num_items")
         counts = offsets.diff()
         if int(offsets[0]) != 0 or int(offsets[-1]) != len(seen) or bool((counts < 0).any()):
             raise ValueError(f"seen_offsets must rise from 0 to len(seen_items) = {len(seen)}")
         rows = torch.repeat_interleave(counts)
-        for name, items in (("positives", self.positives), ("seen_items", seen)):
-            wrong = ((items < 0) | (items >= self.num_items)).nonzero()
-            if len(wrong):
-                place = int(wrong[0])
-                raise ValueError(
-                    f"{name}[{place}] = {int(items[place])} is out of range for num_items = {self.num_items}"
-                )
         descends = (seen[1:] <= seen[:-1]) & (rows[1:] == rows[:-1])
         own = (seen == self.positives[rows]).nonzero()
         if bool(descends.any()) or len(own):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ncf.candidates import Candidates, Catalogue
+from ncf.ids import check_ids
 from ncf.processes import joined, together
 from ncf.ranking import Ranking, check_k
 from ncf.scorers import (
@@ -238,17 +239,12 @@ def _width(candidates: Candidates | Catalogue) -> int:
 
 def _check_vocabulary(model: SupportsScore, candidates: Candidates | Catalogue) -> None:
     """A frozen view indexes its tables without looking: an unknown id must be found before."""
-    checks = [("users", candidates.users, "num_users"), ("positives", candidates.positives, "num_items")]
-    if isinstance(candidates, Candidates):
-        checks.append(("negatives", candidates.negatives, "num_items"))
-    for name, ids, size_name in checks:
-        size = getattr(model, size_name, None)
-        if isinstance(size, int) and ids.numel() and int(ids.max()) >= size:
-            row = int((ids.reshape(len(ids), -1) >= size).any(1).nonzero()[0])
-            raise ValueError(
-                f"{name}[{row}] holds {int(ids[row].max())}, but the model has {size_name} = {size}: "
-                "judge it on candidates of the data it was trained for"
-            )
+    for name, size_name in (("users", "num_users"), ("positives", "num_items"), ("negatives", "num_items")):
+        ids, size = getattr(candidates, name, None), getattr(model, size_name, None)
+        if ids is not None and isinstance(size, int):
+            lowest = -1 if name == "negatives" else 0
+            remedy = "judge it on candidates of the data it was trained for"
+            check_ids(ids, name, size, f"the model's {size_name}", lowest=lowest, remedy=remedy)
     if isinstance(candidates, Catalogue):
         known = getattr(model, "num_items", candidates.num_items)
         if candidates.num_items > known:

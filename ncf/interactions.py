@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ncf.columns import time_column
 from ncf.filtering import core, latest, sorted_keys
+from ncf.ids import check_ids
 from ncf.ragged import offsets_of
 from ncf.tables import read_columns, table_columns
 from ncf.vocabulary import Vocabulary, encode_column
@@ -60,7 +61,7 @@ class Interactions:
 
     def __post_init__(self) -> None:
         for name, size in (("users", self.num_users), ("items", self.num_items)):
-            _check_ids(getattr(self, name), name, size)
+            _check_column(getattr(self, name), name, size)
         if len(self.users) != len(self.items):
             raise ValueError(f"users has {len(self.users)} rows, items {len(self.items)}: they must be equal")
         if len(self.users) == 0:
@@ -248,18 +249,13 @@ class Interactions:
         return replace(self, users=self.users[rows], items=self.items[rows], timestamps=timestamps)
 
 
-def _check_ids(ids: Any, name: str, size: int) -> None:
+def _check_column(ids: Any, name: str, size: int) -> None:
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 1:
         raise ValueError(
             f"{name} must be an int64 tensor with one dimension, got {_describe(ids)}: "
             "Interactions.from_arrays takes ids of any type"
         )
-    if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= size):
-        row = int(((ids < 0) | (ids >= size)).nonzero()[0])
-        raise ValueError(
-            f"{name}[{row}] = {int(ids[row])} is out of range for num_{name} = {size}: ids go from 0 to {size - 1}; "
-            "Interactions.from_arrays numbers raw ids"
-        )
+    check_ids(ids, name, size, f"num_{name}", remedy="Interactions.from_arrays numbers raw ids")
 
 
 def _describe(value: Any) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ncf.columns import id_column, kind, to_tensor
+from ncf.ids import check_ids
 from ncf.interactions import Interactions, Vocabulary
 from ncf.processes import together
 from ncf.ragged import take_lists
@@ -150,12 +151,7 @@ def _rows(users: Any, user_ids: Vocabulary | None, num_users: int) -> Tensor:
     if len(column) and kind(column) == "strings":
         raise ValueError(f"users holds strings, but there is no vocabulary: give numbers below {num_users}")
     rows = to_tensor(column)
-    outside = ((rows < 0) | (rows >= num_users)).nonzero()
-    if len(outside):
-        place = int(outside[0])
-        raise ValueError(
-            f"users[{place}] = {int(rows[place])} is out of range: ids go from 0 to {num_users - 1}"
-        )
+    check_ids(rows, "users", num_users, "num_users")
     return rows
 
 

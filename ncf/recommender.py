@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ncf.embeddings import Table, UserItemEmbeddings
+from ncf.ids import check_ids
 
 if TYPE_CHECKING:
     from ncf.collective_scoring import CollectiveScorer
@@ -121,7 +122,8 @@ class Recommender(nn.Module):
         Raises:
             ValueError: if an id is out of range, or the shapes do not fit.
         """
-        users, items = self._checked(users, "users"), self._checked(items, "items")
+        check_ids(users, "users", self.num_users, "num_users")
+        check_ids(items, "items", self.num_items, "num_items")
         if items.shape[:1] != users.shape or items.dim() > 2:
             raise ValueError(
                 f"items {tuple(items.shape)} must be [B] or [B, C] for users {tuple(users.shape)}"
@@ -162,7 +164,8 @@ class Recommender(nn.Module):
         Raises:
             ValueError: if an id is out of range, or the shapes do not fit.
         """
-        users, candidates = self._checked(users, "users"), self._checked(candidates, "candidates", lowest=-1)
+        check_ids(users, "users", self.num_users, "num_users")
+        check_ids(candidates, "candidates", self.num_items, "num_items", lowest=-1)
         if candidates.dim() != 2 or candidates.shape[:1] != users.shape:
             raise ValueError(
                 f"candidates {tuple(candidates.shape)} must be [U, C] for users {tuple(users.shape)}"
@@ -174,20 +177,3 @@ class Recommender(nn.Module):
         from ncf.artifact import save
 
         save(self, path)
-
-    def _checked(self, ids: Tensor, name: str, lowest: int = 0) -> Tensor:
-        """Refuse what would index outside a table: on a GPU that would be an abort without a message."""
-        if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
-            got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-            raise ValueError(f"{name} must be an int64 tensor of ids, got {got}")
-        size_name = "num_users" if name == "users" else "num_items"
-        size = getattr(self, size_name)
-        base = ids[0] if ids.dim() == 2 and len(ids) and ids.stride(0) == 0 else ids
-        if base.numel() and (int(base.min()) < lowest or int(base.max()) >= size):
-            place = ((ids < lowest) | (ids >= size)).nonzero()[0].tolist()
-            value = int(ids[tuple(place)])
-            raise ValueError(
-                f"{name}[{', '.join(map(str, place))}] = {value} is out of range for {size_name} = {size}: "
-                f"ids go from {lowest} to {size - 1}"
-            )
-        return ids

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ncf.complement import Complement
+from ncf.ids import check_ids
 from ncf.interactions import Interactions
 
 _TOTAL_WEIGHT = 2**31  # of the popularity law: fine enough for any catalogue, small enough for 64-bit keys
@@ -87,15 +88,9 @@ class NegativeSampler:
         Raises:
             ValueError: if a user is out of range, or ``num`` is negative.
         """
-        num_users = len(self._complement.sizes)
         if users.dtype != torch.int64 or users.dim() != 1:
             raise ValueError(f"users must be an int64 tensor [B], got {users.dtype} {tuple(users.shape)}")
         if num < 0:
             raise ValueError(f"num = {num}: give at least 0")
-        if len(users) and (int(users.min()) < 0 or int(users.max()) >= num_users):
-            row = int(((users < 0) | (users >= num_users)).nonzero()[0])
-            raise ValueError(
-                f"users[{row}] = {int(users[row])} is out of range for num_users = {num_users}: "
-                f"ids go from 0 to {num_users - 1}"
-            )
+        check_ids(users, "users", len(self._complement.sizes), "num_users")
         return self._complement.draw(users, num, self.generator)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ncf.columns import from_tensor, id_column, kind, to_tensor
+from ncf.ids import check_ids
 
 
 class Vocabulary:
@@ -75,10 +76,7 @@ class Vocabulary:
         Raises:
             ValueError: naming the first number that stands for no id.
         """
-        wrong = ((ids < 0) | (ids >= len(self))).nonzero()
-        if len(wrong):
-            row = int(wrong[0])
-            raise ValueError(f"ids[{row}] = {int(ids[row])} is out of range for {len(self)} known ids")
+        check_ids(ids, "ids", len(self), "the number of known ids")
         decoded: list[Any] = self._take(ids).to_pylist()
         return decoded
 

@@ -75,8 +75,8 @@ def test_a_truncated_file_is_one_clear_error(split: Split, tmp_path: Path) -> No
     [
         ([0], [1, 2], [[3]], "positives has 2 rows for 1 users"),
         ([0], [1], [3], "negatives must be an int64 tensor with 2"),
-        ([0, 1], [1, -4], [[3], [4]], r"positives\[1\] holds -4"),
-        ([0, 1], [1, 4], [[3], [-2]], r"negatives\[1\] holds -2"),
+        ([0, 1], [1, -4], [[3], [4]], r"positives\[1\] = -4 is out of range: ids are 0 or more"),
+        ([0, 1], [1, 4], [[3], [-2]], r"negatives\[1, 0\] = -2 is out of range: ids are -1 or more"),
         ([0.5], [1], [[3]], "users must be an int64 tensor"),
     ],
 )
@@ -150,7 +150,7 @@ GOOD = {
     [
         ({"users": [0.0, 3.0]}, r"users must be int64 of shape \(2,\), got torch.float32"),
         ({"users": [[0, 3]]}, r"users must be int64 of shape \(2,\), got torch.int64 \(1, 2\)"),
-        ({"users": [0, -3]}, r"users\[1\] = -3: ids are 0 or more"),
+        ({"users": [0, -3]}, r"users\[1\] = -3 is out of range: ids are 0 or more"),
         ({"positives": [2]}, r"positives must be int64 of shape \(2,\)"),
         ({"positives": [2, 5]}, r"positives\[1\] = 5 is out of range for num_items = 5"),
         ({"seen_items": [0, 4, -1]}, r"seen_items\[2\] = -1 is out of range"),

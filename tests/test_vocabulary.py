@@ -42,7 +42,9 @@ def test_numbers_and_strings_are_not_the_same() -> None:
 
 @pytest.mark.parametrize("wrong", [2, -1])
 def test_numbers_that_stand_for_nothing_are_named(wrong: int) -> None:
-    with pytest.raises(ValueError, match=rf"ids\[1\] = {wrong} is out of range for 2 known ids"):
+    with pytest.raises(
+        ValueError, match=rf"ids\[1\] = {wrong} is out of range for the number of known ids = 2"
+    ):
         Vocabulary(["b", "a"]).decode(torch.tensor([0, wrong]))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ncf.ids import check_ids
 from ncf.interactions import Interactions
 
 _SCORES_PER_BLOCK = 1 << 22  # 16 MB of float32
@@ -40,7 +41,7 @@ class Baseline:
         """
         shared = candidates.dim() == 2 and len(candidates) > 1 and candidates.stride(0) == 0
         listed = candidates[:1] if shared else candidates
-        self._check(users, candidates, listed)
+        self._check(users, candidates)
         if not candidates.numel():
             return torch.empty(candidates.shape, device=self.device)
         scores = self._score(users, listed.clamp(min=0)).expand(candidates.shape).contiguous()
@@ -50,23 +51,13 @@ class Baseline:
         """Scores of real items, ``[U, C]``; where ``candidates`` has one row for all, so may the result."""
         raise NotImplementedError
 
-    def _check(self, users: Tensor, candidates: Tensor, listed: Tensor) -> None:
+    def _check(self, users: Tensor, candidates: Tensor) -> None:
         if users.dim() != 1 or candidates.dim() != 2 or len(users) != len(candidates):
             raise ValueError(
                 f"candidates {tuple(candidates.shape)} must be [U, C] for users {tuple(users.shape)}"
             )
-        for name, ids, lowest, size_name in (
-            ("users", users, 0, "num_users"),
-            ("candidates", listed, -1, "num_items"),
-        ):
-            size = getattr(self, size_name)
-            if ids.dtype != torch.int64:
-                raise ValueError(f"{name} must be an int64 tensor of ids, got {ids.dtype}")
-            if ids.numel() and (int(ids.min()) < lowest or int(ids.max()) >= size):
-                place = ((ids < lowest) | (ids >= size)).nonzero()[0].tolist()
-                raise ValueError(
-                    f"{name}{place} = {int(ids[tuple(place)])} is out of range for {size_name} = {size}"
-                )
+        check_ids(users, "users", self.num_users, "num_users")
+        check_ids(candidates, "candidates", self.num_items, "num_items", lowest=-1)
 
 
 def blocks_of(rows: int, width: int) -> Iterator[slice]:
