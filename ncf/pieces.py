@@ -7,7 +7,6 @@ processes have is shared out between them by the piece.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,13 +38,9 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from ncf.processes import world_size
 from ncf.quiet import quiet
+from ncf.resharding import Columns, Shape, mean_over_columns, optimizer_of, recut
 
 _PIECE = 1 << 24  # bytes
-_FUSED = re.compile(r"fused\.(?P<table>.+)\.momentum1")
-_WEIGHT = "model.embeddings.ebc.embedding_bags.{}.weight"
-
-Columns = tuple[tuple[int, int], ...]  # (first column, columns) of each part that a table is cut into
-Shape = tuple[tuple[int, ...], str]  # of the whole tensor, and its dtype
 
 
 class Pieces(DefaultSavePlanner):
@@ -164,10 +159,10 @@ def fill(
         )
         for name, tensor in there.items()
     }
-    recut = _recut(wanted, had)
-    _check(folder, wanted, had, recut, strict)
+    cuts = recut(wanted, had)
+    _check(folder, wanted, had, cuts, strict)
     # DCP reads a vector of the stored cut; what this process has of the new one is made from it.
-    vectors = {name: torch.empty(there[name].size) for name in recut if name in tensors}
+    vectors = {name: torch.empty(there[name].size) for name in cuts if name in tensors}
     try:
         with quiet():
             load(
@@ -180,73 +175,31 @@ def fill(
         raise _first(failure) from None
     for name, vector in vectors.items():
         for part, (offset,) in _parts(tensors[name]):
-            part.copy_(mean_over_columns(vector, *recut[name], offset, len(part)))
-
-
-def mean_over_columns(sums: Tensor, old: Columns, new: Columns, offset: int, length: int) -> Tensor:
-    """Row-wise Adagrad's numbers for another cut of the columns: see `Checkpoint.read`.
-
-    Args:
-        sums: ``[P·R]``, the old parts' numbers, each part's R rows after those of the part before.
-        old: the P old parts of the columns.
-        new: the new ones.
-        offset: the first wanted position in the vector of the new parts' numbers.
-        length: how many are wanted, all of one part.
-
-    Returns:
-        ``[length]``, in float64.
-    """
-    by_part = sums.view(len(old), -1)  # [P, R]
-    part, row = divmod(offset, by_part.shape[1])
-    first, width = new[part]
-    mean = torch.zeros(length, dtype=torch.float64)
-    for (old_first, old_width), values in zip(old, by_part, strict=True):
-        overlap = min(first + width, old_first + old_width) - max(first, old_first)
-        if overlap > 0:
-            mean += overlap / width * values[row : row + length].double()
-    return mean
-
-
-def _recut(
-    wanted: Mapping[str, tuple[Shape, Columns]], had: Mapping[str, tuple[Shape, Columns]]
-) -> dict[str, tuple[Columns, Columns]]:
-    """Which vectors of row-wise Adagrad belong to tables that are now cut into other columns: old and new cut."""
-    found = {}
-    for name in wanted.keys() & had.keys():
-        match = _FUSED.fullmatch(name)
-        weight = _WEIGHT.format(match["table"]) if match else ""
-        if weight not in wanted or weight not in had:
-            continue
-        ((now, _), _), ((then, _), _) = wanted[name], had[name]
-        (table, new), (_, old) = wanted[weight], had[weight]
-        rows = table[0][0]
-        if new != old and now == (rows * len(new),) and then == (rows * len(old),):
-            found[name] = old, new
-    return found
+            part.copy_(mean_over_columns(vector, *cuts[name], offset, len(part)))
 
 
 def _check(
     folder: Path,
     wanted: Mapping[str, tuple[Shape, Columns]],
     had: Mapping[str, tuple[Shape, Columns]],
-    recut: Mapping[str, object],
+    cuts: Mapping[str, object],
     strict: bool,
 ) -> None:
     missing = sorted(wanted.keys() - had.keys())
     extra = sorted(had.keys() - wanted.keys()) if strict else []
     for name in [*missing, *extra]:
-        match = _FUSED.fullmatch(name)
-        if match and _WEIGHT.format(match["table"]) in wanted.keys() & had.keys():
+        table, weight = optimizer_of(name)
+        if weight in wanted.keys() & had.keys():
             here, there = ("has", "has not") if name in wanted else ("has not", "has")
             raise ValueError(
-                f"table {match['table']} {here} the state of an optimizer fused into its lookup, and in {folder} "
+                f"table {table} {here} the state of an optimizer fused into its lookup, and in {folder} "
                 f"it {there}: it was {'data-parallel' if name in wanted else 'sharded'} or had another optimizer "
                 "then, whose state says nothing to the one now. Go on with the sharding and the optimizer of the "
                 "checkpoint"
             )
     other = [
         f"{name} is {_show(had[name][0])} in it and {_show(wanted[name][0])} here"
-        for name in sorted(wanted.keys() & had.keys() - recut.keys())
+        for name in sorted(wanted.keys() & had.keys() - cuts.keys())
         if wanted[name][0] != had[name][0]
     ]
     if missing or extra or other:

@@ -77,21 +77,6 @@ def test_any_tensors_come_back_to_the_bit(
     shutil.rmtree(folder)
 
 
-def test_a_tensor_of_many_pieces(tmp_path: Path) -> None:
-    table = torch.randn(3 * 2**17 + 1, 20)  # 31 MB: two pieces, the last one short
-    Checkpoints(tmp_path).save({"table": table}, {}, step=1)
-    checkpoint = Checkpoints(tmp_path).latest()
-    assert checkpoint is not None
-    read = torch.empty_like(table)
-    checkpoint.read({"table": read})
-    assert torch.equal(read, table)
-    from ncf import pieces
-
-    chunks = pieces.stored(checkpoint.folder)["table"].chunks
-    assert len(chunks) == 2
-    assert all(4 * 20 * chunk.sizes[0] <= 2**24 for chunk in chunks)
-
-
 def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     assert checkpoints.latest() is None
