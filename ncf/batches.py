@@ -21,6 +21,14 @@ class Batch(NamedTuple):
         users: ``[K, P]``, int64.
         items: ``[K, P, 1 + n]``, int64; along the last dimension the positive comes first.
         weights: ``[K]``, this process's share of the samples of all processes; ``None`` where it is the only one.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.batches import Batch
+        >>> chunk = Batch(users=torch.tensor([[3, 8]]), items=torch.tensor([[[7, 0, 4], [2, 9, 1]]]))
+        >>> chunk.items[0, 1]  # what user 8 has touched, and two negatives
+        tensor([2, 9, 1])
     """
 
     users: Tensor

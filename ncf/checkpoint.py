@@ -29,7 +29,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint; `Checkpoints.latest` and `Checkpoints.best` find it."""
+    """A whole checkpoint; `Checkpoints.latest` and `Checkpoints.best` find it.
+
+    Args:
+        folder: where it lies.
+        step: steps trained.
+        about: what else was kept.
+
+    Example::
+
+        >>> import tempfile, torch
+        >>> from ncf.checkpoint import Checkpoints
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Checkpoints(folder).save({"weight": torch.arange(3.0)}, {"epoch": 1}, step=100)
+        ...     checkpoint, weight = Checkpoints(folder).latest(), torch.empty(3)
+        ...     checkpoint.read({"weight": weight})
+        ...     checkpoint.folder.name, checkpoint.step, weight
+        ('step-0000000100', 100, tensor([0., 1., 2.]))
+    """
 
     folder: Path
     step: int

@@ -28,6 +28,16 @@ def write_sharded_tensors(path: str | PathLike[str], tensors: Mapping[str, Tenso
 
     Raises:
         OSError: in every process, if the file cannot be written.
+
+    Example::
+
+        >>> import tempfile, torch
+        >>> from ncf.collective_saving import write_sharded_tensors
+        >>> from ncf.files import read_tensors
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_sharded_tensors(f"{folder}/model.safetensors", {"head.bias": torch.ones(2)})
+        ...     read_tensors(f"{folder}/model.safetensors", ["head.bias"])
+        {'head.bias': tensor([1., 1.])}
     """
     with ExitStack() as stack:
         with together():

@@ -17,6 +17,16 @@ class CollectiveScorer:
 
     Args:
         model: a model that `ncf.sharding.shard` has sharded.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import GMF
+        >>> from ncf.collective_scoring import CollectiveScorer
+        >>> from ncf.sharding import shard
+        >>> sharded = shard(GMF(10, 20, device="meta"), "table_wise", verbose=False)  # a world of one
+        >>> CollectiveScorer(sharded.module).score(torch.tensor([3]), torch.tensor([[7, 8, -1]])).isinf()
+        tensor([[False, False,  True]])
     """
 
     collective = True

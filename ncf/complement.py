@@ -26,6 +26,14 @@ class Complement:
 
     Raises:
         ValueError: if the weights are too large for 64-bit arithmetic.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.complement import Complement
+        >>> untouched = Complement(torch.tensor([0, 2]), torch.tensor([1, 3]), num_items=5)  # one user, of two items
+        >>> untouched.at(torch.tensor([0]), torch.tensor([[0, 1, 2]]))
+        tensor([[0, 2, 4]])
     """
 
     def __init__(

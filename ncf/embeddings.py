@@ -31,6 +31,13 @@ class Table:
 
     Raises:
         ValueError: if the standard deviation is negative or not finite.
+
+    Example::
+
+        >>> from ncf.embeddings import Table, UserItemEmbeddings
+        >>> table = Table("user_mf", "user", dim=8, std=0.1, drawn=5)
+        >>> UserItemEmbeddings(3, 4, [table]).weight("user_mf")[:, 5:].any()
+        tensor(False)
     """
 
     name: str
@@ -45,7 +52,18 @@ class Table:
 
 
 class Source(Protocol):
-    """Where a table that holds no values yet has them from."""
+    """Where a table that holds no values yet has them from.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.embeddings import Table, UserItemEmbeddings
+        >>> embeddings = UserItemEmbeddings(3, 4, [Table("user_mf", "user", dim=8, std=0.1)])
+        >>> part = torch.empty(2, 4)
+        >>> embeddings.sources["user_mf"](part, row=1, column=4)
+        >>> torch.equal(part, embeddings.weight("user_mf")[1:, 4:])
+        True
+    """
 
     def __call__(self, out: Tensor, *, row: int, column: int) -> None:
         """Fill ``out``, ``[R, D]``, with the table's rectangle whose first row and column are given."""

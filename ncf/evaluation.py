@@ -104,6 +104,17 @@ def ranks_of(
 
     Raises:
         ValueError: see `evaluate`.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import Candidates
+        >>> from ncf.evaluation import ranks_of
+        >>> class ByNumber:
+        ...     def score(self, users, candidates):
+        ...         return candidates.float()
+        >>> ranks_of(ByNumber(), Candidates(torch.tensor([0]), torch.tensor([4]), torch.tensor([[9, 3, -1]])))
+        (tensor([1]), tensor([3]))
     """
     width = _width(candidates)
     device = torch.device(device) if device is not None else candidates.users.device

@@ -22,6 +22,14 @@ def stream(seed: int, *names: object) -> torch.Generator:
     Args:
         seed: the experiment's seed.
         names: what the numbers are for.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.initialization import stream
+        >>> one, same, other = (torch.rand(1, generator=stream(0, name)) for name in ("a", "a", "b"))
+        >>> one == same, one == other
+        (tensor([True]), tensor([False]))
     """
     digest = hashlib.blake2b(repr((int(seed), *names)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
@@ -40,6 +48,16 @@ def normal_rows(
         width: number of columns that are drawn; columns of ``out`` past it are set to zero.
         row: the table's row that ``out[0]`` is.
         column: the table's column that ``out[:, 0]`` is.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.initialization import normal_rows
+        >>> whole, part = torch.empty(9, 8), torch.empty(3, 4)
+        >>> normal_rows(whole, std=0.1, seed=0, table="user_mf", width=6)
+        >>> normal_rows(part, std=0.1, seed=0, table="user_mf", width=6, row=5, column=4)
+        >>> torch.equal(part, whole[5:8, 4:])
+        True
     """
     columns = slice(min(column, width), min(column + out.shape[1], width))
     drawn = columns.stop - columns.start
@@ -67,6 +85,15 @@ def uniform_(weight: Tensor, *, gain: float, fans: int, seed: int, name: str) ->
         fans: see above.
         seed: the model's seed.
         name: the parameter's name.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.initialization import uniform_
+        >>> weight = torch.empty(6, 4)
+        >>> uniform_(weight, gain=2, fans=10, seed=0, name="towers.mlp.layers.0.weight")
+        >>> bool((weight.abs() <= 0.6**0.5).all())
+        True
     """
     bound = math.sqrt(3 * gain / fans)
     values = torch.empty(weight.shape).uniform_(-bound, bound, generator=stream(seed, name))

@@ -34,6 +34,14 @@ class Recommendations(NamedTuple):
     Args:
         items: raw item ids per user; fewer than asked for where a user has seen nearly everything.
         scores: the model's scores beside them, ``[U, k]``; ``-inf`` past the end of a shorter list.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.recommendation import Recommendations
+        >>> items, scores = Recommendations([["tea", "milk"]], torch.tensor([[0.9, 0.2]]))
+        >>> items[0]
+        ['tea', 'milk']
     """
 
     items: list[list[Any]]
@@ -51,8 +59,8 @@ def recommend(
 
     Args:
         model: anything with ``score(users, candidates)``: a trained model or a baseline.
-        users: raw user ids, as in the data that the model was trained on (0-based numbers where that data
-            had no vocabulary).
+        users: raw user ids, ``[U]``, as in the data that the model was trained on (0-based numbers where that
+            data had no vocabulary).
         k: length of the list.
         exclude: interactions whose items are not offered again to the same user; usually the training data.
 

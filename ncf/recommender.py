@@ -25,6 +25,13 @@ def whole(name: str, value: int) -> int:
 
     Raises:
         ValueError: if it is not a positive whole number.
+
+    Example::
+
+        >>> import numpy as np
+        >>> from ncf.recommender import whole
+        >>> whole("factors", np.int64(8))
+        8
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} = {value!r}: give a positive whole number")
@@ -44,7 +51,31 @@ class Recommender(nn.Module):
         towers: the dense towers by name.
         head: what turns the towers' output into the logit.
         config: the keyword arguments that build the same model again.
+        seed: of the initial values.
         device: where to build; ``"meta"`` for a model to be sharded.
+
+    Raises:
+        ValueError: if a size is no positive whole number.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.embeddings import Table
+        >>> from ncf.kernels.tables import ScoringTables
+        >>> from ncf.recommender import Recommender
+        >>> from ncf.towers import SumHead
+        >>> class DotProduct(Recommender):
+        ...     def __init__(self, num_users, num_items, seed=0, device=None):
+        ...         tables = [Table("user", "user", 4, 0.1), Table("item", "item", 4, 0.1)]
+        ...         parts = {"tables": tables, "towers": {}, "head": SumHead()}
+        ...         super().__init__(num_users, num_items, **parts, config={}, seed=seed, device=device)
+        ...     def logits(self, rows):
+        ...         return self.head(rows["user"] * rows["item"]).squeeze(-1)
+        ...     def scoring_tables(self, rows=None):
+        ...         rows = self.embeddings.weights() if rows is None else rows
+        ...         return ScoringTables(user_gmf=rows["user"], item_gmf=rows["item"], bias=self.head.bias)
+        >>> DotProduct(3, 5).score(torch.tensor([0]), torch.tensor([[1, 4]])).shape
+        torch.Size([1, 2])
     """
 
     # Typed loosely: nn.Module says of every attribute that it is a tensor or a module.

@@ -150,6 +150,14 @@ def rectangles(sharded: nn.Module, table: str) -> Iterator[tuple[Tensor, int, in
 
     Yields:
         The values ``[R, D]``, which may be written, and the first row and column of the table that they are.
+
+    Example::
+
+        >>> from ncf import GMF
+        >>> from ncf.sharding import rectangles, shard
+        >>> sharded = shard(GMF(10, 20, device="meta"), "table_wise", verbose=False)  # a world of one
+        >>> [(tuple(values.shape), row, column) for values, row, column in rectangles(sharded, "user_gmf")]
+        [((10, 8), 0, 0)]
     """
     weight = sharded.state_dict()[f"embeddings.ebc.embedding_bags.{table}.weight"]
     if isinstance(weight, Tensor) and not hasattr(weight, "local_shards"):
@@ -161,7 +169,18 @@ def rectangles(sharded: nn.Module, table: str) -> Iterator[tuple[Tensor, int, in
 
 
 def describe(plan: Any, model: Recommender) -> str:
-    """A plan as a table: each table's size, how it is cut, and where the parts are."""
+    """A plan as a table: each table's size, how it is cut, and where the parts are.
+
+    Example::
+
+        >>> from ncf import GMF
+        >>> from ncf.sharding import describe, shard
+        >>> sharded = shard(GMF(10, 20, device="meta"), "table_wise", verbose=False)  # a world of one
+        >>> print(describe(sharded.plan, sharded.module))
+        table                rows  columns         MB  sharding           ranks
+        user_gmf               10        8        0.0  table_wise         0
+        item_gmf               20        8        0.0  table_wise         0
+    """
     lines = [f"{'table':12} {'rows':>12} {'columns':>8} {'MB':>10}  {'sharding':18} ranks"]
     sizes = {"user": model.num_users, "item": model.num_items}
     for tables in plan.plan.values():
@@ -215,6 +234,14 @@ def start_processes(timeout: float = 300.0) -> torch.device:
 
     Returns:
         This process's device: a GPU of its own where there are any.
+
+    Example::
+
+        >>> from ncf.processes import world_size
+        >>> from ncf.sharding import start_processes
+        >>> device = start_processes()  # without torchrun a world of one
+        >>> world_size()
+        1
     """
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -18,7 +18,18 @@ from ncf.processes import world_size
 
 
 class Step(Protocol):
-    """Trains on a chunk of batches, one after the other."""
+    """Trains on a chunk of batches, one after the other.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.steps import Step
+        >>> class Idle:
+        ...     batches_per_call = 1
+        ...     def __call__(self, chunk, rates):
+        ...         return torch.zeros(len(rates))
+        >>> step: Step = Idle()
+    """
 
     batches_per_call: int
 
@@ -34,6 +45,19 @@ class EagerStep:
         model: what to train.
         optimizer: updates the model's parameters.
         loss: of logits ``[P, 1 + n]``.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import GMF
+        >>> from ncf.batches import Batch
+        >>> from ncf.losses import LOSSES
+        >>> from ncf.optimizers import make_optimizer
+        >>> from ncf.steps import EagerStep
+        >>> model = GMF(10, 20)
+        >>> step = EagerStep(model, make_optimizer(model, "adam", learning_rate=0.01), LOSSES["bce"])
+        >>> step(Batch(torch.tensor([[3, 8]]), torch.tensor([[[7, 0], [2, 9]]])), rates=[1.0]).shape
+        torch.Size([1])
     """
 
     batches_per_call = 1
@@ -66,6 +90,21 @@ class CollectiveStep(EagerStep):
         model: what `ncf.sharding.shard` returned.
         optimizer: updates the model's parameters.
         loss: of logits ``[P, 1 + n]``.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import GMF
+        >>> from ncf.batches import Batch
+        >>> from ncf.losses import LOSSES
+        >>> from ncf.optimizers import make_optimizer
+        >>> from ncf.sharding import shard
+        >>> from ncf.steps import CollectiveStep
+        >>> model = shard(GMF(10, 20, device="meta"), "table_wise", verbose=False)  # a world of one
+        >>> step = CollectiveStep(model, make_optimizer(model, "adam", learning_rate=0.01), LOSSES["bce"])
+        >>> chunk = Batch(torch.tensor([[3, 8]]), torch.tensor([[[7, 0], [2, 9]]]), weights=torch.ones(1))
+        >>> step(chunk, rates=[1.0]).shape
+        torch.Size([1])
     """
 
     def __call__(self, chunk: Batch, rates: Sequence[float]) -> Tensor:
@@ -96,6 +135,17 @@ class CompiledStep:
 
     Raises:
         ValueError: if the optimizer is not Adam, or the model has dropout.
+
+    Example::
+
+        >>> from ncf import GMF
+        >>> from ncf.losses import LOSSES
+        >>> from ncf.optimizers import make_optimizer
+        >>> from ncf.steps import CompiledStep
+        >>> model = GMF(10, 20)
+        >>> optimizer = make_optimizer(model, "adam", learning_rate=0.01)
+        >>> CompiledStep(model, optimizer, LOSSES["bce"], positives_per_batch=100).batches_per_call
+        4
     """
 
     def __init__(
@@ -174,7 +224,17 @@ class CompiledStep:
 
 
 def can_be_compiled(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether `CompiledStep` takes a model, and this machine has what PyTorch compiles with for a CPU."""
+    """Whether `CompiledStep` takes a model, and this machine has what PyTorch compiles with for a CPU.
+
+    Example::
+
+        >>> from ncf import GMF
+        >>> from ncf.optimizers import make_optimizer
+        >>> from ncf.steps import can_be_compiled
+        >>> model = GMF(10, 20)
+        >>> can_be_compiled(model, make_optimizer(model, "sgd", learning_rate=0.01))
+        False
+    """
     on_cpu = all(parameter.is_cpu for parameter in model.parameters())
     dropout = getattr(model, "config", {}).get("dropout")
     compiler = any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
@@ -182,6 +242,17 @@ def can_be_compiled(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Set every learning rate to a share of what it was at the start."""
+    """Set every learning rate to a share of what it was at the start.
+
+    Example::
+
+        >>> from ncf import GMF
+        >>> from ncf.optimizers import make_optimizer
+        >>> from ncf.steps import set_rate
+        >>> optimizer = make_optimizer(GMF(10, 20), "adam", learning_rate=0.01)
+        >>> set_rate(optimizer, 0.5)
+        >>> optimizer.param_groups[0]["lr"]
+        0.005
+    """
     for group in optimizer.param_groups:
         group["lr"] = share * group["initial_lr"]

@@ -18,6 +18,18 @@ class Baseline:
 
     Args:
         train: the training interactions.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import Interactions
+        >>> from ncf.baselines.base import Baseline
+        >>> class ByNumber(Baseline):
+        ...     def _score(self, users, candidates):
+        ...         return candidates.float()
+        >>> model = ByNumber(Interactions.from_arrays([0, 1], [0, 1]))
+        >>> model.score(torch.tensor([1]), torch.tensor([[1, 0, -1]]))
+        tensor([[1., 0., -inf]])
     """
 
     def __init__(self, train: Interactions) -> None:
@@ -61,7 +73,14 @@ class Baseline:
 
 
 def blocks_of(rows: int, width: int) -> Iterator[slice]:
-    """Cut rows so that a block of ``width`` columns stays small."""
+    """Cut rows so that a block of ``width`` columns stays small.
+
+    Example::
+
+        >>> from ncf.baselines.base import blocks_of
+        >>> list(blocks_of(rows=5, width=1 << 21))
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
     step = max(1, _SCORES_PER_BLOCK // max(1, width))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
