@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ncf.candidates import Catalogue
+from ncf.intervals import Interval
 from ncf.metrics import Metric, metric_label, metric_values
 from ncf.ranking import Ranking
-from ncf.statistics import Interval
 
 _SIZES_ALIKE = 0.02  # catalogues that differ by less share one estimator
 _MEAN_RANKS = 40  # geometric laws that a mixture of ranks is made of

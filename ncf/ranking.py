@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ncf.intervals import Interval, bootstrap_interval, normal_interval, wilson_interval
 from ncf.metrics import METRICS, Metric, metric_label, metric_values
-from ncf.statistics import Interval, bootstrap_interval, normal_interval, wilson_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,15 @@ class Ranking:
 
 
 def check_k(k: int, most: int) -> None:
-    """Refuse a list longer than what there is to rank."""
+    """Refuse a list longer than what there is to rank.
+
+    Example::
+
+        >>> from ncf.ranking import check_k
+        >>> check_k(200, most=101)
+        Traceback (most recent call last):
+        ValueError: k = 200: a user has at most 101 candidates, choose a whole number from 1 to 101
+    """
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= most:
         raise ValueError(
             f"k = {k!r}: a user has at most {most} candidates, choose a whole number from 1 to {most}"

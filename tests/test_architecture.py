@@ -59,7 +59,6 @@ def test_only_plots_needs_matplotlib_and_only_kernels_need_triton() -> None:
 UPWARD = {
     ("recommender", "artifact"),  # model.save
     ("recommender", "collective_scoring"),  # model.scorer
-    ("statistics", "ranking"),
     ("comparison", "plots"),
 }
 

@@ -11,15 +11,10 @@ from scipy import stats
 from torch import Tensor
 
 from ncf import Ranking
-from ncf.metrics import metric_values
 from ncf.statistics import (
-    Interval,
-    bootstrap_interval,
     holm,
-    normal_interval,
     paired_test,
     sign_flip_p_value,
-    wilson_interval,
 )
 
 
@@ -30,54 +25,6 @@ def ranking(ranks: Tensor, k: int = 10) -> Ranking:
 def share_within(hits: int, trials: int, expected: float) -> bool:
     """Whether a share agrees with its expectation, wrongly refused once in 10,000 times."""
     return stats.binomtest(hits, trials, expected).pvalue > 1e-4
-
-
-@given(st.integers(1, 2000), st.data(), st.sampled_from([0.5, 0.9, 0.95, 0.999]))
-def test_wilson_interval_agrees_with_scipy(trials: int, data: st.DataObject, confidence: float) -> None:
-    successes = data.draw(st.integers(0, trials))
-    expected = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    ours = wilson_interval(successes, trials, confidence=confidence)
-    assert ours == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert 0 <= ours.low <= successes / trials <= ours.high <= 1
-
-
-@pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_intervals_of_a_mean_agree_with_scipy(confidence: float) -> None:
-    values = metric_values(
-        "ndcg", torch.randint(40, (500,), generator=torch.Generator().manual_seed(0)), torch.tensor(101), 10
-    )
-    sample = values.numpy()
-    t = stats.norm.interval(confidence, sample.mean(), stats.sem(sample))
-    assert normal_interval(values, confidence=confidence) == pytest.approx(t, abs=1e-12)
-    theirs = stats.bootstrap((sample,), np.mean, confidence_level=confidence, method="percentile", rng=0)
-    width = theirs.confidence_interval.high - theirs.confidence_interval.low
-    ours = bootstrap_interval(values, confidence=confidence, resamples=9999)
-    assert ours == pytest.approx(theirs.confidence_interval, abs=0.04 * width)
-
-
-@pytest.mark.parametrize(
-    "interval", [normal_interval, lambda values: bootstrap_interval(values, resamples=400)]
-)
-def test_interval_covers_the_truth_as_often_as_it_says(interval) -> None:
-    generator = torch.Generator().manual_seed(1)
-    chances = torch.tensor([0.9**rank for rank in range(101)])
-    truth = float(
-        (chances / chances.sum()).double() @ metric_values("ndcg", torch.arange(101), torch.tensor(101), 10)
-    )
-    trials = 600
-    drawn = torch.multinomial(chances.expand(trials, -1), 300, replacement=True, generator=generator)
-    covered = 0
-    for ranks in drawn:
-        low, high = interval(metric_values("ndcg", ranks, torch.tensor(101), 10))
-        covered += low <= truth <= high
-    assert share_within(covered, trials, 0.95)
-
-
-def test_bootstrap_is_the_same_in_one_block_and_in_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = torch.rand(200, generator=torch.Generator().manual_seed(0))
-    whole = bootstrap_interval(values, resamples=300)
-    monkeypatch.setattr("ncf.statistics._DRAWS_AT_ONCE", 200 * 7)
-    assert bootstrap_interval(values, resamples=300) == pytest.approx(whole, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -160,25 +107,7 @@ def test_holm_is_the_closed_test_of_bonferroni(p_values: list[float]) -> None:
         assert adjusted == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("successes", "trials"), [(-1, 5), (6, 5), (0, 0)])
-def test_shares_that_cannot_be(successes: int, trials: int) -> None:
-    with pytest.raises(ValueError, match=f"{successes} successes of {trials} trials"):
-        wilson_interval(successes, trials)
-
-
-def test_arguments_out_of_range() -> None:
-    with pytest.raises(ValueError, match="confidence = 95"):
-        wilson_interval(1, 2, confidence=95)
-    with pytest.raises(ValueError, match="resamples = 0"):
-        bootstrap_interval(torch.rand(5), resamples=0)
-    with pytest.raises(ValueError, match=r"values of shape \(0,\)"):
-        bootstrap_interval(torch.rand(0))
-    with pytest.raises(ValueError, match="at least 2"):
-        normal_interval(torch.rand(1))
-
-
 def test_results_are_printed_for_people() -> None:
-    assert str(Interval(0.12345, 0.5)) == "[0.123, 0.500]"
     good, poor = ranking(torch.zeros(50, dtype=torch.int64)), ranking(torch.arange(50))
     assert str(paired_test(good, poor)).startswith("NDCG@10 +0.9")
     assert str(paired_test(good, poor)).endswith("p = 0.0001")
