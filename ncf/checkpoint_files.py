@@ -49,19 +49,47 @@ def folder_of(home: Path, step: int, again: int = 0) -> Path:
 
 
 def number_of(folder: Path) -> tuple[int, int]:
-    """The step of a checkpoint's folder, and how often it was saved before."""
+    """The step of a checkpoint's folder, and how often it was saved before.
+
+    Example::
+
+        >>> from pathlib import Path
+        >>> from ncf.checkpoint_files import number_of
+        >>> number_of(Path("run", "step-0000001234"))
+        (1234, 0)
+    """
     match = _NAME.fullmatch(folder.name)
     assert match is not None
     return int(match[1]), int(match[2] or 0)
 
 
 def part_of(folder: Path) -> Path:
-    """Where a checkpoint is while it is not whole: not yet, or no more."""
+    """Where a checkpoint is while it is not whole: not yet, or no more.
+
+    Example::
+
+        >>> from pathlib import Path
+        >>> from ncf.checkpoint_files import part_of
+        >>> part_of(Path("run", "step-0000001234")).name
+        '.step-0000001234.part'
+    """
     return folder.with_name(f".{folder.name}.part")
 
 
 def folders_in(home: Path) -> list[Path]:
-    """The checkpoints, the oldest first; what else lies there is left out."""
+    """The checkpoints, the oldest first; what else lies there is left out.
+
+    Example::
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ncf.checkpoint_files import folder_of, folders_in
+        >>> with tempfile.TemporaryDirectory() as home:
+        ...     folder_of(Path(home), 7).mkdir()
+        ...     Path(home, "notes").mkdir()
+        ...     [folder.name for folder in folders_in(Path(home))]
+        ['step-0000000007']
+    """
     if not home.is_dir():
         return []
     return sorted((path for path in home.iterdir() if _NAME.fullmatch(path.name)), key=number_of)
@@ -78,6 +106,19 @@ def write(folder: Path, pieces: Pieces, description: dict[str, Any], group: dist
 
     Raises:
         Exception: the first process's that failed, in all; of the checkpoint nothing is left then.
+
+    Example::
+
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from ncf.checkpoint_files import described, folder_of, part_of, write
+        >>> from ncf.pieces import Pieces
+        >>> with tempfile.TemporaryDirectory() as home:
+        ...     folder = folder_of(Path(home), 7)
+        ...     part_of(folder).mkdir()
+        ...     write(folder, Pieces({"bias": torch.ones(2)}), {"step": 7}, None)
+        ...     described(folder)["step"]
+        7
     """
     from ncf.pieces import write as write_pieces
 
@@ -102,7 +143,15 @@ def write(folder: Path, pieces: Pieces, description: dict[str, Any], group: dist
 
 
 def described(folder: Path) -> dict[str, Any] | str:
-    """What ``checkpoint.json`` says, or what is wrong with it."""
+    """What ``checkpoint.json`` says, or what is wrong with it.
+
+    Example::
+
+        >>> from pathlib import Path
+        >>> from ncf.checkpoint_files import described
+        >>> described(Path("run", "step-0000000007"))
+        'run/step-0000000007/checkpoint.json is missing'
+    """
     file = folder / _DESCRIPTION
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
@@ -130,6 +179,15 @@ def damage_of(file: Path, size: int, sha256: str) -> str | None:
         file: a file of a checkpoint.
         size: in bytes, as it was written.
         sha256: its hash then, in hexadecimal digits.
+
+    Example::
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ncf.checkpoint_files import damage_of
+        >>> with tempfile.NamedTemporaryFile() as empty:
+        ...     damage_of(Path(empty.name), size=3, sha256="").removeprefix(empty.name)
+        ' has 0 bytes instead of 3'
     """
     try:
         found = file.stat().st_size

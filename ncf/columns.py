@@ -22,6 +22,13 @@ def id_column(values: Any, name: str) -> Any:
 
     Raises:
         ValueError: if an id is missing, a float, or not of the others' type; its row is named.
+
+    Example::
+
+        >>> import numpy as np
+        >>> from ncf.columns import id_column
+        >>> id_column(np.array(["ann", "bob"]), "users").to_pylist()
+        ['ann', 'bob']
     """
     column = _arrow(values, name)
     if pa.types.is_floating(column.type):
@@ -58,6 +65,13 @@ def time_column(values: Any, name: str) -> Tensor:
 
     Raises:
         ValueError: if a time is missing, text or a fraction; its row is named.
+
+    Example::
+
+        >>> from datetime import date
+        >>> from ncf.columns import time_column
+        >>> time_column([date(1970, 1, 1), date(1970, 1, 2)], "timestamps")
+        tensor([       0, 86400000])
     """
     column = _arrow(values, name)
     row = _first(pc.is_null(column, nan_is_null=pa.types.is_floating(column.type)))
@@ -85,19 +99,42 @@ def time_column(values: Any, name: str) -> Tensor:
 
 
 def kind(column: Any) -> str:
-    """What an `id_column` holds, in words."""
+    """What an `id_column` holds, in words.
+
+    Example::
+
+        >>> from ncf.columns import id_column, kind
+        >>> kind(id_column([7, 8], "users"))
+        'whole numbers'
+    """
     return "strings" if pa.types.is_large_string(column.type) else "whole numbers"
 
 
 def to_tensor(numbers: Any) -> Tensor:
-    """Whole numbers of an Arrow array, none missing, as int64; copied, for Arrow's memory must not be written."""
+    """Whole numbers of an Arrow array, none missing, as int64; copied, for Arrow's memory must not be written.
+
+    Example::
+
+        >>> import pyarrow
+        >>> from ncf.columns import to_tensor
+        >>> to_tensor(pyarrow.array([7, 8]))
+        tensor([7, 8])
+    """
     if isinstance(numbers, pa.ChunkedArray):
         numbers = numbers.combine_chunks()
     return torch.from_numpy(np.from_dlpack(numbers).astype("int64"))  # its to_numpy() would import pandas
 
 
 def from_tensor(numbers: Tensor) -> Any:
-    """Whole numbers as an int64 Arrow array. `pyarrow.array` would import pandas, 60 MB, where there is one."""
+    """Whole numbers as an int64 Arrow array. `pyarrow.array` would import pandas, 60 MB, where there is one.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.columns import from_tensor
+        >>> from_tensor(torch.tensor([7, 8])).to_pylist()
+        [7, 8]
+    """
     held = numbers.to(torch.int64).cpu().contiguous().numpy()
     return pa.Array.from_buffers(pa.int64(), len(held), [None, pa.py_buffer(held)])
 

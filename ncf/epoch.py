@@ -44,6 +44,32 @@ def run_epoch(
     Raises:
         FloatingPointError: if the loss is no longer a finite number; the epoch and step are named.
         KeyboardInterrupt: if a process was asked to stop.
+
+    Example::
+
+        >>> from ncf import GMF, Interactions
+        >>> from ncf.batches import TrainingBatches
+        >>> from ncf.epoch import run_epoch
+        >>> from ncf.interruption import Interruption
+        >>> from ncf.losses import LOSSES
+        >>> from ncf.optimizers import make_optimizer
+        >>> from ncf.steps import EagerStep
+        >>> from ncf.training_state import TrainingState
+        >>> model = GMF(2, 3)
+        >>> optimizer = make_optimizer(model, "adam", learning_rate=0.01)
+        >>> batches = TrainingBatches(Interactions.from_arrays([0, 0, 1], [0, 1, 2]), batch_size=5)
+        >>> state = TrainingState(model, model, optimizer, steps=len(batches), selection="last")
+        >>> run_epoch(
+        ...     state,
+        ...     EagerStep(model, optimizer, LOSSES["bce"]),
+        ...     batches,
+        ...     rate_at=lambda step: 1.0,
+        ...     seed=0,
+        ...     interruption=Interruption(collective=False),
+        ...     progress=lambda done, more: None,
+        ... )
+        >>> state.step, state.losses.shape
+        (3, torch.Size([3]))
     """
     model = state.model.train()
     dropout = bool(model.config.get("dropout"))

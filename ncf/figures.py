@@ -25,6 +25,13 @@ def new_figure(
 
     Raises:
         ImportError: if matplotlib is not installed.
+
+    Example::
+
+        >>> from ncf.figures import new_figure
+        >>> figure, axes = new_figure(columns=2, width=6, height=3)
+        >>> len(axes)
+        2
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,7 +51,18 @@ def new_figure(
 
 
 def save_figure(figure: Any, path: str | PathLike[str]) -> None:
-    """Write a picture, complete or not at all; the suffix of its path decides the format, PNG without one."""
+    """Write a picture, complete or not at all; the suffix of its path decides the format, PNG without one.
+
+    Example::
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ncf.figures import new_figure, save_figure
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_figure(new_figure(width=6, height=3)[0], f"{folder}/curves.svg")
+        ...     Path(folder, "curves.svg").read_text()[:5]
+        '<?xml'
+    """
     suffix = Path(path).suffix.lstrip(".") or "png"
     with written_beside(path) as beside:
         figure.savefig(beside, format=suffix, dpi=150)

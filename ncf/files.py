@@ -30,6 +30,17 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Yields:
         The path to write to; no file is there yet.
+
+    Example::
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ncf.files import written_beside
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with written_beside(f"{folder}/a.txt") as beside:
+        ...         size = beside.write_text("whole")
+        ...     [file.name for file in Path(folder).iterdir()]
+        ['a.txt']
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +54,17 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits; read in blocks."""
+    """The SHA-256 of a file's content, in hexadecimal digits; read in blocks.
+
+    Example::
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ncf.files import sha256_of
+        >>> with tempfile.NamedTemporaryFile() as empty:
+        ...     sha256_of(Path(empty.name))[:12]
+        'e3b0c44298fc'
+    """
     digest = hashlib.sha256()
     with path.open("rb") as content:
         while block := content.read(1 << 20):
@@ -52,13 +73,34 @@ def sha256_of(path: Path) -> str:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a UTF-8 text file, complete or not at all."""
+    """Write a UTF-8 text file, complete or not at all.
+
+    Example::
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ncf.files import write_text
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_text(f"{folder}/a.txt", "Amélie")
+        ...     Path(folder, "a.txt").read_text(encoding="utf-8")
+        'Amélie'
+    """
     with written_beside(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors as a safetensors file, complete or not at all."""
+    """Write named tensors as a safetensors file, complete or not at all.
+
+    Example::
+
+        >>> import tempfile, torch
+        >>> from ncf.files import read_tensors, write_tensors
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_tensors(f"{folder}/a.safetensors", {"bias": torch.ones(2)})
+        ...     read_tensors(f"{folder}/a.safetensors", ["bias"])
+        {'bias': tensor([1., 1.])}
+    """
     from safetensors.torch import save_file
 
     with written_beside(path) as beside:
@@ -73,6 +115,14 @@ def header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
 
     Returns:
         The first bytes of the file, and the names in the order in which the tensors' bytes follow.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.files import header
+        >>> start, names = header({"weight": torch.empty(2, 3, device="meta"), "bias": torch.empty(2, device="meta")})
+        >>> int.from_bytes(start[:8], "little") == len(start) - 8, names
+        (True, ['bias', 'weight'])
     """
     from safetensors.torch import save
 
@@ -101,6 +151,15 @@ def read_tensors(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, or lacks a tensor, or holds one more.
+
+    Example::
+
+        >>> import tempfile, torch
+        >>> from ncf.files import read_tensors, write_tensors
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_tensors(f"{folder}/a.safetensors", {"bias": torch.ones(2)})
+        ...     read_tensors(f"{folder}/a.safetensors", names=["bias"])["bias"].shape
+        torch.Size([2])
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -132,6 +191,17 @@ def read_rectangle(path: str | os.PathLike[str], name: str, out: Tensor, *, row:
     Raises:
         FileNotFoundError: if there is no such file any more.
         ValueError: if it is damaged, or lacks the matrix, or the matrix is smaller.
+
+    Example::
+
+        >>> import tempfile, torch
+        >>> from ncf.files import read_rectangle, write_tensors
+        >>> part = torch.empty(1, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_tensors(f"{folder}/a.safetensors", {"weight": torch.arange(12.0).view(3, 4)})
+        ...     read_rectangle(f"{folder}/a.safetensors", "weight", part, row=1, column=2)
+        >>> part
+        tensor([[6., 7.]])
     """
     from safetensors import SafetensorError, safe_open
 
@@ -158,7 +228,14 @@ def read_rectangle(path: str | os.PathLike[str], name: str, out: Tensor, *, row:
 
 
 def rows_at_once(columns: int) -> int:
-    """How many rows of a table to copy in one go."""
+    """How many rows of a table to copy in one go.
+
+    Example::
+
+        >>> from ncf.files import rows_at_once
+        >>> rows_at_once(columns=64)
+        65536
+    """
     return max(1, _BLOCK // columns)
 
 

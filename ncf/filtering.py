@@ -8,14 +8,30 @@ from torch import Tensor
 
 
 def sorted_keys(keys: Tensor) -> Tensor:
-    """Keys, ``[N]``, ascending."""
+    """Keys, ``[N]``, ascending.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.filtering import sorted_keys
+        >>> sorted_keys(torch.tensor([7, 3, 5]))
+        tensor([3, 5, 7])
+    """
     if keys.device.type == "cpu":  # NumPy sorts with vector instructions, five times as fast
         return torch.from_numpy(np.sort(keys.numpy()))
     return keys.sort().values
 
 
 def latest(pairs: Tensor, times: Tensor | None) -> Tensor | None:
-    """The row of each distinct pair's latest occurrence, in file order; ``None`` if no pair occurs twice."""
+    """The row of each distinct pair's latest occurrence, in file order; ``None`` if no pair occurs twice.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.filtering import latest
+        >>> latest(torch.tensor([70, 80, 70]), times=torch.tensor([2, 0, 1]))
+        tensor([0, 1])
+    """
     keys = sorted_keys(pairs)
     repeated = keys[1:][keys[1:] == keys[:-1]].unique_consecutive()
     if len(repeated) == 0:
@@ -35,7 +51,16 @@ def latest(pairs: Tensor, times: Tensor | None) -> Tensor | None:
 
 
 def core(users: Tensor, items: Tensor, rows: Tensor, min_user_count: int, min_item_count: int) -> Tensor:
-    """Rows left when users and items with too few rows are taken out until none is."""
+    """Rows left when users and items with too few rows are taken out until none is.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.filtering import core
+        >>> users, items = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 1, 0, 1, 1])
+        >>> core(users, items, torch.arange(5), min_user_count=2, min_item_count=2)
+        tensor([0, 1, 2, 3])
+    """
     while len(rows):
         enough = (users[rows].bincount()[users[rows]] >= min_user_count) & (
             items[rows].bincount()[items[rows]] >= min_item_count

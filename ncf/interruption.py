@@ -16,6 +16,13 @@ class Interruption:
 
     Args:
         collective: whether there are other processes; without them Ctrl-C does what it always does.
+
+    Example::
+
+        >>> from ncf.interruption import Interruption
+        >>> with Interruption(collective=True) as interruption:
+        ...     interruption.wanted
+        False
     """
 
     def __init__(self, *, collective: bool) -> None:

@@ -49,6 +49,14 @@ class Pieces(DefaultSavePlanner):
     Args:
         tensors: what to save; a plain tensor must be the same in every process.
         copy: hold a copy, so that the tensors may change before they are written.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.pieces import Pieces
+        >>> pieces = Pieces({"table": torch.zeros(1_000_000, 8)})  # 32 MB
+        >>> [tuple(rows.shape) for _, rows in pieces.parts.values()]
+        [(524288, 8), (475712, 8)]
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], *, copy: bool = False) -> None:
@@ -100,6 +108,16 @@ def write(folder: Path, pieces: Pieces, group: dist.ProcessGroup | None) -> None
 
     Raises:
         Exception: the first process's that failed, in all.
+
+    Example::
+
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from ncf.pieces import Pieces, stored, write
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(Path(folder), Pieces({"bias": torch.ones(2)}), group=None)
+        ...     list(stored(Path(folder)))
+        ['bias']
     """
     # Not `quiet`: this runs in a thread of its own too, and that switches warnings off for all threads.
     warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
@@ -113,13 +131,32 @@ def write(folder: Path, pieces: Pieces, group: dist.ProcessGroup | None) -> None
 
 
 def stored(folder: Path) -> dict[str, TensorStorageMetadata]:
-    """Shapes and pieces of the tensors in a folder. Unpickles."""
+    """Shapes and pieces of the tensors in a folder. Unpickles.
+
+    Example::
+
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from ncf.pieces import Pieces, stored, write
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(Path(folder), Pieces({"bias": torch.ones(2)}), group=None)
+        ...     stored(Path(folder))["bias"].size
+        torch.Size([2])
+    """
     metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
     return {name: tensor for name, tensor in metadata.items() if isinstance(tensor, TensorStorageMetadata)}
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Shape, Columns]]:
-    """Shape of each whole tensor, and how it is cut into columns."""
+    """Shape of each whole tensor, and how it is cut into columns.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.pieces import shapes
+        >>> shapes({"table": torch.zeros(3, 8)})
+        {'table': (((3, 8), 'torch.float32'), ((0, 8),))}
+    """
     found = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, ShardedTensor):
@@ -150,6 +187,18 @@ def fill(
 
     Raises:
         ValueError: if a name is missing or not wanted, or a shape or dtype is another.
+
+    Example::
+
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from ncf.pieces import Pieces, fill, shapes, write
+        >>> read = {"bias": torch.empty(2)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(Path(folder), Pieces({"bias": torch.ones(2)}), group=None)
+        ...     fill(Path(folder), read, shapes(read))
+        >>> read["bias"]
+        tensor([1., 1.])
     """
     there = stored(folder)
     had = {

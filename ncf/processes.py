@@ -12,17 +12,38 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """The number of this process, from 0.
+
+    Example::
+
+        >>> from ncf.processes import rank
+        >>> rank()  # of a process by itself
+        0
+    """
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """How many processes there are.
+
+    Example::
+
+        >>> from ncf.processes import world_size
+        >>> world_size()  # of a process by itself
+        1
+    """
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def gathered(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """What each process says, by rank; every process must ask."""
+    """What each process says, by rank; every process must ask.
+
+    Example::
+
+        >>> from ncf.processes import gathered, rank
+        >>> gathered(f"I am {rank()}")
+        ['I am 0']
+    """
     values = [value]
     if world_size() > 1:
         values = [None] * world_size()
@@ -31,7 +52,15 @@ def gathered(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """The sum over the processes of a tensor of one shape; every process must ask."""
+    """The sum over the processes of a tensor of one shape; every process must ask.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.processes import summed
+        >>> summed(torch.ones(2))
+        tensor([1., 1.])
+    """
     if world_size() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
@@ -39,7 +68,15 @@ def summed(tensor: Tensor) -> Tensor:
 
 
 def joined(rows: Tensor) -> Tensor:
-    """The rows of every process, ``[R, ...]`` each, one below the other by rank; every process must ask."""
+    """The rows of every process, ``[R, ...]`` each, one below the other by rank; every process must ask.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.processes import joined
+        >>> joined(torch.tensor([[3, 4]]))
+        tensor([[3, 4]])
+    """
     if world_size() == 1:
         return rows
     lengths = gathered(len(rows))
@@ -62,6 +99,14 @@ def together(collective: bool = True, group: dist.ProcessGroup | None = None) ->
 
     Raises:
         Exception: the first process's that failed; in the others it names that process's rank.
+
+    Example::
+
+        >>> from ncf.processes import rank, together
+        >>> with together():
+        ...     if rank() == 0:
+        ...         print("the others wait to hear whether this worked")
+        the others wait to hear whether this worked
     """
     failure: Exception | None = None
     try:

@@ -10,7 +10,15 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep third parties' deprecations and advice, nothing of which a user can act on, from the screen."""
+    """Keep third parties' deprecations and advice, nothing of which a user can act on, from the screen.
+
+    Example::
+
+        >>> import warnings
+        >>> from ncf.quiet import quiet
+        >>> with quiet():
+        ...     warnings.warn("deprecated", DeprecationWarning)
+    """
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -22,7 +30,16 @@ def quiet() -> Iterator[None]:
 
 
 def hush() -> None:
-    """Keep away for good what TorchRec and FBGEMM say of sharded tables, wherever they are used from then on."""
+    """Keep away for good what TorchRec and FBGEMM say of sharded tables, wherever they are used from then on.
+
+    Example::
+
+        >>> import logging
+        >>> from ncf.quiet import hush
+        >>> hush()
+        >>> logging.getLogger("torchrec").isEnabledFor(logging.WARNING)
+        False
+    """
     for name in ("torch.fx._symbolic_trace", "torchrec"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)

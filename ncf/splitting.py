@@ -161,7 +161,15 @@ def leave_one_out(interactions: Interactions, *, validation: bool = True, min_in
 
 
 def check_rank(rank: int, world_size: int) -> None:
-    """Refuse, with a ValueError, the number of a process that is not there."""
+    """Refuse, with a ValueError, the number of a process that is not there.
+
+    Example::
+
+        >>> from ncf.splitting import check_rank
+        >>> check_rank(4, world_size=4)
+        Traceback (most recent call last):
+        ValueError: rank = 4 is out of range for world_size = 4
+    """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank = {rank} is out of range for world_size = {world_size}")
 

@@ -33,6 +33,12 @@ def table_columns(table: Any, user: str, item: str, timestamp: str | None) -> li
 
     Raises:
         ValueError: if a column is missing or there twice.
+
+    Example::
+
+        >>> from ncf.tables import table_columns
+        >>> table_columns({"who": ["ann"], "what": ["tea"], "price": [2.5]}, "who", "what", None)
+        [['ann'], ['tea']]
     """
     names: Sequence[str]
     if isinstance(table, Mapping):
@@ -58,7 +64,14 @@ def table_columns(table: Any, user: str, item: str, timestamp: str | None) -> li
 def wanted_columns(
     there: Sequence[str], user: str, item: str, timestamp: str | None, place: str
 ) -> list[str]:
-    """The names of the columns to read, each of which must be ``there``."""
+    """The names of the columns to read, each of which must be ``there``.
+
+    Example::
+
+        >>> from ncf.tables import wanted_columns
+        >>> wanted_columns(["user", "item", "timestamp"], "user", "item", None, "the table")
+        ['user', 'item', 'timestamp']
+    """
     wanted = [user, item]
     if timestamp is not None or "timestamp" in there:
         wanted.append(timestamp or "timestamp")
@@ -78,7 +91,7 @@ def read_columns(
     columns: Sequence[str] | None = None,
     separator: str | None = None,
 ) -> list[Any]:
-    """Read the columns of users, items and times of some files, one file after the other.
+    r"""Read the columns of users, items and times of some files, one file after the other.
 
     Args:
         paths: a file, a glob, or several of them; a glob's files are taken in the order of their names.
@@ -92,6 +105,16 @@ def read_columns(
         FileNotFoundError: if a path matches no file.
         ValueError: for a malformed line or a missing id (file and row are named), a missing column, or files whose
             columns do not have the same type.
+
+    Example::
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ncf.tables import read_columns
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = Path(folder, "a.csv").write_text("user,item\n7,tea\n8,milk\n")
+        ...     [column.to_pylist() for column in read_columns(f"{folder}/*.csv", "user", "item", None)]
+        [[7, 8], ['tea', 'milk']]
     """
     files = _files(paths)
     tables = [_read(file, user, item, timestamp, columns, separator) for file in files]

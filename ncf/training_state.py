@@ -32,6 +32,18 @@ class TrainingState:
         selection: see `History`.
         checkpoints: where it is written; nowhere by default.
         settings: of the run, which one that goes on must have.
+
+    Example::
+
+        >>> from ncf import GMF
+        >>> from ncf.optimizers import make_optimizer
+        >>> from ncf.training_state import TrainingState
+        >>> model = GMF(2, 3)
+        >>> optimizer = make_optimizer(model, "adam", learning_rate=0.01)
+        >>> state = TrainingState(model, model, optimizer, steps=4, selection="validation")
+        >>> state.end_epoch(samples=20)
+        >>> state.epoch, state.keep_best(0.5), state.keep_best(0.4)
+        (1, True, False)
     """
 
     def __init__(
@@ -151,7 +163,15 @@ class TrainingState:
 
 
 def local_weights(model: Recommender) -> Iterator[Tensor]:
-    """The weights that this process holds: those of its shards where the tables are sharded."""
+    """The weights that this process holds: those of its shards where the tables are sharded.
+
+    Example::
+
+        >>> from ncf import GMF
+        >>> from ncf.training_state import local_weights
+        >>> [tuple(weight.shape) for weight in local_weights(GMF(2, 3, factors=4))]
+        [(2, 4), (3, 4), (1, 4), (1,)]
+    """
     for value in model.state_dict().values():
         if hasattr(value, "local_shards"):
             yield from (shard.tensor.detach() for shard in value.local_shards())

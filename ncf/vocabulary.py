@@ -93,6 +93,12 @@ def encode_column(values: Any, name: str) -> tuple[Tensor, Vocabulary]:
 
     Returns:
         The numbers, ``[N]``, and the vocabulary.
+
+    Example::
+
+        >>> from ncf.vocabulary import encode_column
+        >>> encode_column(["tea", "milk", "tea"], "items")
+        (tensor([1, 0, 1]), Vocabulary(2 strings))
     """
     encoded = id_column(values, name).dictionary_encode()
     order = pc.sort_indices(encoded.dictionary)

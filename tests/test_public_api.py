@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import ncf
+
+PACKAGE = Path(ncf.__file__).parent
+# Their names still owe an example of their own; those of the API reference have one (tests/test_docs.py).
+OWING = ("kernels", "optimizers", "scorers", "towers")
+FILES = [
+    file
+    for file in sorted(PACKAGE.rglob("*.py"))
+    if file.relative_to(PACKAGE).with_suffix("").parts[0] not in OWING
+]
 
 
 def run(code: str) -> str:
@@ -65,6 +76,17 @@ def test_every_public_name_is_there_and_described(name: str) -> None:
     assert name in dir(ncf)
     if name[0] != "_":
         assert getattr(ncf, name).__doc__
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_every_name_without_underscore_has_an_example(file: Path) -> None:
+    """The examples run: they are doctests."""
+    named = [
+        node
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_"
+    ]
+    assert [node.name for node in named if ">>>" not in (ast.get_docstring(node) or "")] == []
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
