@@ -22,7 +22,7 @@ help:
 	@echo "make clean             remove what was built, but not $(VENV)"
 
 # The stamp is as new as the files it was installed from.
-$(VENV)/installed: requirements-cpu.txt requirements-dev.txt setup.py ncf/kernels/score.c ncf/kernels/score_lanes.h
+$(VENV)/installed: requirements-cpu.txt requirements-dev.txt setup.py $(wildcard ncf/kernels/*.[ch])
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install -qq -r requirements-cpu.txt -r requirements-dev.txt
@@ -67,5 +67,5 @@ examples: install
 	done
 
 clean:
-	rm -rf build dist *.egg-info ncf/kernels/_score*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.* docs/_build
+	rm -rf build dist *.egg-info ncf/kernels/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.* docs/_build
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

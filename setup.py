@@ -1,5 +1,6 @@
 """Packaging of ncf; the pinned set for machines without an NVIDIA GPU is in requirements-cpu.txt."""
 
+import os
 import re
 from itertools import chain
 from pathlib import Path
@@ -26,12 +27,13 @@ extras = {
     ],
     "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8"],
 }
-# Without a C compiler ncf works too, and ranks more slowly.
+# Without a C compiler ncf works too, and trains and ranks more slowly.
 kernel = Extension(
-    "ncf.kernels._score",
-    ["ncf/kernels/score.c"],
-    depends=["ncf/kernels/score_lanes.h"],
-    extra_compile_args=["-O3", "-Wno-psabi"],
+    "ncf.kernels._native",
+    ["ncf/kernels/native.c"],
+    depends=[f"ncf/kernels/{name}.h" for name in ("lanes", "score", "train")],
+    extra_compile_args=["-O3", "-fno-math-errno", "-Wno-psabi"],
+    libraries=["m"] if os.name == "posix" else [],
     py_limited_api=True,  # it uses nothing of Python
     optional=True,
 )

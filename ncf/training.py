@@ -18,6 +18,7 @@ from ncf.history import History
 from ncf.interactions import Interactions
 from ncf.interruption import Interruption
 from ncf.losses import LOSSES
+from ncf.native_step import NativeStep, can_be_native
 from ncf.optimizers import learning_rate_at, make_optimizer
 from ncf.processes import gathered, rank, together
 from ncf.recommender import Recommender
@@ -55,8 +56,9 @@ class Trainer:
         patience: stop after so many epochs without a better one; never by default.
         k: length of the list that HR and NDCG look at.
         seed: of the batches and of dropout.
-        compile: compile the training step with ``torch.compile``. By default where that is possible and repays its half
-            minute: on a CPU, in jobs of a hundred million samples or more.
+        compile: ``True`` compiles the training step with ``torch.compile``, ``False`` runs it operation by operation.
+            By default a kernel in C that came with ncf does the step, where it can (`ncf.native_step`); where it
+            cannot, the step is compiled if that repays its half minute: on a CPU, from a hundred million samples on.
         threads: CPU threads during `fit`; ``None`` leaves PyTorch's setting. One is the default: a step of this
             size gains little from a second core, and loses tenfold where another process is using it.
         progress: show a progress bar; by default where the output is a terminal.
@@ -265,6 +267,14 @@ class Trainer:
         loss = LOSSES[self.loss]
         if self.collective:
             return CollectiveStep(self.wrapped, self.optimizer, loss)
+        if self.compile is None and can_be_native(self.model, self.optimizer, loss):
+            return NativeStep(
+                self.model,
+                self.optimizer,
+                loss,
+                samples_per_batch=batches.positives_per_batch * (1 + self.negatives),
+                at_most=self.checkpoint_every,
+            )
         compiled = self.compile
         if compiled is None:
             long = self.epochs * batches.samples >= _WORTH_COMPILING

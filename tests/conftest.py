@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import ncf.kernels
 from ncf import Interactions, Split, leave_one_out
+from ncf.kernels.native import library
 
 # A busy machine is no fault.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -40,3 +46,22 @@ def interactions() -> Interactions:
 @pytest.fixture
 def split(interactions: Interactions) -> Split:
     return leave_one_out(interactions)
+
+
+@pytest.fixture(scope="session")
+def any_processor(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The CPU kernels with vectors of all widths, in instructions that every processor has."""
+    folder, source = tmp_path_factory.mktemp("kernel"), Path(ncf.kernels.__file__).with_name("native.c")
+    options = [
+        "-O1",
+        "-fno-math-errno",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-psabi",
+        "-DNCF_ANY_PROCESSOR",
+        "-fPIC",
+        "-shared",
+    ]
+    subprocess.run(["cc", *options, "-o", folder / "_native.so", source, "-lm"], check=True)
+    return library(folder)

@@ -22,7 +22,7 @@ _PAIRS_PER_THREAD = 1 << 14  # fewer are not worth starting a thread for
 
 
 class _Tables(ctypes.Structure):
-    """`Tables` of score.c."""
+    """`Tables` of native.c."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("users", "items", "user_bias", "item_bias", "head")),
@@ -39,14 +39,14 @@ def library(folder: Path = Path(__file__).parent) -> Any:
     """The compiled kernel, or ``None`` if there is none.
 
     Args:
-        folder: where to look for ``_score*.so``.
+        folder: where to look for ``_native*.so``.
     """
-    for path in folder.glob("_score*.so"):
+    for path in folder.glob("_native*.so"):
         try:
             found = ctypes.CDLL(str(path))
         except OSError:  # built for another machine
             continue
-        found.ncf_score.restype = c_int64
+        found.ncf_score.restype = found.ncf_train.restype = c_int64
         found.ncf_score.argtypes = [
             POINTER(_Tables), c_int, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p
         ]  # fmt: skip

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ncf.kernels
 from ncf import scoring
 from ncf.kernels import score_reference
 from ncf.kernels.native import PackedTables, fits, library
@@ -19,26 +17,6 @@ from ncf.scoring import Scorer
 from .examples import random_pairs, random_tables, rounding_bound
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
-FOLDER = Path(ncf.kernels.__file__).parent
-
-
-@pytest.fixture(scope="module")
-def any_processor(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The kernel with vectors of all widths, in instructions that every processor has."""
-    folder = tmp_path_factory.mktemp("kernel")
-    command = [
-        "cc",
-        "-O1",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-Wno-psabi",
-        "-DNCF_ANY_PROCESSOR",
-        "-fPIC",
-        "-shared",
-    ]
-    subprocess.run([*command, "-o", folder / "_score.so", FOLDER / "score.c"], check=True)
-    return library(folder)
 
 
 def test_the_kernel_was_compiled_when_ncf_was_installed() -> None:
@@ -178,5 +156,5 @@ def test_without_the_kernel_scores_are_the_same(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_library_of_another_machine_is_not_used(tmp_path: Path) -> None:
-    (tmp_path / "_score.so").write_bytes(b"\x7fELF nonsense")
+    (tmp_path / "_native.so").write_bytes(b"\x7fELF nonsense")
     assert library(tmp_path) is None

@@ -1,22 +1,4 @@
-/* The kernel for one width of the vector unit, LANES floats, on processors that have what TARGET says. score.c
-   includes this once for each width. */
-
-#define JOIN_(a, b) a##b
-#define JOIN(a, b) JOIN_(a, b)
-#define NAMED(name) JOIN(name, LANES)
-#define INLINE static inline __attribute__((always_inline)) TARGET
-#define UNROLL _Pragma("GCC unroll 12")
-
-#define vec NAMED(vec)
-#define bits NAMED(bits)
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t bits __attribute__((vector_size(4 * LANES)));
-
-INLINE vec NAMED(load)(const float *from) { return *(const vec *)from; }
-INLINE void NAMED(store)(float *to, vec value) { *(vec *)to = value; }
-
-/* Not a maximum: a NaN has to stay one, so that a model that has diverged is seen. */
-INLINE vec NAMED(relu)(vec x) { return (vec)((bits)x & ~(bits)(x < 0.0f)); }
+/* Scores of user-item pairs, a block of candidates of one user at a time. */
 
 /* ReLU(x Wᵀ + b) of `pairs` rows and `vecs * LANES` outputs, all sums in registers (at most 12). Of the last layer
    only its product with the head's weights is kept, added to `sums`, [pairs, LANES]. */
@@ -65,36 +47,34 @@ TARGET static void NAMED(layer)(int pairs, const float *x, int64_t stride, int64
 /* At most PAIRS candidates of one user; `base` is what depends on neither. Filled up to a multiple of six rows. */
 TARGET static void NAMED(block)(const Tables *t, const float *user, float base, const int64_t *items, int count,
                                 float *scratch, float *scores) {
-    const int64_t row = t->hidden + t->factors;
+    const int64_t hidden = t->hidden, row = hidden + t->factors, layers = t->layers;
+    const float *rows = t->items, *item_bias = t->item_bias, *head = layers ? 0 : t->head;
     const int pairs = (count + 5) / 6 * 6;
     float *x = scratch, *y = x + PAIRS * t->widest, *sums = y + PAIRS * t->widest;
     for (int p = 0; p < pairs; p++) {
         const int64_t item = items[p < count ? p : 0];
-        const float *of_item = t->items + (item < 0 ? 0 : item) * row;
+        const float *of_item = rows + (item < 0 ? 0 : item) * row;
         vec sum = {0};
-        for (int64_t h = 0; h < t->hidden; h += LANES) {
+        for (int64_t h = 0; h < hidden; h += LANES) {
             vec z = NAMED(relu)(NAMED(load)(user + h) + NAMED(load)(of_item + h));
-            if (t->layers)
-                NAMED(store)(x + p * t->hidden + h, z);
+            if (head)
+                sum += z * NAMED(load)(head + h);
             else
-                sum += z * NAMED(load)(t->head + h);
+                NAMED(store)(x + p * hidden + h, z);
         }
-        for (int64_t f = t->hidden; f < row; f += LANES) sum += NAMED(load)(user + f) * NAMED(load)(of_item + f);
+        for (int64_t f = hidden; f < row; f += LANES) sum += NAMED(load)(user + f) * NAMED(load)(of_item + f);
         NAMED(store)(sums + p * LANES, sum);
     }
-    int64_t stride = t->hidden, inputs = t->inputs;
-    for (int64_t l = 0; l < t->layers; l++) {
-        const float *head = l + 1 == t->layers ? t->head : 0;
-        NAMED(layer)(pairs, x, stride, inputs, t->outputs[l], t->weights[l], t->biases[l], head, y, sums);
+    int64_t stride = hidden, inputs = t->inputs;
+    for (int64_t l = 0; l < layers; l++) {
+        const float *last = l + 1 == layers ? t->head : 0;
+        NAMED(layer)(pairs, x, stride, inputs, t->outputs[l], t->weights[l], t->biases[l], last, y, sums);
         float *out = y;
         y = x, x = out, stride = inputs = t->outputs[l];
     }
     for (int p = 0; p < count; p++) {
-        float *sum = sums + p * LANES;
-        for (int half = LANES / 2; half; half /= 2)
-            for (int l = 0; l < half; l++) sum[l] += sum[l + half];
-        const float of_item = t->item_bias && items[p] >= 0 ? t->item_bias[items[p]] : 0.0f;
-        scores[p] = items[p] < 0 ? -INFINITY : sum[0] + base + of_item;
+        const float of_item = item_bias && items[p] >= 0 ? item_bias[items[p]] : 0.0f;
+        scores[p] = items[p] < 0 ? -INFINITY : NAMED(total)(sums + p * LANES) + base + of_item;
     }
 }
 
@@ -111,13 +91,3 @@ TARGET static void NAMED(score)(const Tables *t, const int64_t *users, int64_t n
                              end - c < PAIRS ? (int)(end - c) : PAIRS, scratch, scores + u * width + c);
         }
 }
-
-#undef bits
-#undef vec
-#undef UNROLL
-#undef INLINE
-#undef NAMED
-#undef JOIN
-#undef JOIN_
-#undef TARGET
-#undef LANES
