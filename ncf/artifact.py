@@ -21,7 +21,7 @@ import torch
 import ncf
 from ncf import models
 from ncf.collective_saving import write_sharded_tensors
-from ncf.files import read_rectangle, read_tensors, sha256_of, write_tensors, write_text, written_beside
+from ncf.files import hash_of, read_rectangle, read_tensors, write_tensors, write_text, written_beside
 from ncf.interactions import Vocabulary
 from ncf.processes import rank, together
 from ncf.recommender import Recommender
@@ -175,7 +175,7 @@ def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Re
 
 def _settle(file: Path, stem: str, suffix: str) -> str:
     """Rename a finished file after its content."""
-    final = file.with_name(f"{stem}-{sha256_of(file)[:12]}{suffix}")
+    final = file.with_name(f"{stem}-{hash_of(file)[:12]}{suffix}")
     file.replace(final)
     return final.name
 

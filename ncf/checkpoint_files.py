@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 import ncf
-from ncf.files import sha256_of
+from ncf.files import hash_of
 from ncf.processes import gathered, rank, together
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def write(folder: Path, pieces: Pieces, description: dict[str, Any], group: dist
         write_pieces(part, pieces, group)
         with together(group=group):
             own = [*part.glob(f"__{rank()}_*"), *([part / ".metadata"] if rank() == 0 else [])]
-            files = {file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in own}
+            files = {file.name: {"size": file.stat().st_size, "sha256": hash_of(file)} for file in own}
         for others in gathered(files, group):
             files |= others
         with together(group=group):
@@ -193,7 +193,7 @@ def damage_of(file: Path, size: int, sha256: str) -> str | None:
         found = file.stat().st_size
         if found != size:
             return f"{file} has {found} bytes instead of {size}"
-        if sha256_of(file) != sha256:
+        if hash_of(file) != sha256:
             return f"{file} is not what was written: its SHA-256 is another"
     except FileNotFoundError:
         return f"{file} is missing"

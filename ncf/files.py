@@ -53,20 +53,23 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
         beside.replace(target)
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits; read in blocks.
+def hash_of(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
+    """The hash of a file's content, in hexadecimal digits; read in blocks.
+
+    Args:
+        path: the file.
+        algorithm: as `hashlib` names it; against damage, not against malice.
 
     Example::
 
         >>> import tempfile
-        >>> from pathlib import Path
-        >>> from ncf.files import sha256_of
+        >>> from ncf.files import hash_of
         >>> with tempfile.NamedTemporaryFile() as empty:
-        ...     sha256_of(Path(empty.name))[:12]
-        'e3b0c44298fc'
+        ...     hash_of(empty.name)[:12], hash_of(empty.name, "md5")[:12]
+        ('e3b0c44298fc', 'd41d8cd98f00')
     """
-    digest = hashlib.sha256()
-    with path.open("rb") as content:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as content:
         while block := content.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

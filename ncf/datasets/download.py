@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from ncf.files import written_beside
+from ncf.files import hash_of, written_beside
 
 _BLOCK = 1 << 20
 _TIMEOUT = 10  # seconds without an answer, not for the whole download
@@ -133,11 +133,7 @@ def check_md5(path: str | os.PathLike[str], md5: str) -> None:
         >>> with tempfile.NamedTemporaryFile() as empty:
         ...     check_md5(empty.name, "d41d8cd98f00b204e9800998ecf8427e")
     """
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    _same_hash(path, digest.hexdigest(), md5)
+    _same_hash(path, hash_of(path, "md5"), md5)
 
 
 def open_archive(path: str | os.PathLike[str], members: list[str]) -> zipfile.ZipFile:
