@@ -180,6 +180,16 @@ def can_be_native(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss
         model: one of ncf's own classes in fp32 on a CPU, without dropout, and with a hidden layer in its MLP.
         optimizer: Adam in its usual form.
         loss: `binary_cross_entropy` or `bpr`.
+
+    Example::
+
+        >>> from ncf import GMF
+        >>> from ncf.losses import binary_cross_entropy
+        >>> from ncf.native_step import can_be_native
+        >>> from ncf.optimizers import make_optimizer
+        >>> model = GMF(num_users=3, num_items=9)
+        >>> can_be_native(model, make_optimizer(model, "sgd", learning_rate=0.1), binary_cross_entropy)
+        False
     """
     if type(model) not in (GMF, MLP, NeuMF, MatrixFactorization) or type(optimizer) is not torch.optim.Adam:
         return False

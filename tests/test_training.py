@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,7 +18,8 @@ from ncf import (
     training,
     whole_catalogue,
 )
-from ncf.batches import TrainingBatches
+from ncf.batches import Batch, TrainingBatches
+from ncf.native_step import NativeStep
 from ncf.steps import CompiledStep, EagerStep, can_be_compiled
 
 
@@ -215,26 +218,29 @@ def test_it_may_be_judged_on_the_whole_catalogue(split: Split) -> None:
     assert evaluate(model, catalogue).ndcg == pytest.approx(best)
 
 
-class Stop:
-    """Raises at a given step of the optimizer."""
+def stop_at(patch: pytest.MonkeyPatch, kind: type[EagerStep] | type[NativeStep], at: int) -> None:
+    """Ctrl-C in a given step of a run."""
+    original, done = kind.__call__, []
 
-    def __init__(self, trainer: Trainer, at: int) -> None:
-        self.left, self.step = at, trainer.optimizer.step
-        trainer.optimizer.step = self  # type: ignore[method-assign,assignment]
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        self.left -= 1
-        if self.left < 0:
+    def step(self: Any, chunk: Batch, rates: Any) -> torch.Tensor:
+        done.extend(rates)
+        if len(done) > at:
             raise KeyboardInterrupt
-        return self.step()
+        return original(self, chunk, rates)
+
+    patch.setattr(kind, "__call__", step)
 
 
 @pytest.mark.parametrize(("at", "ended"), [(0, 0), (3, 0), (20, 2)])
-def test_ctrl_c_in_the_middle_of_an_epoch(split: Split, at: int, ended: int) -> None:
+@pytest.mark.parametrize(("compiled", "kind"), [(None, NativeStep), (False, EagerStep)])
+def test_ctrl_c_in_the_middle_of_an_epoch(
+    split: Split, monkeypatch: pytest.MonkeyPatch, at: int, ended: int, compiled: bool | None, kind: Any
+) -> None:
     model = NeuMF(40, 60, init_std=0.1)
     kept = {0: weights(model).clone()}
-    trainer = Trainer(model, epochs=9, batch_size=250)  # 400 positives, 50 in a batch: 8 steps an epoch
-    Stop(trainer, at)
+    # 400 positives, 50 in a batch: 8 steps an epoch
+    trainer = Trainer(model, epochs=9, batch_size=250, compile=compiled, checkpoint_every=1)
+    stop_at(monkeypatch, kind, at)
     history = trainer.fit(split, on_epoch=lambda h: kept.update({len(h): weights(model).clone()}))
     assert history.interrupted
     assert len(history) == ended
@@ -346,20 +352,26 @@ def test_the_vocabularies_come_with_the_training() -> None:
 @pytest.mark.parametrize(
     ("worth", "more", "kind"),
     [
-        (1, {}, CompiledStep),
-        (10**8, {}, EagerStep),
+        (1, {}, NativeStep),
+        (1, {"loss": "bpr"}, NativeStep),
         (1, {"compile": False}, EagerStep),
         (10**8, {"compile": True}, CompiledStep),
         (1, {"optimizer": "sgd"}, EagerStep),
     ],
 )
-def test_a_long_job_is_compiled_by_itself(
+def test_which_step_is_taken(
     split: Split, monkeypatch: pytest.MonkeyPatch, worth: int, more: dict, kind: type
 ) -> None:
     monkeypatch.setattr(training, "_WORTH_COMPILING", worth)
     trainer = Trainer(GMF(40, 60), **more)
     assert split.train is not None
-    assert type(trainer._step(TrainingBatches(split.train, batch_size=100))) is kind
+    batches = TrainingBatches(split.train, batch_size=100)
+    assert type(trainer._step(batches)) is kind
+    if not more:  # where ncf was installed without a C compiler
+        monkeypatch.setattr(training, "can_be_native", lambda *of: False)
+        assert type(trainer._step(batches)) is CompiledStep
+        monkeypatch.setattr(training, "_WORTH_COMPILING", 10**8)
+        assert type(trainer._step(batches)) is EagerStep
     assert not can_be_compiled(GMF(40, 60, dropout=0.1), trainer.optimizer)
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("PATH", "")
