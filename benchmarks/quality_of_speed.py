@@ -35,22 +35,23 @@ def main() -> None:
     split = leave_one_out(movielens.load("100k").interactions, validation=False)
     candidates = sample_candidates(split)
     settings = {name: value for name, value in vars(options).items() if name != "seeds"}
-    means: dict[bool, tuple[float, float]] = {}
-    for compiled in (False, True):
+    means: dict[str, tuple[float, float]] = {}
+    for name, compiled in (("eager", False), ("compiled", True), ("native", None)):
         rankings = [
             trained(split, candidates, seed, compile=compiled, **settings) for seed in range(options.seeds)
         ]
         hr, ndcg = [ranking.hr for ranking in rankings], [ranking.ndcg for ranking in rankings]
-        means[compiled] = mean_and_error(hr)
+        means[name] = mean_and_error(hr)
         print(
-            f"{'compiled' if compiled else 'eager':9} "
+            f"{name:9} "
             f"HR@10 {statistics.fmean(hr):.4f} ± {mean_and_error(hr)[1]:.4f}   "
             f"NDCG@10 {statistics.fmean(ndcg):.4f} ± {mean_and_error(ndcg)[1]:.4f}   "
             f"seeds: {', '.join(f'{value:.3f}' for value in hr)}",
             flush=True,
         )
-    (plain, error), (fast, _) = means[False], means[True]
-    print(f"compiled - eager: {fast - plain:+.4f}, {(fast - plain) / error:+.2f} standard errors")
+    plain, error = means.pop("eager")
+    for name, (fast, _) in means.items():
+        print(f"{name} - eager: {fast - plain:+.4f}, {(fast - plain) / error:+.2f} standard errors")
 
 
 def trained(split: Split, candidates: Candidates, seed: int, **settings: object) -> Ranking:

@@ -11,10 +11,10 @@ from ncf import NeuMF, Split, Trainer
 Rate = Callable[..., None]
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("compiled", [None, False, True], ids=["native", "eager", "compiled"])
 @pytest.mark.parametrize("batch_size", [256, 2048, 8192])
 def test_epoch(
-    rate: Rate, split: Split, model: NeuMF, batch_size: int, compiled: bool, matrix_rate: float
+    rate: Rate, split: Split, model: NeuMF, batch_size: int, compiled: bool | None, matrix_rate: float
 ) -> None:
     trainer = Trainer(
         model,

@@ -197,7 +197,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="compile the training step; by default in long jobs, where it pays",
+        help="training step by torch.compile (--compile) or operation by operation; by default by ncf's C kernel",
     )
     parser.add_argument(
         "--sharding",

@@ -21,9 +21,10 @@ ROOT = Path(__file__).parents[2]
 CONTESTANTS: dict[str, tuple[str, list[str]]] = {
     "ncf": (OURS, []),
     "ncf-compiled": (OURS, ["--compile"]),
+    "ncf-eager": (OURS, ["--eager"]),
     **{peer: (peer, []) for peer in PEERS},
 }
-LABELS = {"ncf": "ncf", "ncf-compiled": "ncf, compile=True"}
+LABELS = {"ncf": "ncf", "ncf-compiled": "ncf, compile=True", "ncf-eager": "ncf, compile=False"}
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     prefix = write_data(out)
     pythons: dict[str, Path] = {}
-    for name in ["ncf", "ncf-compiled", *peers]:
+    for name in [*LABELS, *peers]:
         try:
             pythons[name] = python_for(CONTESTANTS[name][0], out / f"{name}-install.log")
         except RuntimeError as error:

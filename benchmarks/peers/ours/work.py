@@ -1,4 +1,4 @@
-"""Our NeuMF, step by step or, with ``--compile``, with the compiled training step."""
+"""Our NeuMF; with ``--eager`` or ``--compile`` the training step runs in PyTorch, as it is or compiled."""
 
 # ruff: noqa: D102 -- methods are documented where `Contestant` is
 
@@ -28,7 +28,7 @@ from ncf.datasets import read_ncf
 class Ours:
     """`Contestant` over ncf."""
 
-    def __init__(self, data: Data, prefix: str, compiled: bool) -> None:
+    def __init__(self, data: Data, prefix: str, compiled: bool | None) -> None:
         self.split, self.candidates = read_ncf(prefix)
         self.shape = data.candidates.shape
         self.compiled = compiled
@@ -65,5 +65,5 @@ class Ours:
 
 
 if __name__ == "__main__":
-    compiled = "--compile" in sys.argv
+    compiled = True if "--compile" in sys.argv else False if "--eager" in sys.argv else None
     main(lambda data, prefix: Ours(data, prefix, compiled), version=ncf.__version__, model="NeuMF")
