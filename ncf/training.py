@@ -146,11 +146,7 @@ class Trainer:
         self.compile = compile
         self.threads = threads
         self.progress = progress
-        self.checkpoints = (
-            checkpoint
-            if checkpoint is None or isinstance(checkpoint, Checkpoints)
-            else Checkpoints(checkpoint)
-        )
+        self.checkpoints = Checkpoints(checkpoint) if isinstance(checkpoint, str | PathLike) else checkpoint
         self.checkpoint_every = checkpoint_every
         self.optimizer_name = optimizer
         self.weight_decay = weight_decay
@@ -264,26 +260,19 @@ class Trainer:
         return TrainingBatches(train, **settings)
 
     def _step(self, batches: TrainingBatches) -> Step:
-        loss = LOSSES[self.loss]
+        model, optimizer, loss = self.model, self.optimizer, LOSSES[self.loss]
+        positives = batches.positives_per_batch
         if self.collective:
-            return CollectiveStep(self.wrapped, self.optimizer, loss)
-        if self.compile is None and can_be_native(self.model, self.optimizer, loss):
+            return CollectiveStep(self.wrapped, optimizer, loss)
+        if self.compile is None and can_be_native(model, optimizer, loss):
+            samples = positives * (1 + self.negatives)
             return NativeStep(
-                self.model,
-                self.optimizer,
-                loss,
-                samples_per_batch=batches.positives_per_batch * (1 + self.negatives),
-                at_most=self.checkpoint_every,
+                model, optimizer, loss, samples_per_batch=samples, at_most=self.checkpoint_every
             )
-        compiled = self.compile
-        if compiled is None:
-            long = self.epochs * batches.samples >= _WORTH_COMPILING
-            compiled = long and can_be_compiled(self.model, self.optimizer)
-        if compiled:
-            return CompiledStep(
-                self.model, self.optimizer, loss, positives_per_batch=batches.positives_per_batch
-            )
-        return EagerStep(self.model, self.optimizer, loss)
+        long = self.epochs * batches.samples >= _WORTH_COMPILING
+        if self.compile or (self.compile is None and long and can_be_compiled(model, optimizer)):
+            return CompiledStep(model, optimizer, loss, positives_per_batch=positives)
+        return EagerStep(model, optimizer, loss)
 
     def _is_patience_over(self, state: TrainingState) -> bool:
         return self.patience is not None and state.epoch - state.history.best_epoch >= self.patience
