@@ -17,7 +17,18 @@ USERS_PER_PASS = 4096  # of a sharded model: for whom the rows of the whole cata
 
 @runtime_checkable
 class SupportsScore(Protocol):
-    """Anything that can be judged."""
+    """Anything that can be judged.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.scorers import SupportsScore
+        >>> class ByNumber:
+        ...     def score(self, users, candidates):
+        ...         return candidates.float()
+        >>> isinstance(ByNumber(), SupportsScore), isinstance(torch.nn.Linear(2, 1), SupportsScore)
+        (True, False)
+    """
 
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
         """Score each user's candidates: ``[U]`` and ``[U, C]`` to ``[U, C]``; ``-1`` is padding."""
@@ -36,6 +47,18 @@ def scoring_view(model: SupportsScore) -> Iterator[SupportsScore]:
 
     Raises:
         TypeError: if there is no ``score`` to call.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import GMF
+        >>> from ncf.scorers import scoring_view
+        >>> model = GMF(num_users=2, num_items=3)
+        >>> with scoring_view(model) as scorer:
+        ...     model.training, scorer.score(torch.tensor([1]), torch.tensor([[0, 2, -1]])).shape
+        (False, torch.Size([1, 3]))
+        >>> model.training
+        True
     """
     if not isinstance(model, SupportsScore):
         raise TypeError(f"{type(model).__name__} has no method score(users [U], candidates [U, C]) -> [U, C]")
@@ -52,13 +75,33 @@ def scoring_view(model: SupportsScore) -> Iterator[SupportsScore]:
 
 
 def local_part(model: SupportsScore) -> SupportsScore:
-    """The model itself, where TorchRec's or PyTorch's wrapper for several processes is around it."""
+    """The model itself, where TorchRec's or PyTorch's wrapper for several processes is around it.
+
+    Example::
+
+        >>> from ncf import GMF
+        >>> from ncf.scorers import local_part
+        >>> from ncf.sharding import shard
+        >>> sharded = shard(GMF(10, 20, device="meta"), "table_wise", verbose=False)  # a world of one
+        >>> type(local_part(sharded)).__name__, local_part(sharded.module) is sharded.module
+        ('GMF', True)
+    """
     inner = getattr(model, "module", None)
     return inner if isinstance(inner, SupportsScore) else model
 
 
 def is_collective(scorer: SupportsScore) -> bool:
-    """Whether every process must score together, as with a sharded model."""
+    """Whether every process must score together, as with a sharded model.
+
+    Example::
+
+        >>> from ncf import GMF
+        >>> from ncf.scorers import is_collective
+        >>> from ncf.sharding import shard
+        >>> sharded = shard(GMF(10, 20, device="meta"), "table_wise", verbose=False)  # a world of one
+        >>> is_collective(GMF(10, 20).scorer()), is_collective(sharded.module.scorer())
+        (False, True)
+    """
     return bool(getattr(scorer, "collective", False))
 
 
@@ -69,6 +112,12 @@ def user_blocks(size: int, step: int, *, collective: bool) -> Iterator[slice]:
         size: number of users.
         step: users in a block.
         collective: whether every process asks; those with fewer users end with empty blocks.
+
+    Example::
+
+        >>> from ncf.scorers import user_blocks
+        >>> [(block.start, block.stop) for block in user_blocks(5, 2, collective=False)]
+        [(0, 2), (2, 4), (4, 5)]
     """
     longest = max(gathered(size)) if collective else size
     for start in range(0, longest, step):
@@ -76,7 +125,15 @@ def user_blocks(size: int, step: int, *, collective: bool) -> Iterator[slice]:
 
 
 def device_of(model: SupportsScore) -> torch.device | None:
-    """Where a model wants its ids, if it says so."""
+    """Where a model wants its ids, if it says so.
+
+    Example::
+
+        >>> from ncf import GMF
+        >>> from ncf.scorers import device_of
+        >>> device_of(GMF(num_users=2, num_items=3))
+        device(type='cpu')
+    """
     device = getattr(model, "device", None)
     if device is None and isinstance(model, nn.Module):
         device = next((parameter.device for parameter in model.parameters()), None)
@@ -88,6 +145,16 @@ def scores_of(scorer: SupportsScore, users: Tensor, items: Tensor) -> Tensor:
 
     Raises:
         ValueError: if it answers with anything else.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.scorers import scores_of
+        >>> class ByNumber:
+        ...     def score(self, users, candidates):
+        ...         return candidates.numpy() / 2
+        >>> scores_of(ByNumber(), torch.tensor([7]), torch.tensor([[1, 2]]))
+        tensor([[0.5000, 1.0000]], dtype=torch.float64)
     """
     scores = scorer.score(users, items)
     if isinstance(scores, np.ndarray):
@@ -104,12 +171,33 @@ def scores_of(scorer: SupportsScore, users: Tensor, items: Tensor) -> Tensor:
 
 
 def may_hold_nan(scores: Tensor) -> bool:
-    """False only when there is none: a sum meets every NaN and costs a tenth of looking for it."""
+    """False only when there is none: a sum meets every NaN and costs a tenth of looking for it.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.scorers import may_hold_nan
+        >>> may_hold_nan(torch.tensor([1.0, -torch.inf])), may_hold_nan(torch.tensor([1.0, torch.nan]))
+        (False, True)
+        >>> may_hold_nan(torch.tensor([torch.inf, -torch.inf]))  # their sum is NaN, too
+        True
+    """
     return scores.is_floating_point() and bool(scores.sum().isnan())
 
 
 def refuse_nan(scores: Tensor, users: Tensor, items: Tensor, real: Tensor) -> None:
-    """Raise a ValueError that names the first user and item whose score is NaN, among those that are ``real``."""
+    """Raise a ValueError that names the first user and item whose score is NaN, among those that are ``real``.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.scorers import refuse_nan
+        >>> scores, users, items = torch.tensor([[0.5, torch.nan]]), torch.tensor([7]), torch.tensor([[1, 2]])
+        >>> refuse_nan(scores, users, items, real=torch.tensor([[True, False]]))
+        >>> refuse_nan(scores, users, items, real=torch.tensor([[True, True]]))
+        Traceback (most recent call last):
+        ValueError: the score of item 2 for user 7 is NaN (and 0 more): the model has diverged or was fed ...
+    """
     if not may_hold_nan(scores):
         return
     bad = (scores.isnan() & real).nonzero()

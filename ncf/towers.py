@@ -116,7 +116,16 @@ def _side_by_side(user: Tensor, item: Tensor) -> Tensor:
 
 
 def linear_head(in_features: int, seed: int) -> nn.Linear:
-    """The last layer, to one logit, started by LeCun's uniform law as in the paper's code."""
+    """The last layer, to one logit, started by LeCun's uniform law as in the paper's code.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.towers import linear_head
+        >>> head = linear_head(4, seed=0)
+        >>> head(torch.zeros(3, 4)).shape, head.bias.item()
+        (torch.Size([3, 1]), 0.0)
+    """
     head: nn.Linear = nn.utils.skip_init(nn.Linear, in_features, 1)
     uniform_(head.weight, gain=1, fans=in_features, seed=seed, name="head.weight")
     nn.init.zeros_(head.bias)
@@ -124,7 +133,15 @@ def linear_head(in_features: int, seed: int) -> nn.Linear:
 
 
 class SumHead(nn.Module):
-    """A head with unit weights: the sum of its input and a bias, ``[..., F]`` to ``[..., 1]``."""
+    """A head with unit weights: the sum of its input and a bias, ``[..., F]`` to ``[..., 1]``.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.towers import SumHead
+        >>> SumHead()(torch.tensor([[3.0, 8.0]])).item()
+        11.0
+    """
 
     def __init__(self) -> None:
         super().__init__()

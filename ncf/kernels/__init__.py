@@ -91,6 +91,16 @@ def fused_lookup(
     Returns:
         The product, ``[B, F]`` or ``[B, C, F]``, and the rectified hidden layer, ``[B, H]`` or ``[B, C, H]``;
         ``None`` in place of an absent part.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels import fused_lookup
+        >>> user_rows, item_rows = torch.tensor([[2.0]]), torch.tensor([[3.0], [5.0]])
+        >>> users, items = torch.tensor([0]), torch.tensor([[1, 0]])
+        >>> fused_lookup(users, items, user_rows, item_rows, None, None, None, None)
+        (tensor([[[10.],
+                 [ 6.]]]), None)
     """
     table = item_gmf if item_mlp is None else item_mlp
     if table is not None and table.dtype != torch.float64 and _has_triton(table.device):

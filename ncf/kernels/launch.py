@@ -21,6 +21,19 @@ class Launch:
         kernel: what ``triton.jit`` returned.
         grid: number of programs in each direction; with none in one of them nothing runs.
         arguments: by name, with the compile-time ones and options such as ``num_warps``.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels import ScoringTables
+        >>> from ncf.kernels.scoring import scoring_launch
+        >>> tables = ScoringTables(item_bias=torch.ones(1000), bias=torch.zeros(1))
+        >>> users, candidates = torch.arange(40), torch.arange(1000).expand(40, 1000)
+        >>> launch = scoring_launch(tables, users, candidates, torch.empty(40, 1000))
+        >>> launch.grid  # by 16 users and 128 items
+        (3, 8)
+        >>> launch.arguments["num_candidates"], launch.arguments["num_warps"]
+        (1000, 8)
     """
 
     kernel: Any
@@ -38,7 +51,14 @@ class Launch:
 
 
 def padded(width: int, smallest: int = _SMALLEST_DOT) -> int:
-    """The power of two that holds a width: blocks in registers have no other sizes."""
+    """The power of two that holds a width: blocks in registers have no other sizes.
+
+    Example::
+
+        >>> from ncf.kernels.launch import padded
+        >>> padded(33), padded(3), padded(3, smallest=1)
+        (64, 16, 4)
+    """
     return max(smallest, int(triton.next_power_of_2(width)))
 
 
@@ -47,6 +67,13 @@ def dot_types(dtype: torch.dtype) -> dict[str, Any]:
 
     The two differ in Triton's interpreter alone, which multiplies the bit patterns of bf16. A product of two
     bf16 numbers is exact in fp32, so that multiplying there what was rounded gives the same sums.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels.launch import dot_types
+        >>> {name: str(dtype) for name, dtype in dot_types(torch.float16).items()}
+        {'ROUND': 'fp16', 'DOT': 'fp16'}
     """
     rounded = _DOT_TYPES[dtype]
     interpreted = triton.knobs.runtime.interpret and rounded == tl.bfloat16
@@ -57,12 +84,29 @@ def dot_precision() -> str:
     """How fp32 products run on tensor cores, by `torch.set_float32_matmul_precision`.
 
     ``"highest"``, torch's default: three tf32 products, with an error like that of fp32. Else one.
+
+    Example::
+
+        >>> from unittest import mock
+        >>> from ncf.kernels.launch import dot_precision
+        >>> with mock.patch("torch.get_float32_matmul_precision", return_value="high"):
+        ...     dot_precision()
+        'tf32'
     """
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def resident_programs(device: torch.device, programs: int, per_processor: int = 4) -> int:
-    """How many programs to start when each takes several tiles in turn and keeps the weights at hand."""
+    """How many programs to start when each takes several tiles in turn and keeps the weights at hand.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels.launch import resident_programs
+        >>> cpu = torch.device("cpu")  # counts as one processor
+        >>> resident_programs(cpu, programs=1000), resident_programs(cpu, programs=3)
+        (4, 3)
+    """
     processors = (
         1 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
     )

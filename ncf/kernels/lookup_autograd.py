@@ -30,6 +30,18 @@ class Lookup:
         weight: ``[H, 2 D]``, or ``None`` without an MLP.
         bias: ``[H]``, or ``None``.
         dot_dtype: to which the operands of products are rounded.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels.lookup_autograd import Lookup
+        >>> users, items = torch.arange(50), torch.zeros(50, 2, dtype=torch.int64)
+        >>> tables, weight = (torch.ones(50, 8),) * 4, torch.ones(100, 16)
+        >>> lookup = Lookup(users, items, tables, weight, torch.zeros(100), torch.float32)
+        >>> lookup.num_pairs, lookup.factors, lookup.hidden
+        (100, 8, 100)
+        >>> lookup.forward(torch.empty(100, 8), torch.empty(100, 100)).grid  # by 64 pairs and 64 columns
+        (2, 2)
     """
 
     def __init__(
@@ -199,6 +211,14 @@ def lookup_triton(
     """`ncf.kernels.lookup_reference`, fused; differentiable once, in the tables, the weight and the bias.
 
     Under autocast the operands of products are rounded to its type, and so is the hidden layer.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels.lookup_autograd import lookup_triton
+        >>> rows, nobody = torch.ones(5, 8), torch.empty(0, dtype=torch.int64)
+        >>> lookup_triton(nobody, nobody, rows, rows, None, None, None, None)  # no pair: no GPU is needed
+        (tensor([], size=(0, 8)), None)
     """
     outputs: tuple[Tensor | None, Tensor | None] = _Lookup.apply(  # type: ignore[no-untyped-call]
         users, items, weight, bias, user_gmf, item_gmf, user_mlp, item_mlp

@@ -40,6 +40,15 @@ def library(folder: Path = Path(__file__).parent) -> Any:
 
     Args:
         folder: where to look for ``_native*.so``.
+
+    Example::
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ncf.kernels.native import library
+        >>> with tempfile.TemporaryDirectory() as empty:
+        ...     print(library(Path(empty)))
+        None
     """
     for path in folder.glob("_native*.so"):
         try:
@@ -55,7 +64,19 @@ def library(folder: Path = Path(__file__).parent) -> Any:
 
 
 def fits(tables: ScoringTables) -> bool:
-    """Whether the kernel is there and can score by these tables: fp32, on a CPU, with rows on both sides."""
+    """Whether the kernel is there and can score by these tables: fp32, on a CPU, with rows on both sides.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import GMF
+        >>> from ncf.kernels.native import fits, library
+        >>> tables = GMF(num_users=2, num_items=3).scoring_tables()
+        >>> fits(tables) == (library() is not None)
+        True
+        >>> fits(tables.to(torch.float64))
+        False
+    """
     rows = tables.item_half is not None or tables.item_gmf is not None
     return rows and tables.dtype == torch.float32 and tables.device.type == "cpu" and library() is not None
 

@@ -159,6 +159,15 @@ def fits(tables: ScoringTables) -> bool:
 
     The first hidden layer may have any width. Of the later ones a block is held in registers: their width is
     at most 512 bytes, which is 128 in fp32 and 256 in half precision.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import MLP
+        >>> from ncf.kernels.scoring import fits
+        >>> tables = MLP(num_users=2, num_items=3, layers=(512, 256, 129)).scoring_tables()
+        >>> fits(tables), fits(tables.to(torch.bfloat16))
+        (False, True)
     """
     supported = tables.dtype in (torch.float32, torch.float16, torch.bfloat16)
     return supported and _widest(tables) * tables.dtype.itemsize <= 512
@@ -180,6 +189,17 @@ def scoring_launch(tables: ScoringTables, users: Tensor, candidates: Tensor, sco
 
     Returns:
         The launch.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels import ScoringTables
+        >>> from ncf.kernels.scoring import scoring_launch
+        >>> tables = ScoringTables(item_bias=torch.ones(1000), bias=torch.zeros(1))
+        >>> users, candidates = torch.arange(3), torch.zeros(3, 100, dtype=torch.int64)
+        >>> launch = scoring_launch(tables, users, candidates, torch.empty(3, 100))
+        >>> launch.arguments["num_pairs"], launch.arguments["BLOCK"], launch.grid
+        (300, 128, (3,))
     """
     num_users, num_candidates = candidates.shape
     size = tables.dtype.itemsize
@@ -234,6 +254,16 @@ def score_triton(tables: ScoringTables, users: Tensor, candidates: Tensor) -> Te
     Returns:
         Scores, ``[U, C]``, fp32; padding has ``-inf``. Half-precision tables are multiplied as they are, with
         the hidden layers rounded to the same type, and summed in fp32.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels import ScoringTables
+        >>> from ncf.kernels.scoring import score_triton
+        >>> tables = ScoringTables(item_bias=torch.ones(3), bias=torch.zeros(1))
+        >>> users, candidates = torch.tensor([0, 1]), torch.empty(2, 0, dtype=torch.int64)
+        >>> score_triton(tables, users, candidates)  # no pair: no GPU is needed
+        tensor([], size=(2, 0))
     """
     scores = torch.empty(candidates.shape, dtype=torch.float32, device=tables.device)
     if scores.numel():

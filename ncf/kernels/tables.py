@@ -158,6 +158,15 @@ def check_pairs(users: Tensor, candidates: Tensor, device: torch.device) -> None
 
     Raises:
         ValueError: if they are not.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels.tables import check_pairs
+        >>> check_pairs(torch.tensor([7]), torch.tensor([[1, 2, -1]]), torch.device("cpu"))
+        >>> check_pairs(torch.tensor([7]), torch.tensor([1, 2, -1]), torch.device("cpu"))
+        Traceback (most recent call last):
+        ValueError: users has shape (1,), candidates (3,): give [U] and [U, C]
     """
     if users.dim() != 1 or candidates.dim() != 2 or len(users) != len(candidates):
         raise ValueError(
