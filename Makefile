@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install movielens test test-fast coverage lint benchmarks benchmarks-peers docs figures examples clean
+.PHONY: help install movielens test test-fast coverage sanitize lint benchmarks benchmarks-peers docs figures examples clean
 
 help:
 	@echo "make movielens         train and judge every model on MovieLens-100K"
 	@echo "make test              run the tests"
 	@echo "make test-fast         leave out the slow ones"
 	@echo "make coverage          run the tests and show which lines of ncf/ none of them reaches"
+	@echo "make sanitize          look for wrong memory accesses of the C kernels"
 	@echo "make lint              check style and types"
 	@echo "make benchmarks        measure speed"
 	@echo "make benchmarks-peers  measure other libraries on the same work (long)"
@@ -42,6 +43,11 @@ test-fast: install
 
 coverage: install
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov
+
+sanitize: install
+	@CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
+		$(BIN)/python -m pytest tests/kernels/test_native.py tests/test_native_step.py
 
 lint: install
 	@$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -52,16 +53,8 @@ def split(interactions: Interactions) -> Split:
 def any_processor(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The CPU kernels with vectors of all widths, in instructions that every processor has."""
     folder, source = tmp_path_factory.mktemp("kernel"), Path(ncf.kernels.__file__).with_name("native.c")
-    options = [
-        "-O1",
-        "-fno-math-errno",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-Wno-psabi",
-        "-DNCF_ANY_PROCESSOR",
-        "-fPIC",
-        "-shared",
-    ]
+    strict = ["-O1", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
+    more = os.environ.get("CFLAGS", "").split()  # `make sanitize`
+    options = [*strict, *more, "-DNCF_ANY_PROCESSOR", "-fPIC", "-shared"]
     subprocess.run(["cc", *options, "-o", folder / "_native.so", source, "-lm"], check=True)
     return library(folder)
