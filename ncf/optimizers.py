@@ -36,6 +36,14 @@ def make_optimizer(
 
     Raises:
         ValueError: for an unknown name or a negative number.
+
+    Example::
+
+        >>> from ncf import GMF
+        >>> from ncf.optimizers import make_optimizer
+        >>> optimizer = make_optimizer(GMF(num_users=2, num_items=3), "adam", learning_rate=0.01)
+        >>> type(optimizer).__name__, optimizer.param_groups[0]["initial_lr"]
+        ('Adam', 0.01)
     """
     if name not in _OPTIMIZERS:
         raise ValueError(f"optimizer = {name!r}: choose one of {', '.join(map(repr, _OPTIMIZERS))}")
@@ -99,6 +107,15 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     Returns:
         ``optimizer.<parameter>.<state>``: tensors, of the parameter's shape or scalars. ``fused.<table>.<state>``: of
         tables that are updated in their backward, TorchRec's `ShardedTensor`.
+
+    Example::
+
+        >>> from ncf import GMF
+        >>> from ncf.optimizers import make_optimizer, state_tensors
+        >>> model = GMF(num_users=2, num_items=3)
+        >>> state = state_tensors(model, make_optimizer(model, "adam", learning_rate=0.01))
+        >>> [name for name in state if "head.bias" in name]
+        ['optimizer.head.bias.step', 'optimizer.head.bias.exp_avg', 'optimizer.head.bias.exp_avg_sq']
     """
     found: dict[str, Any] = {}
     fused: Any = getattr(model, "fused_optimizer", None)
@@ -117,7 +134,16 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def started(optimizer: Any, parameter: Tensor) -> dict[str, Tensor]:
-    """A parameter's state; Adam's is made if no step has made it yet, since there is nothing to read into else."""
+    """A parameter's state; Adam's is made if no step has made it yet, since there is nothing to read into else.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.optimizers import started
+        >>> bias = torch.nn.Parameter(torch.ones(2))
+        >>> started(torch.optim.Adam([bias]), bias)
+        {'step': tensor(0.), 'exp_avg': tensor([0., 0.]), 'exp_avg_sq': tensor([0., 0.])}
+    """
     inner = getattr(optimizer, "_optimizer", optimizer)
     state: dict[str, Tensor] = inner.state[parameter]
     if not state and isinstance(inner, torch.optim.Adam):
@@ -134,5 +160,11 @@ def learning_rate_at(step: int, total: int, schedule: str) -> float:
         step: steps done.
         total: steps of the whole training.
         schedule: ``"constant"`` or ``"linear"``.
+
+    Example::
+
+        >>> from ncf.optimizers import learning_rate_at
+        >>> learning_rate_at(25, 100, "linear"), learning_rate_at(25, 100, "constant")
+        (0.75, 1.0)
     """
     return 1.0 if schedule == "constant" else 1.0 - step / total
