@@ -130,13 +130,16 @@ def main() -> int:
         f"{interactions}, {split}, drawn in {time.perf_counter() - began:.0f} s; judged on the {args.part} part"
     )
     best = evaluate(truth, candidates)
-    decay = weight_decay_for(split.train) if args.weight_decay is None else args.weight_decay
-    print(f"weight decay {decay:.2g}, {args.factors} factors, {args.epochs} epochs")
-    print(f"{'model':20}  HR@10  95% interval    NDCG@10  of the best HR  of the best NDCG  seconds")
+    print(f"{args.factors} factors, {args.epochs} epochs")
+    print(
+        f"{'model':20}  HR@10  95% interval    NDCG@10  of the best HR  of the best NDCG  weight decay  seconds"
+    )
     for name in ("best possible", *args.models):
         began = time.perf_counter()
-        model = truth if name == "best possible" else build(name, split.train, args)
+        model: Any = truth if name == "best possible" else build(name, split.train, args)
+        decay = None
         if name not in ("best possible", "ItemPop", "EASE"):
+            decay = weight_decay_for(split.train, model) if args.weight_decay is None else args.weight_decay
             Trainer(
                 model,
                 epochs=args.epochs,
@@ -148,7 +151,8 @@ def main() -> int:
         ranking = evaluate(model, candidates)
         print(
             f"{name:20}  {ranking.hr:.3f}  {ranking.interval('hr')}  {ranking.ndcg:7.3f}  {ranking.hr / best.hr:14.1%}"
-            f"  {ranking.ndcg / best.ndcg:16.1%}  {time.perf_counter() - began:7.1f}",
+            f"  {ranking.ndcg / best.ndcg:16.1%}  {'–' if decay is None else f'{decay:.2g}':>12}"
+            f"  {time.perf_counter() - began:7.1f}",
             flush=True,
         )
     return 0

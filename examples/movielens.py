@@ -115,7 +115,6 @@ def train(
     layers = tuple(args.layers)
     settings = {
         "epochs": args.epochs,
-        "weight_decay": weight_decay_for(split.train) if args.weight_decay is None else args.weight_decay,
         "selection": args.selection,
         "k": args.k,
         "seed": seed,
@@ -139,6 +138,8 @@ def train(
         model = MLP(**size, layers=layers)
     else:
         model = {"GMF": GMF, "MatrixFactorization": MatrixFactorization}[name](**size, factors=args.factors)
+    decay = weight_decay_for(split.train, model) if args.weight_decay is None else args.weight_decay
+    settings["weight_decay"] = decay
     if args.checkpoints:
         settings["checkpoint"] = Path(args.checkpoints) / f"{name}-{seed}"
     if not args.sharding:
@@ -179,7 +180,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--factors", type=int, default=128, help="width of the GMF and dot-product rows")
     parser.add_argument("--init-std", type=float, default=0.1, help="deviation of the initial rows")
     parser.add_argument(
-        "--weight-decay", type=float, help="L2 penalty; by default one for data of this size: 1e-5 for 100k"
+        "--weight-decay",
+        type=float,
+        help="L2 penalty; by default one for model and data of this size: 1e-5 for 100k",
     )
     parser.add_argument(
         "--layers",

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncf import Interactions
+from ncf import GMF, Interactions, MatrixFactorization
 from ncf.optimizers import weight_decay_for
 
 
@@ -25,3 +25,10 @@ def test_weight_decay_is_what_was_best_on_the_data_that_decided_it(number: int, 
 def test_weight_decay_of_four_times_the_data_is_half_of_it(number: int) -> None:
     whole, part = weight_decay_for(of_length(4 * number)), weight_decay_for(of_length(number))
     assert whole == pytest.approx(part / 2, rel=0.1)  # both have two digits
+
+
+@pytest.mark.parametrize(("users", "items", "expected"), [(943, 1682, 1e-5), (6040, 3706, 5.2e-6)])
+def test_weight_decay_of_gmf_goes_by_the_size_of_the_tables(users: int, items: int, expected: float) -> None:
+    train = Interactions(torch.arange(900), torch.arange(900), None, users, items)
+    assert weight_decay_for(train, GMF(users, items, factors=4)) == expected
+    assert weight_decay_for(train, MatrixFactorization(users, items, factors=4)) == weight_decay_for(train)
