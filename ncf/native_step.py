@@ -57,6 +57,8 @@ class NativeStep:
         loss: `binary_cross_entropy` or `bpr`.
         samples_per_batch: positives and negatives; a call takes as many batches as make some ten thousand.
         at_most: batches in a call.
+        lanes: width of the vector unit in floats: 4, 8 (AVX2) or 16 (AVX-512); this processor's by default.
+        kernel: what `ncf.kernels.native.library` returned; its default by default.
 
     Example::
 
