@@ -1,4 +1,4 @@
-"""Which batch size, learning rate and schedule reach a given HR@10 soonest, judged on the validation part."""
+"""Which batch size, learning rate and schedule reach a given HR@10 soonest: NeuMF on MovieLens-100K."""
 
 from __future__ import annotations
 
@@ -24,19 +24,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.time_to_quality", description=__doc__)
     parser.add_argument("--target", type=float, default=0.65, help="HR@10 to reach (default: 0.65)")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--part", default="validation", choices=("validation", "test"), help="judged on")
+    parser.add_argument("--factors", type=int, default=8)
+    parser.add_argument("--layers", type=int, nargs="+", default=(32, 16, 8))
     parser.add_argument("--init-std", type=float, default=0.01)
+    parser.add_argument("--weight-decay", type=float, default=0.0)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="for a batch of 2048")
     parser.add_argument("--out", type=Path, default=Path("runs/time_to_quality.json"))
     options = parser.parse_args()
     split = leave_one_out(movielens.load("100k").interactions)
+    if options.part == "test":
+        split = split.merged()
+    size = {name: getattr(options, name) for name in ("factors", "layers", "init_std")}
     rows: list[dict[str, Any]] = []
-    for batch, rate, (schedule, epochs) in product(options.batches, RATES, SCHEDULES):
+    for batch, rate, (schedule, epochs) in product(options.batches, options.rates, SCHEDULES):
         rate *= (batch / 2048) ** 0.5
         row = trial(
             split,
+            part=options.part,
             target=options.target,
             seeds=options.seeds,
-            init_std=options.init_std,
+            size=size,
+            weight_decay=options.weight_decay,
             epochs=epochs,
             batch_size=batch,
             learning_rate=rate,
@@ -53,16 +63,16 @@ def main() -> None:
         options.out.write_text(json.dumps(rows, indent=1))
 
 
-def trial(split: Split, *, target: float, seeds: int, init_std: float, **settings: Any) -> dict[str, Any]:
+def trial(
+    split: Split, *, part: Any, target: float, seeds: int, size: dict[str, Any], **settings: Any
+) -> dict[str, Any]:
     """Train once per seed; medians of seconds of training, judging not included."""
-    candidates = sample_candidates(split, "validation")
+    candidates = sample_candidates(split, part)
     reached, best, last, epoch = [], [], [], []
     for seed in range(seeds):
         train: Interactions | None = split.train
         assert train is not None
-        model = NeuMF(
-            train.num_users, train.num_items, factors=8, layers=(32, 16, 8), init_std=init_std, seed=seed
-        )
+        model = NeuMF(train.num_users, train.num_items, **size, seed=seed)
         history = Trainer(model, selection="last", seed=seed, progress=False, **settings).fit(
             split, candidates
         )
@@ -73,8 +83,9 @@ def trial(split: Split, *, target: float, seeds: int, init_std: float, **setting
         best.append(max(hr))
         last.append(hr[-1])
         epoch.append(statistics.median(history.seconds))
-    return settings | {
-        "init_std": init_std,
+    return {
+        **settings,
+        **size,
         "reached": len(reached),
         "seconds": statistics.median(reached) if 2 * len(reached) > seeds else None,
         "best": statistics.fmean(best),

@@ -25,8 +25,8 @@ from ncf.scorers import (
 
 __all__ = ["Ranking", "evaluate", "ranks_of"]
 
-# Pairs scored at once: about 16 MB with their ids, small beside any model, enough to keep a device busy.
-_PAIRS_PER_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 24}
+# Pairs scored at once: about 8 MB with their ids, small beside any model, enough to keep a device busy.
+_PAIRS_PER_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 24}
 
 
 def evaluate(
@@ -44,7 +44,7 @@ def evaluate(
         candidates: what `sample_candidates` or `whole_catalogue` drew. Every process of a sharded model judges
             its own users, ``candidates.part(rank, world_size)``, and gets the ranking of all.
         k: length of the list that HR and NDCG look at.
-        block_users: users scored at once; by default as many as give about a million pairs, so memory
+        block_users: users scored at once; by default as many as give about half a million pairs, so memory
             does not grow with the number of users.
 
     Returns:
@@ -118,7 +118,7 @@ def ranks_of(
     """
     width = _width(candidates)
     device = torch.device(device) if device is not None else candidates.users.device
-    pairs = _PAIRS_PER_BLOCK.get(device.type, 1 << 20)
+    pairs = _PAIRS_PER_BLOCK.get(device.type, 1 << 19)
     collective = is_collective(scorer)
     if block_users is None:
         block_users = USERS_PER_PASS if collective else max(1, pairs // width)
