@@ -59,8 +59,8 @@ class Trainer:
         compile: ``True`` compiles the training step with ``torch.compile``, ``False`` runs it operation by operation.
             By default a kernel in C that came with ncf does the step, where it can (`ncf.native_step`); where it
             cannot, the step is compiled if that repays its half minute: on a CPU, from a hundred million samples on.
-        threads: CPU threads of PyTorch during `fit`; ``None`` leaves its setting. One is the default: a step of this size
-            gains little from a second core, and loses tenfold where another process is using it. ncf's own
+        threads: CPU threads of PyTorch during `fit`; ``None`` leaves its setting. One is the default: a step of this
+            size gains little from a second core, and loses tenfold where another process is using it. The C
             kernel trains on one.
         progress: show a progress bar; by default where the output is a terminal.
         checkpoint: a folder of checkpoints. The run goes on where the newest one is, with the same numbers as if it
