@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ncf.batches import Batch
-from ncf.kernels.native import library
+from ncf.kernels.native import library, refuse
 from ncf.losses import Loss, binary_cross_entropy, bpr
 from ncf.models import GMF, MLP, MatrixFactorization, NeuMF
-from ncf.optimizers import started
+from ncf.optimizers import adam_scales, started
 
 _LAYERS = 16  # MAX_LAYERS of native.c
 _SAMPLES_PER_CALL = 1 << 14  # a few milliseconds: Ctrl-C and the progress bar wait for no more
@@ -106,33 +106,21 @@ class NativeStep:
         """
         group = self._optimizer.param_groups[0]
         states = {name: started(self._optimizer, value) for name, value in self._parameters.items()}
-        done = int(next(iter(states.values()))["step"])
-        beta1, beta2 = group["betas"]
-        counts = [done + k + 1 for k in range(len(rates))]
-        scaled = [
-            group["initial_lr"] * rate / (1 - beta1**count) for rate, count in zip(rates, counts, strict=True)
-        ]
-        corrections = [(1 - beta2**count) ** -0.5 for count in counts]
+        scales = adam_scales(group, int(next(iter(states.values()))["step"]), rates)
         users, items = chunk.users.contiguous(), chunk.items.contiguous()
         losses = torch.empty(len(rates))
         each = items.shape[2]
         failed = self._kernel.ncf_train(
             byref(self._described(states)),
-            byref(_Adam(beta1, beta2, group["eps"], group["weight_decay"])),
+            byref(_Adam(*group["betas"], group["eps"], group["weight_decay"])),
             self._lanes,
             *(c_void_p(users.data_ptr()), c_void_p(items.data_ptr())),
             *(c_int64(len(rates)), c_int64(users.shape[1]), c_int64(each)),
-            (c_float * len(rates))(*scaled),
-            (c_float * len(rates))(*corrections),
+            *((c_float * len(rates))(*scale) for scale in scales),
             c_void_p(losses.data_ptr()),
         )
-        if failed == -2:
-            raise MemoryError("no memory for the intermediate results of a training step")
-        if failed >= 0:
-            of_users = failed < users.numel()
-            wrong = users.view(-1)[failed] if of_users else items.view(-1)[failed - users.numel()]
-            name, size = ("user", self._model.num_users) if of_users else ("item", self._model.num_items)
-            raise IndexError(f"{name} {int(wrong)} is out of range: ids go from 0 to {size - 1}")
+        known = self._model.num_users, self._model.num_items
+        refuse(failed, users.view(-1), items.view(-1, each), *known)
         for state in states.values():
             state["step"] += len(rates)
         return losses

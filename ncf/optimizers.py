@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -166,6 +166,33 @@ def started(optimizer: Any, parameter: Tensor) -> dict[str, Tensor]:
         state["exp_avg"] = torch.zeros_like(parameter)
         state["exp_avg_sq"] = torch.zeros_like(parameter)
     return state
+
+
+def adam_scales(
+    group: Mapping[str, Any], done: int, rates: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """What Adam's next steps multiply with (Kingma & Ba, ICLR 2015, algorithm 1, the order of section 2).
+
+    Args:
+        group: the optimizer's parameter group, which has the rate at the start as ``initial_lr``.
+        done: steps that it has taken.
+        rates: share of that rate, for each of the steps to come.
+
+    Returns:
+        For each step the rate with the first bias correction, η / (1 − β₁ᵗ), and the second, (1 − β₂ᵗ)^−½.
+
+    Example::
+
+        >>> from ncf.optimizers import adam_scales
+        >>> adam_scales({"initial_lr": 0.1, "betas": (0.5, 0.75)}, done=0, rates=[1.0])
+        ([0.2], [2.0])
+    """
+    beta1, beta2 = group["betas"]
+    counts = range(done + 1, done + 1 + len(rates))
+    scaled = [
+        group["initial_lr"] * rate / (1 - beta1**count) for rate, count in zip(rates, counts, strict=True)
+    ]
+    return scaled, [(1 - beta2**count) ** -0.5 for count in counts]
 
 
 def learning_rate_at(step: int, total: int, schedule: str) -> float:

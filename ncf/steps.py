@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ncf.batches import Batch
 from ncf.losses import Loss
-from ncf.optimizers import started
+from ncf.optimizers import adam_scales, started
 from ncf.processes import world_size
 
 
@@ -178,12 +178,7 @@ class CompiledStep:
                 ]
             )
         state = [started(self.optimizer, leaf) for leaf in self._leaves]
-        done = float(state[0]["step"])
-        beta1, beta2 = self._group["betas"]
-        counts = [done + k + 1 for k in range(len(rates))]
-        initial = self._group["initial_lr"]
-        scaled = [initial * rate / (1 - beta1**count) for rate, count in zip(rates, counts, strict=True)]
-        correction = [(1 - beta2**count) ** -0.5 for count in counts]
+        scales = adam_scales(self._group, int(state[0]["step"]), rates)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own deprecations
             losses: Tensor = self._compiled(
@@ -192,7 +187,7 @@ class CompiledStep:
                 [each["exp_avg_sq"] for each in state],
                 chunk.users,
                 chunk.items,
-                *torch.tensor([scaled, correction], device=chunk.users.device).unbind(),
+                *torch.tensor(scales, device=chunk.users.device).unbind(),
             )
         for each in state:
             each["step"] += len(rates)

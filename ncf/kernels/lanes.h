@@ -25,6 +25,17 @@ INLINE float NAMED(total)(const float *from) {
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
+/* acc[r, :] += Σₛ left[r, s] right[s, :] for `rows` rows and `vecs` vectors of columns: at most 12, all in registers. */
+INLINE void NAMED(multiply)(vec acc[12][2], int rows, int vecs, int64_t depth, const float *left, int64_t by_row,
+                            int64_t by_depth, const float *right, int64_t by_right) {
+    for (int64_t s = 0; s < depth; s++, left += by_depth, right += by_right) {
+        vec w[2];
+        UNROLL for (int v = 0; v < vecs; v++) w[v] = NAMED(load)(right + v * LANES);
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < vecs; v++) acc[r][v] += left[r * by_row] * w[v];
+    }
+}
+
 #include "score.h"
 #include "train.h"
 

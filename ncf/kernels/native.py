@@ -1,6 +1,6 @@
-"""The scoring kernel for CPUs: C, compiled when ncf is installed, and called through ctypes.
+"""The kernels for CPUs: C, compiled when ncf is installed, and called through ctypes; scores by one of them.
 
-Where there was no C compiler, there is no kernel, and `ncf.scoring` works in PyTorch: the same scores, more slowly.
+Where there was no C compiler, there is no kernel, and ncf works in PyTorch: the same numbers, more slowly.
 """
 
 from __future__ import annotations
@@ -81,6 +81,40 @@ def fits(tables: ScoringTables) -> bool:
     return rows and tables.dtype == torch.float32 and tables.device.type == "cpu" and library() is not None
 
 
+def refuse(failed: int, users: Tensor, items: Tensor, num_users: int, num_items: int) -> None:
+    """Raise what a kernel's answer stands for; -1 stands for nothing.
+
+    Args:
+        failed: the answer: see native.c.
+        users: those that it was given, ``[U]``.
+        items: those of each, ``[U, C]``.
+        num_users: users that it knows.
+        num_items: items that it knows.
+
+    Raises:
+        IndexError: if a user or an item is unknown.
+        MemoryError: if there was no memory.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels.native import refuse
+        >>> refuse(-1, torch.tensor([0, 1]), torch.tensor([[2, 3], [4, 9]]), num_users=5, num_items=5)
+        >>> refuse(2 + 3, torch.tensor([0, 1]), torch.tensor([[2, 3], [4, 9]]), num_users=5, num_items=5)
+        Traceback (most recent call last):
+        IndexError: item 9 is out of range: ids go from 0 to 4
+    """
+    if failed == -1:
+        return
+    if failed == -2:
+        raise MemoryError(f"no memory for the intermediate results of {len(users)} users")
+    name, wrong, size = "user", users, num_users
+    if failed >= len(users):
+        row, failed = divmod(failed - len(users), items.shape[1])
+        name, wrong, size = "item", items[row], num_items
+    raise IndexError(f"{name} {int(wrong[failed])} is out of range: ids go from 0 to {size - 1}")
+
+
 class PackedTables:
     """Scoring tables in the kernel's layout, copied: rows side by side, weights in panels, all padded with zeros.
 
@@ -110,20 +144,25 @@ class PackedTables:
         self._users = self._side_by_side(tables.user_half, tables.user_gmf)  # [U, H + F], padded
         self._items = self._side_by_side(tables.item_half, tables.item_gmf)  # [I, H + F], padded
         biases = [None if bias is None else bias.clone() for bias in (tables.user_bias, tables.item_bias)]
-        layers = [
-            (self._panels(weight, at > 0), self._padded(bias))
-            for at, (weight, bias) in enumerate(tables.layers)
-        ]
+        weights = [self._panels(weight, at > 0) for at, (weight, _) in enumerate(tables.layers)]
+        layer_biases = [self._padded(bias) for _, bias in tables.layers]
         head = None if tables.head_mlp is None else self._padded(tables.head_mlp)
         inputs = 0 if tables.item_half is None else tables.item_half.shape[1]
         hidden = inputs + -inputs % self._lanes
-        outputs = [len(bias) for _, bias in layers]
-        self._held = (biases, layers, head)  # the structure has only their addresses
+        outputs = [len(bias) for bias in layer_biases]
+        self._held = (biases, weights, layer_biases, head)  # the structure has only their addresses
         self._tables = _Tables(
             *(None if t is None else t.data_ptr() for t in (self._users, self._items, *biases, head)),
-            *((c_void_p * len(layers))(*(t.data_ptr() for t in side)) for side in _sides(layers)),
-            (c_int64 * len(layers))(*outputs),
-            *(len(self._users), len(self._items), hidden, self._items.shape[1] - hidden, inputs, len(layers)),
+            *((c_void_p * len(outputs))(*(t.data_ptr() for t in side)) for side in (weights, layer_biases)),
+            (c_int64 * len(outputs))(*outputs),
+            *(
+                len(self._users),
+                len(self._items),
+                hidden,
+                self._items.shape[1] - hidden,
+                inputs,
+                len(outputs),
+            ),
             max([hidden, *outputs]),
             float(tables.bias),
         )
@@ -176,25 +215,20 @@ class PackedTables:
         failed = self._kernel.ncf_score(
             self._tables, self._lanes, users.data_ptr(), len(users), candidates.data_ptr(), step, width, out.data_ptr()
         )  # fmt: skip
-        if failed == -1:
-            return
-        if failed == -2:
-            raise MemoryError(f"no memory to score {len(users)} users with {width} candidates each")
-        name, ids, size = ("user", users, len(self._users))
-        if failed >= len(users):
-            failed -= len(users)
-            name, ids, size = ("item", candidates[failed // width], len(self._items))
-            failed %= width
-        raise IndexError(f"{name} {int(ids[failed])} is out of range: ids go from 0 to {size - 1}")
+        refuse(failed, users, candidates, len(self._users), len(self._items))
 
     def _padded(self, tensor: Tensor) -> Tensor:
         """The last dimension filled up to whole vectors with zeros; always a copy."""
-        return F.pad(tensor, (0, -tensor.shape[-1] % self._lanes)).clone(
-            memory_format=torch.contiguous_format
-        )
+        padded = F.pad(tensor, (0, -tensor.shape[-1] % self._lanes))
+        return padded.clone(memory_format=torch.contiguous_format)
 
     def _side_by_side(self, *rows: Tensor | None) -> Tensor:
-        return torch.cat([self._padded(part) for part in rows if part is not None], dim=1)
+        parts = [part for part in rows if part is not None]
+        widths = [part.shape[1] + -part.shape[1] % self._lanes for part in parts]
+        packed = torch.zeros(len(parts[0]), sum(widths))  # one copy, since a table may be large
+        for part, place in zip(parts, packed.split(widths, dim=1), strict=True):
+            place[:, : part.shape[1]] = part
+        return packed
 
     def _panels(self, weight: Tensor, padded_input: bool) -> Tensor:
         """A layer's weight ``[out, in]`` as panels ``[in, 2 · lanes]`` one after another, flat."""
@@ -202,7 +236,3 @@ class PackedTables:
         if padded_input:  # what the layer before leaves has whole vectors
             by_input = F.pad(by_input, (0, 0, 0, -len(by_input) % self._lanes))
         return torch.cat([panel.reshape(-1) for panel in by_input.split(2 * self._lanes, dim=1)])
-
-
-def _sides(layers: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    return [weight for weight, _ in layers], [bias for _, bias in layers]

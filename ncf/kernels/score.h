@@ -1,18 +1,12 @@
 /* Scores of user-item pairs, a block of candidates of one user at a time. */
 
-/* ReLU(x Wᵀ + b) of `pairs` rows and `vecs * LANES` outputs, all sums in registers (at most 12). Of the last layer
-   only its product with the head's weights is kept, added to `sums`, [pairs, LANES]. */
+/* ReLU(x Wᵀ + b) of `pairs` rows and `vecs * LANES` outputs. Of the last layer only its product with the head's weights is kept, added to `sums`, [pairs, LANES]. */
 INLINE void NAMED(tile)(int pairs, int vecs, const float *x, int64_t stride, int64_t inputs, const float *weight,
                         const float *bias, const float *head, float *out, int64_t out_stride, float *sums) {
     vec acc[12][2];
     UNROLL for (int p = 0; p < pairs; p++)
         UNROLL for (int v = 0; v < vecs; v++) acc[p][v] = NAMED(load)(bias + v * LANES);
-    for (int64_t k = 0; k < inputs; k++, weight += vecs * LANES) {
-        vec w[2];
-        UNROLL for (int v = 0; v < vecs; v++) w[v] = NAMED(load)(weight + v * LANES);
-        UNROLL for (int p = 0; p < pairs; p++)
-            UNROLL for (int v = 0; v < vecs; v++) acc[p][v] += x[p * stride + k] * w[v];
-    }
+    NAMED(multiply)(acc, pairs, vecs, inputs, x, stride, 1, weight, vecs * LANES);
     UNROLL for (int p = 0; p < pairs; p++)
         UNROLL for (int v = 0; v < vecs; v++) {
             vec y = NAMED(relu)(acc[p][v]);

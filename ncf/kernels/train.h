@@ -1,17 +1,12 @@
 /* Training steps: lookups, towers, loss, gradients and Adam, a block of pairs at a time. */
 
-/* out = init + Σₛ left[r, s] right[s, :] for `rows` rows and `vecs` vectors of columns, all sums in registers. */
+/* out = init + Σₛ left[r, s] right[s, :] for `rows` rows and `vecs` vectors of columns. */
 INLINE void NAMED(product_tile)(int rows, int vecs, int64_t depth, const float *left, int64_t by_row, int64_t by_depth,
                                 const float *right, const float *init, int64_t by_init, float *out, int64_t columns) {
     vec acc[12][2];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vecs; v++) acc[r][v] = NAMED(load)(init + r * by_init + v * LANES);
-    for (int64_t s = 0; s < depth; s++, left += by_depth, right += columns) {
-        vec w[2];
-        UNROLL for (int v = 0; v < vecs; v++) w[v] = NAMED(load)(right + v * LANES);
-        UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int v = 0; v < vecs; v++) acc[r][v] += left[r * by_row] * w[v];
-    }
+    NAMED(multiply)(acc, rows, vecs, depth, left, by_row, by_depth, right, columns);
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vecs; v++) NAMED(store)(out + r * columns + v * LANES, acc[r][v]);
 }
