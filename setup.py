@@ -31,7 +31,7 @@ extras = {
 kernel = Extension(
     "ncf.kernels._native",
     ["ncf/kernels/native.c"],
-    depends=[f"ncf/kernels/{name}.h" for name in ("lanes", "score", "train")],
+    depends=[f"ncf/kernels/{name}.h" for name in ("lanes", "rank", "score", "train")],
     extra_compile_args=["-O3", "-fno-math-errno", "-Wno-psabi"],
     libraries=["m"] if os.name == "posix" else [],
     py_limited_api=True,  # it uses nothing of Python

@@ -22,6 +22,7 @@ from ncf.scorers import (
     scoring_view,
     user_blocks,
 )
+from ncf.scoring import Scorer
 
 __all__ = ["Ranking", "evaluate", "ranks_of"]
 
@@ -152,6 +153,9 @@ def _rank_candidates(
 ) -> tuple[Tensor, Tensor]:
     users, positives = candidates.users[block].to(device), candidates.positives[block].to(device)
     negatives = candidates.negatives[block].to(device)
+    ranked = scorer.ranks(users, positives, negatives) if isinstance(scorer, Scorer) else None
+    if ranked is not None:
+        return ranked
     items = torch.cat([positives[:, None], negatives], dim=1)  # [b, 1 + C]
     scores = scores_of(scorer, users, items)
     counted = _counted(positives, negatives)
@@ -167,12 +171,17 @@ def _rank_catalogue(
 ) -> tuple[Tensor, Tensor]:
     users, positives = catalogue.users[block].to(device), catalogue.positives[block].to(device)
     offsets = catalogue.seen_offsets[block.start : block.stop + 1]
-    seen = catalogue.seen_items[int(offsets[0]) : int(offsets[-1])].to(device)
-    rows = torch.repeat_interleave(offsets.diff()).to(device)
     num_items = catalogue.num_items
+    if isinstance(scorer, Scorer):
+        seen = offsets.to(device), catalogue.seen_items.to(device)
+        ranks = scorer.catalogue_ranks(users, positives, num_items, *seen)
+        if ranks is not None:
+            return ranks, num_items - offsets.diff()
+    left_out = catalogue.seen_items[int(offsets[0]) : int(offsets[-1])].to(device)
+    rows = torch.repeat_interleave(offsets.diff()).to(device)
     items = torch.arange(num_items, device=device).expand(len(users), -1)  # [b, I], one list for all
     scores = scores_of(scorer, users, items)
-    left_out = rows * num_items + seen  # positions in the flattened block
+    left_out = rows * num_items + left_out  # positions in the flattened block
     own = torch.arange(len(users), device=device) * num_items + positives
     if may_hold_nan(scores):
         real = torch.ones(scores.shape, dtype=torch.bool, device=device)

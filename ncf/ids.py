@@ -36,7 +36,9 @@ def check_ids(
         got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"{name} must be an int64 tensor of ids, got {got}")
     listed = ids[:1] if ids.dim() == 2 and ids.stride(0) == 0 else ids
-    if not listed.numel() or (int(listed.min()) >= lowest and (size is None or int(listed.max()) < size)):
+    # NumPy does not wake PyTorch's threads, which then wait for more work on the cores that a kernel is about to use.
+    plain: Any = listed.numpy() if listed.is_cpu else listed
+    if not listed.numel() or (int(plain.min()) >= lowest and (size is None or int(plain.max()) < size)):
         return
     wrong = listed < lowest if size is None else (listed < lowest) | (listed >= size)
     place = tuple(wrong.nonzero()[0].tolist())

@@ -12,12 +12,16 @@ from torch import Tensor, nn
 
 from ncf.embeddings import Table, UserItemEmbeddings
 from ncf.ids import check_ids
+from ncf.threads import cpu_threads
 
 if TYPE_CHECKING:
     from ncf.collective_scoring import CollectiveScorer
     from ncf.interactions import Vocabulary
     from ncf.kernels.tables import ScoringTables
     from ncf.scoring import Scorer
+
+# So few rows are laid out for ranking by one thread: others, once woken, would wait on cores that the kernel needs.
+_FEW_ROWS = 1 << 14
 
 
 def whole(name: str, value: int) -> int:
@@ -180,7 +184,8 @@ class Recommender(nn.Module):
             return CollectiveScorer(self)
         from ncf.scoring import Scorer
 
-        return Scorer(self.scoring_tables())
+        with cpu_threads(1 if self.num_users + self.num_items <= _FEW_ROWS else None):
+            return Scorer(self.scoring_tables())
 
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
         """Logits of each user's candidates, for ranking.

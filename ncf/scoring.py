@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ncf.kernels import ScoringTables, score_candidates
-from ncf.kernels.native import PackedTables, fits
+from ncf.kernels.packed import PackedTables, fits
 
 
 class Scorer:
     """A frozen view of a model for ranking.
 
-    On a CPU a kernel in C takes a few pairs at a time through the whole network (`ncf.kernels.native`); elsewhere, in
+    On a CPU a kernel in C takes a few pairs at a time through the whole network (`ncf.kernels.packed`); elsewhere, in
     other types than fp32, and where ncf was installed without a C compiler, `ncf.kernels.score_candidates` does.
 
     Args:
@@ -59,3 +59,19 @@ class Scorer:
             return self._packed.score(users, candidates)
         assert self._tables is not None
         return score_candidates(self._tables, users, candidates)
+
+    def ranks(self, users: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Ranks of held-out items, where no table of scores is needed for them; else ``None``.
+
+        Args and results are those of `ncf.kernels.packed.PackedTables.ranks`. ``None`` as well if an id is unknown or a
+        score not a number.
+        """
+        return None if self._packed is None else self._packed.ranks(users, positives, negatives)
+
+    def catalogue_ranks(
+        self, users: Tensor, positives: Tensor, num_items: int, seen_offsets: Tensor, seen_items: Tensor
+    ) -> Tensor | None:
+        """Ranks in the whole catalogue, as `ranks`; see `ncf.kernels.packed.PackedTables.catalogue_ranks`."""
+        if self._packed is None or self._tables is not None:
+            return None
+        return self._packed.catalogue_ranks(users, positives, num_items, seen_offsets, seen_items)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from ncf.recommender import Recommender
 from ncf.selection import SELECTIONS, judge, what_to_judge
 from ncf.splitting import Split
 from ncf.steps import CollectiveStep, CompiledStep, EagerStep, Step, can_be_compiled
+from ncf.threads import cpu_threads
 from ncf.training_state import TrainingState
 
 __all__ = ["History", "Trainer"]
@@ -203,10 +203,8 @@ class Trainer:
             desc=type(self.model).__name__,
             disable=True if rank() else hidden,
         )
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.threads or threads)
         try:
-            with Interruption(collective=self.collective) as interruption:
+            with cpu_threads(self.threads), Interruption(collective=self.collective) as interruption:
                 while state.epoch < self.epochs and not self._is_patience_over(state):
                     run_epoch(
                         state,
@@ -231,7 +229,6 @@ class Trainer:
         except KeyboardInterrupt:
             state.history.interrupted = True
         finally:
-            torch.set_num_threads(threads)
             bar.close()
             state.restore_best()
             self.model.eval()

@@ -1,9 +1,9 @@
 /* ncf's kernels for a CPU, in plain C with the vector extension of GCC and Clang. They are called through ctypes by
-   native.py (scores) and ncf/native_step.py (training steps), which know the layouts.
+   native.py (scores and ranks) and ncf/native_step.py (training steps), which know the layouts.
 
    Scores: what PyTorch does layer by layer over millions of pairs is done for PAIRS candidates of one user at a time:
    add the halves of the first layer, go through the small layers, add the product and the biases. No intermediate
-   result leaves the cache.
+   result leaves the cache; of a ranking, the scores do not either.
 
    Training steps: lookups, towers, loss, gradients and Adam of several batches in one call, TRAINED pairs at a time. */
 
@@ -34,6 +34,9 @@ typedef struct {
     int64_t num_users, num_items, hidden, factors, inputs, layers, widest;
     float bias;
 } Tables;
+
+/* How many items' rows stay in the cache, in whole blocks. */
+static int64_t cached_items(const Tables *t) { return CACHED / (t->hidden + t->factors + 1) / PAIRS * PAIRS + PAIRS; }
 
 typedef struct {
     float *value, *mean, *square, *gradient; /* mean and square are Adam's; the gradient is zero between steps */
@@ -112,29 +115,45 @@ int ncf_lanes(void) {
     return 4;
 }
 
+typedef void (*Score)(const Tables *, const int64_t *users, int64_t num_users, const int64_t *candidates, int64_t step,
+                      int64_t width, float *scratch, float *scores);
+
+static Score score_of(int lanes) {
+#ifdef __x86_64__
+    if (lanes == 16) return score16;
+    if (lanes == 8) return score8;
+#endif
+    (void)lanes;
+    return score4;
+}
+
+static float *scratch_of(const Tables *t, int lanes) { return malloc(sizeof(float) * PAIRS * (2 * t->widest + lanes)); }
+
+/* The place of the first user without a row, or -1. */
+static int64_t unknown_user(const Tables *t, const int64_t *users, int64_t num_users) {
+    for (int64_t u = 0; u < num_users; u++)
+        if (users[u] < 0 || users[u] >= t->num_users) return u;
+    return -1;
+}
+
 /* candidates: user u's begin at u * step; scores: [num_users, width].
    Returns -1; or where the first unknown user is; or num_users + the place of the first unknown item; or -2 for want
    of memory. */
 int64_t ncf_score(const Tables *t, int lanes, const int64_t *users, int64_t num_users, const int64_t *candidates,
                   int64_t step, int64_t width, float *scores) {
-    for (int64_t u = 0; u < num_users; u++)
-        if (users[u] < 0 || users[u] >= t->num_users) return u;
+    const int64_t unknown = unknown_user(t, users, num_users);
+    if (unknown != -1) return unknown;
     for (int64_t u = 0; u < (step ? num_users : 1); u++)
         for (int64_t c = 0; c < width; c++)
             if (candidates[u * step + c] >= t->num_items) return num_users + u * width + c;
-    float *scratch = malloc(sizeof(float) * PAIRS * (2 * t->widest + lanes));
+    float *scratch = scratch_of(t, lanes);
     if (!scratch) return -2;
-#ifdef __x86_64__
-    if (lanes == 16)
-        score16(t, users, num_users, candidates, step, width, scratch, scores);
-    else if (lanes == 8)
-        score8(t, users, num_users, candidates, step, width, scratch, scores);
-    else
-#endif
-        score4(t, users, num_users, candidates, step, width, scratch, scores);
+    score_of(lanes)(t, users, num_users, candidates, step, width, scratch, scores);
     free(scratch);
     return -1;
 }
+
+#include "rank.h"
 
 /* users: [batches, positives]; items: [batches, positives, each], a positive before its negatives. rates: Adam's with
    its first bias correction; corrections: its second. Returns -1; or where the first unknown user is; or the number

@@ -75,7 +75,7 @@ TARGET static void NAMED(block)(const Tables *t, const float *user, float base, 
 TARGET static void NAMED(score)(const Tables *t, const int64_t *users, int64_t num_users, const int64_t *candidates,
                                 int64_t step, int64_t width, float *scratch, float *scores) {
     /* One list for all users: as many rows at a time as stay in the cache for all of them. */
-    const int64_t row = t->hidden + t->factors, chunk = step ? width : CACHED / (row + 1) / PAIRS * PAIRS + PAIRS;
+    const int64_t row = t->hidden + t->factors, chunk = step ? width : cached_items(t);
     for (int64_t start = 0; start < width; start += chunk)
         for (int64_t u = 0; u < num_users; u++) {
             const float base = t->bias + (t->user_bias ? t->user_bias[users[u]] : 0.0f);

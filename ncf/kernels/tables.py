@@ -148,13 +148,14 @@ class ScoringTables:
         return replace(self, **changed, layers=layers)
 
 
-def check_pairs(users: Tensor, candidates: Tensor, device: torch.device) -> None:
+def check_pairs(users: Tensor, items: Tensor, device: torch.device, name: str = "candidates") -> None:
     """Reject what a kernel would answer with another tensor's memory; the ids themselves are not looked at.
 
     Args:
         users: should be ``[U]``, int64.
-        candidates: should be ``[U, C]``, int64.
+        items: should be ``[U, C]``, int64.
         device: where both should be.
+        name: what the items are called.
 
     Raises:
         ValueError: if they are not.
@@ -168,12 +169,12 @@ def check_pairs(users: Tensor, candidates: Tensor, device: torch.device) -> None
         Traceback (most recent call last):
         ValueError: users has shape (1,), candidates (3,): give [U] and [U, C]
     """
-    if users.dim() != 1 or candidates.dim() != 2 or len(users) != len(candidates):
+    if users.dim() != 1 or items.dim() != 2 or len(users) != len(items):
         raise ValueError(
-            f"users has shape {tuple(users.shape)}, candidates {tuple(candidates.shape)}: give [U] and [U, C]"
+            f"users has shape {tuple(users.shape)}, {name} {tuple(items.shape)}: give [U] and [U, C]"
         )
-    for name, ids in (("users", users), ("candidates", candidates)):
+    for which, ids in (("users", users), (name, items)):
         if ids.dtype != torch.int64 or ids.device != device:
             raise ValueError(
-                f"{name} is {ids.dtype} on {ids.device}: give int64 on {device}, where the tables are"
+                f"{which} is {ids.dtype} on {ids.device}: give int64 on {device}, where the tables are"
             )
