@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ncf.batches import Batch
-from ncf.kernels.native import library, refuse
+from ncf.kernels.native import lanes_for, library, refuse
 from ncf.losses import Loss, binary_cross_entropy, bpr
 from ncf.models import GMF, MLP, MatrixFactorization, NeuMF
 from ncf.optimizers import adam_scales, started
@@ -57,7 +57,7 @@ class NativeStep:
         loss: `binary_cross_entropy` or `bpr`.
         samples_per_batch: positives and negatives; a call takes as many batches as make some ten thousand.
         at_most: batches in a call.
-        lanes: width of the vector unit in floats: 4, 8 (AVX2) or 16 (AVX-512); this processor's by default.
+        lanes: width of the vector unit in floats: 4, 8 (AVX2) or 16 (AVX-512); see `ncf.kernels.native.lanes_for`.
         kernel: what `ncf.kernels.native.library` returned; its default by default.
 
     Example::
@@ -91,8 +91,8 @@ class NativeStep:
             1, min(_SAMPLES_PER_CALL // samples_per_batch, at_most or _SAMPLES_PER_CALL)
         )
         self._kernel = library() if kernel is None else kernel
-        self._lanes = self._kernel.ncf_lanes() if lanes is None else lanes
         self._model: Any = model
+        self._lanes = lanes_for(self._kernel, self._widths()) if lanes is None else lanes
         self._optimizer = optimizer
         self._parameters = dict(model.named_parameters())
         self._gradients = {name: torch.zeros_like(value) for name, value in self._parameters.items()}
@@ -125,9 +125,15 @@ class NativeStep:
             state["step"] += len(rates)
         return losses
 
+    def _layers(self) -> list[Any]:
+        return list(self._model.towers["mlp"].layers) if "mlp" in self._model.towers else []
+
+    def _widths(self) -> list[int]:
+        return [self._model.config.get("factors", 0), *(layer.out_features for layer in self._layers())]
+
     def _described(self, states: dict[str, dict[str, Tensor]]) -> _Model:
         """Where everything is at present."""
-        model, held = self._model, {}
+        model, layers, held = self._model, self._layers(), {}
         for name, value in self._parameters.items():
             tensors = (value, states[name]["exp_avg"], states[name]["exp_avg_sq"], self._gradients[name])
             held[name] = _Parameter(*(tensor.data_ptr() for tensor in tensors), value.numel())
@@ -136,7 +142,6 @@ class NativeStep:
         }
         factors = model.config.get("factors", 0)
         kind = "mf" if isinstance(model, MatrixFactorization) else "gmf"
-        layers = list(model.towers["mlp"].layers) if "mlp" in model.towers else []
         described = _Model(
             *(
                 table.get(f"{side}_{part}", _Parameter())

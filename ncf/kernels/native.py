@@ -6,6 +6,7 @@ Where there was no C compiler, there is no kernel, and ncf works in PyTorch: the
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from ctypes import c_int64
 from functools import cache
 from pathlib import Path
@@ -39,6 +40,25 @@ def library(folder: Path = Path(__file__).parent) -> Any:
             function.restype = c_int64
         return found
     return None
+
+
+def lanes_for(kernel: Any, widths: Iterable[int]) -> int:
+    """How many floats a vector should hold: as many as this processor has, but no vectors of 16 with half to do.
+
+    Args:
+        kernel: what `library` returned.
+        widths: of the rows and layers that are cut into vectors.
+
+    Example::
+
+        >>> from types import SimpleNamespace
+        >>> from ncf.kernels.native import lanes_for
+        >>> avx512 = SimpleNamespace(ncf_lanes=lambda: 16)
+        >>> lanes_for(avx512, [64, 32, 16]), lanes_for(avx512, [32, 15]), lanes_for(avx512, [32, 8])
+        (16, 16, 8)
+    """
+    lanes = int(kernel.ncf_lanes())
+    return 8 if lanes == 16 and any(0 < width % 16 <= 8 for width in widths) else lanes
 
 
 def refuse(failed: int, users: Tensor, items: Tensor, num_users: int, num_items: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncf.kernels.native import library, refuse
+from ncf.kernels.native import lanes_for, library, refuse
 from ncf.kernels.tables import ScoringTables, check_pairs
 
 _PAIRS_PER_THREAD = 1 << 14  # fewer are not worth starting a thread for
@@ -57,7 +57,7 @@ class PackedTables:
 
     Args:
         tables: for which `fits` holds.
-        lanes: width of the vector unit in floats: 4, 8 (AVX2) or 16 (AVX-512); this processor's by default.
+        lanes: width of the vector unit in floats: 4, 8 (AVX2) or 16 (AVX-512); see `lanes_for`.
         kernel: what `library` returned; its default by default.
 
     Example::
@@ -76,7 +76,9 @@ class PackedTables:
     @torch.no_grad()
     def __init__(self, tables: ScoringTables, lanes: int | None = None, kernel: Any = None) -> None:
         self._kernel = library() if kernel is None else kernel
-        self._lanes = self._kernel.ncf_lanes() if lanes is None else lanes
+        rows = [half for half in (tables.item_half, tables.item_gmf) if half is not None]
+        widths = [half.shape[1] for half in rows] + [len(bias) for _, bias in tables.layers]
+        self._lanes = lanes_for(self._kernel, widths) if lanes is None else lanes
         self._users = self._side_by_side(tables.user_half, tables.user_gmf)  # [U, H + F], padded
         self._items = self._side_by_side(tables.item_half, tables.item_gmf)  # [I, H + F], padded
         biases = [None if bias is None else bias.clone() for bias in (tables.user_bias, tables.item_bias)]
