@@ -152,16 +152,16 @@ class PackedTables:
         check_pairs(users, negatives, self._users.device, "negatives")
         width = negatives.shape[1]
         users, positives, negatives = users.contiguous(), positives.contiguous(), _rows(negatives)
-        ranks, counts, answers = torch.empty_like(users), torch.empty_like(users), set()
+        ranks, counts, done = torch.empty_like(users), torch.empty_like(users), []
 
         def work(mine: slice) -> None:
             lists, out = negatives[mine], (ranks[mine], counts[mine])
-            answers.add(
+            done.append(
                 self._call("ncf_rank", users[mine], positives[mine], lists, _step(lists), width, *out)
             )
 
         _in_parts(work, len(users), 1 + width)
-        return (ranks, counts) if answers <= {-1} else None
+        return (ranks, counts) if all(done) else None
 
     def catalogue_ranks(
         self, users: Tensor, positives: Tensor, num_items: int, seen_offsets: Tensor, seen_items: Tensor
@@ -183,18 +183,18 @@ class PackedTables:
         if num_items > len(self._items) or len(seen_offsets) != len(users) + 1:
             return None
         users, positives, seen_items = users.contiguous(), positives.contiguous(), seen_items.contiguous()
-        ranks, answers = torch.empty_like(users), set()
+        ranks, done = torch.empty_like(users), []
 
         def work(mine: slice) -> None:
             seen = seen_offsets[mine.start : mine.stop + 1].contiguous(), seen_items
             parts = (positives[mine], num_items, *seen, len(seen_items), ranks[mine])
-            answers.add(self._call("ncf_rank_catalogue", users[mine], *parts))
+            done.append(self._call("ncf_rank_catalogue", users[mine], *parts))
 
         _in_parts(work, len(users), num_items)
-        return ranks if answers <= {-1} else None
+        return ranks if all(done) else None
 
     def _call(self, function: str, users: Tensor, *arguments: Tensor | int) -> int:
-        """What a function of native.c answers; ctypes lets other threads run meanwhile."""
+        """What a function of the library answers; ctypes lets other threads run meanwhile."""
         given = [
             c_int64(a) if isinstance(a, int) else c_void_p(a.data_ptr())
             for a in (users, len(users), *arguments)
