@@ -35,13 +35,13 @@ def main() -> None:
     split = leave_one_out(movielens.load("100k").interactions, validation=False)
     candidates = sample_candidates(split)
     settings = {name: value for name, value in vars(options).items() if name != "seeds"}
-    means: dict[str, tuple[float, float]] = {}
+    reached: dict[str, list[float]] = {}
     for name, compiled in (("eager", False), ("compiled", True), ("native", None)):
         rankings = [
             trained(split, candidates, seed, compile=compiled, **settings) for seed in range(options.seeds)
         ]
         hr, ndcg = [ranking.hr for ranking in rankings], [ranking.ndcg for ranking in rankings]
-        means[name] = mean_and_error(hr)
+        reached[name] = hr
         print(
             f"{name:9} "
             f"HR@10 {statistics.fmean(hr):.4f} ± {mean_and_error(hr)[1]:.4f}   "
@@ -49,9 +49,10 @@ def main() -> None:
             f"seeds: {', '.join(f'{value:.3f}' for value in hr)}",
             flush=True,
         )
-    plain, error = means.pop("eager")
-    for name, (fast, _) in means.items():
-        print(f"{name} - eager: {fast - plain:+.4f}, {(fast - plain) / error:+.2f} standard errors")
+    plain = reached.pop("eager")
+    for name, fast in reached.items():
+        difference, error = mean_and_error([a - b for a, b in zip(fast, plain, strict=True)])
+        print(f"{name} - eager: {difference:+.4f} ± {error:.4f}, seed by seed")
 
 
 def trained(split: Split, candidates: Candidates, seed: int, **settings: object) -> Ranking:
