@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ncf.arguments import whole
 from ncf.initialization import stream
 from ncf.interactions import Interactions
 from ncf.processes import gathered, rank, summed, together
@@ -82,9 +83,7 @@ class TrainingBatches:
         rank: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("negatives", negatives)):
-            if value < 1:
-                raise ValueError(f"{name} = {value}: give at least 1")
+        batch_size, negatives = whole("batch_size", batch_size), whole("negatives", negatives)
         self.negatives = negatives
         self.seed = seed
         self.rank = rank
@@ -150,8 +149,7 @@ class TrainingBatches:
         """
         if not 0 <= start <= len(self):
             raise ValueError(f"start = {start}: an epoch has {len(self)} batches")
-        if per_chunk < 1:
-            raise ValueError(f"per_chunk = {per_chunk}: give at least 1")
+        whole("per_chunk", per_chunk)
         random = torch.Generator(self.device)
         own = (self.rank,) if self.rank else ()
         random.manual_seed(stream(self.seed, "epoch", number, *own).initial_seed())
@@ -168,9 +166,9 @@ class TrainingBatches:
                     )
             return
         size = self.positives_per_batch
-        whole = len(order) // size * size
-        full = order[:whole].view(-1, size)[start:]  # [batches, P]
-        last = order[None, whole:] if start <= whole // size else order[None, :0]
+        filled = len(order) // size * size
+        full = order[:filled].view(-1, size)[start:]  # [batches, P]
+        last = order[None, filled:] if start <= filled // size else order[None, :0]
         for rows in [*full.split(per_chunk), last]:
             if rows.numel():
                 yield Batch(self.users[rows], items[rows].to(torch.int64))

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ncf.arguments import of_type, whole
 from ncf.complement import Complement
 from ncf.ids import check_ids
 from ncf.interactions import Interactions
@@ -193,7 +194,8 @@ def sample_candidates(
         `Candidates`, in the order of the part's users.
 
     Raises:
-        ValueError: if the part is empty or ``num_negatives`` is less than one.
+        TypeError: if ``split`` is something else.
+        ValueError: if the part is empty, or ``num_negatives`` is no whole number of at least one.
 
     Example::
 
@@ -204,8 +206,7 @@ def sample_candidates(
         (tensor([2, 4]), tensor([[-1,  3,  4],
                 [-1,  0,  1]]))
     """
-    if num_negatives < 1:
-        raise ValueError(f"num_negatives = {num_negatives}: at least one item must be drawn")
+    num_negatives, seed = whole("num_negatives", num_negatives), whole("seed", seed, least=None)
     held_out = _held_out(split, part)
     untouched = Complement(*split.csr(), num_items=held_out.num_items)
     generator = torch.Generator().manual_seed(seed * 2 + (part == "validation"))
@@ -247,6 +248,7 @@ def whole_catalogue(split: Split, part: Part = "test") -> Catalogue:
 
 
 def _held_out(split: Split, part: Part) -> Interactions:
+    of_type("split", split, Split, "leave_one_out(interactions) makes one")
     if part not in ("validation", "test"):
         raise ValueError(f'part = {part!r}: choose "validation" or "test"')
     held_out: Interactions | None = getattr(split, part)

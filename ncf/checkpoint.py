@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch import Tensor
 
+from ncf.arguments import whole
 from ncf.checkpoint_files import damage_of, described, folder_of, folders_in, number_of, part_of, write
 from ncf.processes import gathered, rank, together, world_size
 
@@ -114,12 +115,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | PathLike[str], *, keep: int = 2, in_background: bool = False) -> None:
-        if keep < 1:
-            raise ValueError(f"keep = {keep}: give at least 1")
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise NotADirectoryError(f"{self.folder} is a file: give a folder for the checkpoints")
-        self.keep = keep
+        self.keep = whole("keep", keep)
         self.in_background = in_background
         self._damaged: set[str] = set()
         self._group: dist.ProcessGroup | None = None

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncf.arguments import whole
 from ncf.candidates import Candidates, Catalogue
 from ncf.ids import check_ids
 from ncf.processes import joined, together
@@ -123,8 +124,7 @@ def ranks_of(
     collective = is_collective(scorer)
     if block_users is None:
         block_users = USERS_PER_PASS if collective else max(1, pairs // width)
-    elif block_users < 1:
-        raise ValueError(f"block_users = {block_users}: give at least 1")
+    block_users = whole("block_users", block_users)
     ranks = torch.empty(len(candidates.users), dtype=torch.int64)
     num_candidates = torch.empty_like(ranks)
     failure: ValueError | None = None

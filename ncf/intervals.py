@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ncf.arguments import whole
+
 _DRAWS_AT_ONCE = 1 << 22  # 32 MB of float64
 
 
@@ -182,8 +184,7 @@ def draws_at_once(resamples: int, width: int) -> list[int]:
         >>> draws_at_once(2000, width=4096)
         [1024, 976]
     """
-    if resamples < 1:
-        raise ValueError(f"resamples = {resamples}: give at least 1")
+    whole("resamples", resamples)
     rows = max(1, _DRAWS_AT_ONCE // max(1, width))
     return [min(rows, resamples - start) for start in range(0, resamples, rows)]
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ncf.arguments import whole
 from ncf.embeddings import Table
 from ncf.kernels.tables import ScoringTables
-from ncf.recommender import Recommender, whole
+from ncf.recommender import Recommender
 from ncf.towers import GMFTower, SumHead
 
 

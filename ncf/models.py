@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ncf.arguments import whole
 from ncf.embeddings import Table
 from ncf.kernels.tables import ScoringTables
 from ncf.matrix_factorization import MatrixFactorization
-from ncf.recommender import Recommender, whole
+from ncf.recommender import Recommender
 from ncf.towers import GMFTower, MLPTower, linear_head
 
 __all__ = ["GMF", "MLP", "MatrixFactorization", "NeuMF"]

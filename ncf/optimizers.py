@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -49,8 +50,8 @@ def make_optimizer(
     if name not in _OPTIMIZERS:
         raise ValueError(f"optimizer = {name!r}: choose one of {', '.join(map(repr, _OPTIMIZERS))}")
     for argument, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
-        if not value >= 0.0:
-            raise ValueError(f"{argument} = {value}: give a number of at least 0")
+        if not isinstance(value, Real) or not value >= 0.0:
+            raise ValueError(f"{argument} = {value!r}: give a number of at least 0")
 
     def dense(parameters: Any) -> torch.optim.Optimizer:
         return _OPTIMIZERS[name](parameters, lr=learning_rate, weight_decay=weight_decay)

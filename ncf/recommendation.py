@@ -13,6 +13,7 @@ from ncf.ids import check_ids
 from ncf.interactions import Interactions, Vocabulary
 from ncf.processes import together
 from ncf.ragged import take_lists
+from ncf.ranking import check_k
 from ncf.scorers import (
     USERS_PER_PASS,
     SupportsScore,
@@ -84,8 +85,7 @@ def recommend(
         with together(collective):
             user_ids, item_ids = (_vocabulary(model, exclude, name) for name in ("user_ids", "item_ids"))
             num_users, num_items = (_size(model, exclude, side) for side in ("user", "item"))
-            if not 1 <= k <= num_items:
-                raise ValueError(f"k = {k}: give a length between 1 and the number of items, {num_items}")
+            check_k(k, num_items)
             rows = _rows(users, user_ids, num_users)
         values, items = _best(scorer, rows, k, num_items, exclude, device_of(model))
     lengths = (values > -torch.inf).sum(1).tolist()

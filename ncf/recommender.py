@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ncf.arguments import whole
 from ncf.embeddings import Table, UserItemEmbeddings
 from ncf.ids import check_ids
 from ncf.threads import cpu_threads
@@ -22,24 +22,6 @@ if TYPE_CHECKING:
 
 # So few rows are laid out for ranking by one thread: others, once woken, would wait on cores that the kernel needs.
 _FEW_ROWS = 1 << 14
-
-
-def whole(name: str, value: int) -> int:
-    """A size as Python's own number, which JSON knows.
-
-    Raises:
-        ValueError: if it is not a positive whole number.
-
-    Example::
-
-        >>> import numpy as np
-        >>> from ncf.recommender import whole
-        >>> whole("factors", np.int64(8))
-        8
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} = {value!r}: give a positive whole number")
-    return int(value)
 
 
 class Recommender(nn.Module):
@@ -101,9 +83,15 @@ class Recommender(nn.Module):
         device: torch.device | str | None,
     ) -> None:
         super().__init__()
+        seed = whole("seed", seed, least=None)
         self.num_users = num_users = whole("num_users", num_users)
         self.num_items = num_items = whole("num_items", num_items)
-        self.config = {"num_users": num_users, "num_items": num_items, **config, "seed": int(seed)}
+        self.config = {
+            "num_users": num_users,
+            "num_items": num_items,
+            **config,
+            "seed": whole("seed", seed, least=None),
+        }
         self.embeddings = UserItemEmbeddings(num_users, num_items, tables, seed=seed, device=device)
         dense_device = None if device is None or torch.device(device).type == "meta" else device
         self.towers = nn.ModuleDict(towers).to(dense_device)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ncf.arguments import whole
 from ncf.complement import Complement
 from ncf.ids import check_ids
 from ncf.interactions import Interactions
@@ -90,7 +91,6 @@ class NegativeSampler:
         """
         if users.dtype != torch.int64 or users.dim() != 1:
             raise ValueError(f"users must be an int64 tensor [B], got {users.dtype} {tuple(users.shape)}")
-        if num < 0:
-            raise ValueError(f"num = {num}: give at least 0")
+        whole("num", num, least=0)
         check_ids(users, "users", len(self._complement.sizes), "num_users")
         return self._complement.draw(users, num, self.generator)

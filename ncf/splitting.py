@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ncf.arguments import of_type, whole
 from ncf.interactions import Interactions
 from ncf.ragged import offsets_of
 
@@ -123,6 +124,7 @@ def leave_one_out(interactions: Interactions, *, validation: bool = True, min_in
         `Split`, each part in file order.
 
     Raises:
+        TypeError: if ``interactions`` is something else.
         ValueError: if ``min_interactions`` would leave a user without a training interaction, or no user
             has enough.
 
@@ -136,6 +138,8 @@ def leave_one_out(interactions: Interactions, *, validation: bool = True, min_in
         >>> split.test.item_ids.decode(split.test.items)
         [5]
     """
+    of_type("interactions", interactions, Interactions, "Interactions.from_arrays(users, items) makes one")
+    min_interactions = whole("min_interactions", min_interactions)
     held_out = 2 if validation else 1
     if min_interactions <= held_out:
         raise ValueError(

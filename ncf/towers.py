@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from numbers import Integral
 from typing import Any
@@ -68,7 +68,7 @@ class MLPTower(nn.Module):
         self, layers: Sequence[int], *, dropout: float = 0.0, seed: int = 0, name: str = "towers.mlp"
     ) -> None:
         super().__init__()
-        widths = tuple(layers)
+        widths = tuple(layers) if isinstance(layers, Iterable) else (layers,)
         whole = all(isinstance(width, Integral) for width in widths)
         if not widths or not whole or min(widths) < 1 or widths[0] % 2:
             raise ValueError(

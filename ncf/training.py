@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 from tqdm import tqdm
 
+from ncf.arguments import of_type, whole, whole_or_none
 from ncf.batches import TrainingBatches, collective_batches
 from ncf.candidates import Candidates
 from ncf.checkpoint import Checkpoints
@@ -113,14 +114,8 @@ class Trainer:
         ):
             if choice not in known:
                 raise ValueError(f"{name} = {choice!r}: choose one of {', '.join(map(repr, known))}")
-        for name, value in (
-            ("epochs", epochs),
-            ("patience", patience),
-            ("threads", threads),
-            ("checkpoint_every", checkpoint_every),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} = {value}: give at least 1")
+        if compile not in (None, True, False):
+            raise ValueError(f"compile = {compile!r}: choose None, True or False")
         inner = getattr(model, "module", model)
         if not isinstance(inner, Recommender):
             raise TypeError(f"{type(model).__name__} is not one of ncf's models")
@@ -133,22 +128,22 @@ class Trainer:
             )
         if self.collective and compile:
             raise ValueError("compile=True is for a model in one process, not for a sharded one")
-        self.epochs = epochs
-        self.batch_size = batch_size
+        self.epochs = whole("epochs", epochs)
+        self.batch_size = whole("batch_size", batch_size)
         self.learning_rate = learning_rate
         self.schedule = schedule
-        self.negatives = negatives
+        self.negatives = whole("negatives", negatives)
         self.law = law
         self.loss = loss
         self.selection = selection
-        self.patience = patience
-        self.k = k
-        self.seed = seed
+        self.patience = whole_or_none("patience", patience)
+        self.k = whole("k", k)
+        self.seed = whole("seed", seed, least=None)
         self.compile = compile
-        self.threads = threads
+        self.threads = whole_or_none("threads", threads)
         self.progress = progress
         self.checkpoints = Checkpoints(checkpoint) if isinstance(checkpoint, str | PathLike) else checkpoint
-        self.checkpoint_every = checkpoint_every
+        self.checkpoint_every = whole_or_none("checkpoint_every", checkpoint_every)
         self.optimizer_name = optimizer
         self.weight_decay = weight_decay
         self.optimizer = make_optimizer(
@@ -175,6 +170,7 @@ class Trainer:
             The `History`; the model has the weights of ``history.best_epoch``.
 
         Raises:
+            TypeError: if ``split`` is something else.
             ValueError: if the split does not fit the model or lacks the part to select on.
             FloatingPointError: if the loss is no longer a finite number; the epoch and step are named.
         """
@@ -238,7 +234,7 @@ class Trainer:
 
     def _checked(self, split: Split, candidates: Candidates | None) -> tuple[Interactions, Candidates | None]:
         """What to train on, and what to judge each epoch on."""
-        train = split.train
+        train = of_type("split", split, Split, "leave_one_out(interactions) makes one").train
         if train is None:
             raise ValueError("split.train is None: there is nothing to train on")
         for name in ("num_users", "num_items"):

@@ -106,5 +106,5 @@ def test_sizes(interactions: Interactions) -> None:
         with pytest.raises(ValueError, match=f"{name} = {value}"):
             next(batches.epoch(0, **arguments))
     for arguments in ({"batch_size": 0}, {"batch_size": 5, "negatives": 0}):
-        with pytest.raises(ValueError, match="= 0: give at least 1"):
+        with pytest.raises(ValueError, match="= 0: give a whole number of at least 1"):
             TrainingBatches(interactions, **arguments)

@@ -97,7 +97,7 @@ def test_a_rectangle_of_a_table_is_filled_as_the_whole_would_be() -> None:
 @pytest.mark.parametrize("bad", [0, -1, 2.5, True])
 def test_factors_must_be_a_positive_whole_number(bad: object) -> None:
     for model in (GMF, NeuMF, MatrixFactorization):
-        with pytest.raises(ValueError, match=f"factors = {bad}: give a positive whole number"):
+        with pytest.raises(ValueError, match=f"factors = {bad}: give a whole number of at least 1"):
             model(5, 7, factors=bad)  # type: ignore[arg-type]
 
 

@@ -173,6 +173,13 @@ def test_the_compiled_step_trains_as_the_eager_one(split: Split, loss: str) -> N
         ({"learning_rate": -1.0}, r"learning_rate = -1\.0"),
         ({"learning_rate": float("nan")}, "learning_rate = nan"),
         ({"patience": 0}, "patience = 0"),
+        ({"epochs": 2.5}, r"epochs = 2\.5: give a whole number of at least 1"),
+        ({"batch_size": "many"}, "batch_size = 'many': give a whole number"),
+        ({"learning_rate": "high"}, "learning_rate = 'high': give a number"),
+        ({"seed": 0.5}, r"seed = 0\.5: give a whole number"),
+        ({"k": 0}, "k = 0"),
+        ({"threads": 0}, "threads = 0"),
+        ({"compile": "yes"}, "compile = 'yes': choose None, True or False"),
     ],
 )
 def test_bad_arguments(split: Split, arguments: dict, message: str) -> None:
@@ -181,6 +188,8 @@ def test_bad_arguments(split: Split, arguments: dict, message: str) -> None:
 
 
 def test_a_split_that_does_not_fit(split: Split) -> None:
+    with pytest.raises(TypeError, match=r"split must be Split, got Interactions: leave_one_out"):
+        Trainer(GMF(40, 60)).fit(split.train)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_users = 40, the model 39"):
         Trainer(GMF(39, 60)).fit(split)
     with pytest.raises(ValueError, match="nothing to train on"):

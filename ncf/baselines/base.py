@@ -7,10 +7,25 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ncf.arguments import of_type
 from ncf.ids import check_ids
 from ncf.interactions import Interactions
 
 _SCORES_PER_BLOCK = 1 << 22  # 16 MB of float32
+
+
+def training_interactions(train: Interactions) -> Interactions:
+    """What a baseline was given, if it can learn from it.
+
+    Example::
+
+        >>> from ncf import Interactions, leave_one_out
+        >>> from ncf.baselines.base import training_interactions
+        >>> training_interactions(leave_one_out(Interactions.from_arrays([0, 0, 0], [5, 6, 7])))
+        Traceback (most recent call last):
+        TypeError: train must be Interactions, got Split: a split has them as split.train
+    """
+    return of_type("train", train, Interactions, "a split has them as split.train")
 
 
 class Baseline:
@@ -33,6 +48,7 @@ class Baseline:
     """
 
     def __init__(self, train: Interactions) -> None:
+        train = training_interactions(train)
         self.num_users, self.num_items = train.num_users, train.num_items
         self.user_ids, self.item_ids = train.user_ids, train.item_ids
         self.device = train.items.device

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncf.baselines.base import Baseline, blocks_of
+from ncf.arguments import whole
+from ncf.baselines.base import Baseline, blocks_of, training_interactions
 from ncf.interactions import Interactions
 from ncf.ragged import take_lists
 
@@ -73,12 +74,10 @@ class ItemKNN(_ItemToItem):
     def __init__(
         self, train: Interactions, *, neighbours: int = 20, shrinkage: float = 0.0, max_items: int = 30_000
     ) -> None:
-        if neighbours < 1 or shrinkage < 0:
-            raise ValueError(
-                f"neighbours = {neighbours}, shrinkage = {shrinkage}: give at least one neighbour, "
-                "and a shrinkage that is not negative"
-            )
-        _refuse_many_items(train.num_items, max_items, "ItemKNN", bytes_each=4)
+        neighbours = whole("neighbours", neighbours)
+        if not shrinkage >= 0:
+            raise ValueError(f"shrinkage = {shrinkage}: give a number of at least 0")
+        _refuse_many_items(train, max_items, "ItemKNN", bytes_each=4)
         neighbours = min(neighbours, train.num_items)
         norms = torch.bincount(train.items, minlength=train.num_items).to(torch.float32).sqrt()  # [I]
         weights = torch.empty(train.num_items, train.num_items, device=train.items.device)
@@ -122,7 +121,7 @@ class EASE(_ItemToItem):
             raise ValueError(
                 f"regularization = {regularization}: must be positive, or XᵀX may have no inverse"
             )
-        _refuse_many_items(train.num_items, max_items, "EASE", bytes_each=24)
+        _refuse_many_items(train, max_items, "EASE", bytes_each=24)
         gram = torch.empty(train.num_items, train.num_items, dtype=torch.float64, device=train.items.device)
         for block, common in _co_occurrence(train):
             gram[block] = common
@@ -152,7 +151,8 @@ def _co_occurrence(train: Interactions) -> Iterator[tuple[slice, Tensor]]:
             yield block, torch.sparse.mm(of_block, everything).to_dense()
 
 
-def _refuse_many_items(num_items: int, max_items: int, name: str, bytes_each: int) -> None:
+def _refuse_many_items(train: Interactions, max_items: int, name: str, bytes_each: int) -> None:
+    num_items = training_interactions(train).num_items
     if num_items > max_items:
         raise ValueError(
             f"{name} works on a dense matrix of items × items: {num_items} items would need about "
