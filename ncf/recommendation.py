@@ -25,6 +25,7 @@ from ncf.scorers import (
     scoring_view,
     user_blocks,
 )
+from ncf.scoring import Scorer
 
 _SCORES_PER_BLOCK = 1 << 22  # 16 MB of scores at a time, whatever the number of users
 
@@ -115,14 +116,15 @@ def _best(
     failure: ValueError | None = None
     for block in user_blocks(len(users), step, collective=collective):
         some = users[block]
-        best = torch.empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.int64)
+        best: list[tuple[Tensor, Tensor]] = []  # of each part of the catalogue, [b, ≤ k]
         rows, seen = (None, None) if exclude is None else _seen(exclude, some)
         for start in range(0, num_items, width):
             part = torch.arange(start, min(start + width, num_items), device=device)
             candidates = part.expand(len(some), -1)  # [b, w], one list for all
             scores = scores_of(scorer, some.to(part.device), candidates)
-            # Copied before it is written to: it may be the model's own memory, or one row for all.
-            scores = scores.to("cpu", torch.float32, copy=exclude is not None).contiguous()
+            # Copied before it is written to: it may be another model's own memory, or one row for all.
+            shared = exclude is not None and not isinstance(scorer, Scorer)
+            scores = scores.to("cpu", torch.float32, copy=shared).contiguous()
             if rows is not None and seen is not None:
                 here = (seen >= start) & (seen < start + width)
                 scores[rows[here], seen[here] - start] = -torch.inf
@@ -133,14 +135,18 @@ def _best(
                     raise
                 failure = failure or error  # the other processes are waiting for what follows
             highest, places = scores.topk(min(k, len(part)), dim=1)
-            joint = torch.cat([best[0], highest], dim=1), torch.cat([best[1], places + start], dim=1)
-            highest, places = joint[0].topk(min(k, joint[0].shape[1]), dim=1)
-            best = highest, joint[1].gather(1, places)
-        values[block], items[block] = best
+            best.append((highest, places + start))
+        values[block], items[block] = best[0] if len(best) == 1 else _best_of(best, k)
     with together(collective):
         if failure is not None:
             raise failure
     return values, items
+
+
+def _best_of(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """The highest of several parts' scores, and their items."""
+    highest, places = torch.cat([scores for scores, _ in parts], dim=1).topk(k, dim=1)
+    return highest, torch.cat([items for _, items in parts], dim=1).gather(1, places)
 
 
 def _seen(exclude: Interactions, users: Tensor) -> tuple[Tensor, Tensor]:
