@@ -8,12 +8,25 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number: NumPy's integers are, floats and truth values are not.
+
+    Example::
+
+        >>> import numpy as np
+        >>> from ncf.arguments import is_whole
+        >>> is_whole(np.int64(8)), is_whole(8.0), is_whole(True)
+        (True, False, False)
+    """
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def whole(name: str, value: Any, least: int | None = 1) -> int:
     """A whole number as Python's own, which JSON and PyTorch know.
 
     Args:
         name: of the argument.
-        value: what was given; NumPy's integers will do, floats and truth values will not.
+        value: what was given; see `is_whole`.
         least: what it must be at least, if anything.
 
     Raises:
@@ -29,7 +42,7 @@ def whole(name: str, value: Any, least: int | None = 1) -> int:
         Traceback (most recent call last):
         ValueError: epochs = 2.5: give a whole number of at least 1
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and value < least):
+    if not is_whole(value) or (least is not None and value < least):
         bound = "" if least is None else f" of at least {least}"
         raise ValueError(f"{name} = {value!r}: give a whole number{bound}")
     return int(value)

@@ -236,8 +236,7 @@ class Checkpoints:
 
     def _make_room(self, step: int) -> Path:
         """Clear what killed saves have left; say where the checkpoint is to be."""
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            raise ValueError(f"step = {step!r}: give the number of steps trained")
+        step = whole("step", step, least=0)
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(".step-*.part"):
             shutil.rmtree(left)

@@ -173,15 +173,14 @@ def _rank_catalogue(
     offsets = catalogue.seen_offsets[block.start : block.stop + 1]
     num_items = catalogue.num_items
     if isinstance(scorer, Scorer):
-        seen = offsets.to(device), catalogue.seen_items.to(device)
-        ranks = scorer.catalogue_ranks(users, positives, num_items, *seen)
+        ranks = scorer.catalogue_ranks(users, positives, num_items, offsets, catalogue.seen_items)
         if ranks is not None:
             return ranks, num_items - offsets.diff()
-    left_out = catalogue.seen_items[int(offsets[0]) : int(offsets[-1])].to(device)
+    seen_items = catalogue.seen_items[int(offsets[0]) : int(offsets[-1])].to(device)
     rows = torch.repeat_interleave(offsets.diff()).to(device)
     items = torch.arange(num_items, device=device).expand(len(users), -1)  # [b, I], one list for all
     scores = scores_of(scorer, users, items)
-    left_out = rows * num_items + left_out  # positions in the flattened block
+    left_out = rows * num_items + seen_items  # positions in the flattened block
     own = torch.arange(len(users), device=device) * num_items + positives
     if may_hold_nan(scores):
         real = torch.ones(scores.shape, dtype=torch.bool, device=device)

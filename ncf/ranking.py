@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ncf.arguments import is_whole
 from ncf.intervals import Interval, bootstrap_interval, normal_interval, wilson_interval
 from ncf.metrics import METRICS, Metric, metric_label, metric_values
 
@@ -169,7 +169,7 @@ def check_k(k: int, most: int) -> None:
         Traceback (most recent call last):
         ValueError: k = 200: a user has at most 101 candidates, choose a whole number from 1 to 101
     """
-    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= most:
+    if not is_whole(k) or not 1 <= k <= most:
         raise ValueError(
             f"k = {k!r}: a user has at most {most} candidates, choose a whole number from 1 to {most}"
         )

@@ -86,12 +86,7 @@ class Recommender(nn.Module):
         seed = whole("seed", seed, least=None)
         self.num_users = num_users = whole("num_users", num_users)
         self.num_items = num_items = whole("num_items", num_items)
-        self.config = {
-            "num_users": num_users,
-            "num_items": num_items,
-            **config,
-            "seed": whole("seed", seed, least=None),
-        }
+        self.config = {"num_users": num_users, "num_items": num_items, **config, "seed": seed}
         self.embeddings = UserItemEmbeddings(num_users, num_items, tables, seed=seed, device=device)
         dense_device = None if device is None or torch.device(device).type == "meta" else device
         self.towers = nn.ModuleDict(towers).to(dense_device)

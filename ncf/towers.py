@@ -68,11 +68,11 @@ class MLPTower(nn.Module):
         self, layers: Sequence[int], *, dropout: float = 0.0, seed: int = 0, name: str = "towers.mlp"
     ) -> None:
         super().__init__()
-        widths = tuple(layers) if isinstance(layers, Iterable) else (layers,)
+        widths = tuple(layers) if isinstance(layers, Iterable) else ()
         whole = all(isinstance(width, Integral) for width in widths)
         if not widths or not whole or min(widths) < 1 or widths[0] % 2:
             raise ValueError(
-                f"layers = {widths}: give an even width for the two embeddings side by side, "
+                f"layers = {widths or layers}: give an even width for the two embeddings side by side, "
                 "then one whole width of at least 1 per hidden layer"
             )
         self.widths = tuple(int(width) for width in widths)  # NumPy's numbers are not JSON's

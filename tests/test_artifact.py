@@ -223,7 +223,7 @@ for model in reversed(models):
 both = time.perf_counter() - start
 random.seed(0)
 seen, kills = set(), 0
-while kills < 20 or len(seen) < 2:  # however slow the machine, both are caught in the end
+while kills < 40 or len(seen) < 2:  # however slow the machine, both are caught in the end
     kills += 1
     child = os.fork()
     if not child:

@@ -57,7 +57,7 @@ def assert_same(model: nn.Module, optimizer: Any, other: nn.Module, others: Any,
             )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=150)
 @given(
     name=st.sampled_from(["GMF", "MLP", "NeuMF", "MatrixFactorization"]),
     factors=st.integers(1, 40),

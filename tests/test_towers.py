@@ -60,6 +60,11 @@ def test_what_is_no_probability_is_refused(dropout: float) -> None:
             build()
 
 
+def test_a_single_width_is_no_list_of_them() -> None:
+    with pytest.raises(ValueError, match="layers = 8: give an even width"):
+        MLPTower(8)  # type: ignore[arg-type]
+
+
 def test_widths_may_be_numpys() -> None:
     assert MLPTower(np.array([8, 4])).widths == (8, 4)  # type: ignore[arg-type]
 

@@ -182,12 +182,13 @@ class PackedTables:
         check_pairs(users, positives[:, None], self._users.device, "positives")
         if num_items > len(self._items) or len(seen_offsets) != len(users) + 1:
             return None
-        users, positives, seen_items = users.contiguous(), positives.contiguous(), seen_items.contiguous()
+        users, positives = users.contiguous(), positives.contiguous()
+        seen_offsets, seen_items = seen_offsets.cpu().contiguous(), seen_items.cpu().contiguous()
         ranks, done = torch.empty_like(users), []
 
         def work(mine: slice) -> None:
-            seen = seen_offsets[mine.start : mine.stop + 1].contiguous(), seen_items
-            parts = (positives[mine], num_items, *seen, len(seen_items), ranks[mine])
+            seen = seen_offsets[mine.start : mine.stop + 1], seen_items, len(seen_items)
+            parts = (positives[mine], num_items, *seen, ranks[mine])
             done.append(self._call("ncf_rank_catalogue", users[mine], *parts))
 
         _in_parts(work, len(users), num_items)

@@ -1,6 +1,7 @@
 /* Scores of user-item pairs, a block of candidates of one user at a time. */
 
-/* ReLU(x Wᵀ + b) of `pairs` rows and `vecs * LANES` outputs. Of the last layer only its product with the head's weights is kept, added to `sums`, [pairs, LANES]. */
+/* ReLU(x Wᵀ + b) of `pairs` rows and `vecs * LANES` outputs. Of the last layer only its product with the head's weights
+   is kept, added to `sums`, [pairs, LANES]. */
 INLINE void NAMED(tile)(int pairs, int vecs, const float *x, int64_t stride, int64_t inputs, const float *weight,
                         const float *bias, const float *head, float *out, int64_t out_stride, float *sums) {
     vec acc[12][2];

@@ -48,16 +48,12 @@ def test_kernels_compile_without_a_device_and_spill_nothing(tmp_path: Path, targ
 @needs_triton
 @pytest.mark.slow
 def test_documented_resources_are_those_of_the_script(tmp_path: Path) -> None:
-    """Of the narrowest and the widest model in bf16: two thirds of the time go into fp32."""
     documented = (ROOT / "docs/kernels.md").read_text()
-    version, *lines = _run(
-        "aot_kernels.py", tmp_path, "--only", "factor-8", "factor-64", "--types", "bf16"
-    ).splitlines()
-    if version.split(",")[0] not in documented:
+    table = _run("aot_kernels.py", tmp_path)
+    version = table.split(",")[0]
+    if version not in documented:
         pytest.skip(f"docs/kernels.md was written with another version than {version}")
-    table = [line for line in lines if line]
-    assert len(table) == 2 + 2 * len(KERNELS)
-    assert [line for line in table if line not in documented.splitlines()] == []
+    assert table.strip() in documented
 
 
 def test_documented_floors_are_those_of_the_script(tmp_path: Path) -> None:

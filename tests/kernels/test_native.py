@@ -25,7 +25,7 @@ def test_the_kernel_was_compiled_when_ncf_was_installed() -> None:
     assert library().ncf_lanes() in (4, 8, 16)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=200)
 @given(
     hidden=st.lists(st.integers(1, 70), max_size=4).map(tuple),
     factors=st.integers(0, 40),
