@@ -8,7 +8,9 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 
 here = Path(__file__).parent
-version = re.search(r'__version__ = "(.+)"', (here / "ncf/__init__.py").read_text(encoding="utf-8")).group(1)
+version = re.search(
+    r'__version__ = "(.+)"', (here / "ncf/utils/version.py").read_text(encoding="utf-8")
+).group(1)
 
 extras = {
     "plots": ["matplotlib>=3.8"],

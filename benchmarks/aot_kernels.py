@@ -24,9 +24,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from ncf.kernels import ScoringTables
-from ncf.kernels.launch import Launch
-from ncf.kernels.lookup_autograd import Lookup
-from ncf.kernels.scoring import scoring_launch
+from ncf.kernels.triton_launch import Launch
+from ncf.kernels.triton_lookup_autograd import Lookup
+from ncf.kernels.triton_scoring import scoring_launch
 
 TARGETS = (80, 90)
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

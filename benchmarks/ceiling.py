@@ -38,10 +38,10 @@ from ncf import (
     sample_candidates,
     whole_catalogue,
 )
-from ncf.baselines import ALS
 from ncf.datasets import movielens
-from ncf.scorers import SupportsScore, scoring_view
-from ncf.statistics import normal_interval, standard_error
+from ncf.evaluation.significance import normal_interval, standard_error
+from ncf.models.baselines import ALS
+from ncf.models.scorers import SupportsScore, scoring_view
 
 Models = dict[str, list[SupportsScore]]  # by name, one for each seed
 

@@ -23,7 +23,7 @@ peak("import torchrec")
 """
 _RUN = """\
 import ncf
-import ncf.torchrec_import
+import ncf.utils.torchrec_import
 from ncf.datasets import movielens
 peak("import ncf")
 interactions = movielens.load("100k").interactions

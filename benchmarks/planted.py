@@ -33,7 +33,7 @@ from ncf import (
     leave_one_out,
     sample_candidates,
 )
-from ncf.optimizers import weight_decay_for
+from ncf.training.optimizers import weight_decay_for
 
 MODELS = ("ItemPop", "EASE", "MatrixFactorization", "GMF", "MLP", "NeuMF")
 

@@ -9,7 +9,7 @@ import torch
 
 from ncf import Candidates, NeuMF, Ranking, Split, Trainer, evaluate, leave_one_out, sample_candidates
 from ncf.datasets import movielens
-from ncf.recommender import Recommender
+from ncf.models.base import Recommender
 
 
 class Naive:

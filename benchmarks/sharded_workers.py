@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ncf.batches import Batch
-from ncf.losses import LOSSES
+from ncf.distributed.sharding import shard
 from ncf.models import GMF, NeuMF
-from ncf.optimizers import make_optimizer
-from ncf.recommender import Recommender
-from ncf.sharding import shard
-from ncf.steps import CollectiveStep
+from ncf.models.base import Recommender
+from ncf.training.batches import Batch
+from ncf.training.losses import LOSSES
+from ncf.training.optimizers import make_optimizer
+from ncf.training.steps import CollectiveStep
 
 DIM, NEGATIVES, SAMPLES = 64, 4, 8192
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ncf.embeddings import Table, UserItemEmbeddings
-from ncf.torchrec_import import KeyedJaggedTensor
+from ncf.models.embeddings import Table, UserItemEmbeddings
+from ncf.utils.torchrec_import import KeyedJaggedTensor
 
 Rate = Callable[..., None]
 DIM, BATCH = 64, 8192

@@ -37,8 +37,8 @@ from ncf import (
     whole_catalogue,
 )
 from ncf.datasets import movielens
-from ncf.optimizers import weight_decay_for
-from ncf.processes import rank, together, world_size
+from ncf.distributed.collectives import rank, together, world_size
+from ncf.training.optimizers import weight_decay_for
 
 MODELS = ("ItemPop", "EASE", "MatrixFactorization", "GMF", "MLP", "NeuMF", "NeuMF-pretrained")
 
@@ -47,7 +47,7 @@ def main() -> int:
     """Run the example, in this process or as one of torchrun's."""
     args = parse_arguments()
     if args.sharding:
-        from ncf.sharding import start_processes
+        from ncf.distributed.sharding import start_processes
 
         start_processes()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
@@ -144,7 +144,7 @@ def train(
         settings["checkpoint"] = Path(args.checkpoints) / f"{name}-{seed}"
     if not args.sharding:
         return model, Trainer(model, **settings).fit(split, judged)
-    from ncf.sharding import shard
+    from ncf.distributed.sharding import shard
 
     told = any(isinstance(other, torch.nn.Module) for other in trained.values())  # one plan is enough
     sharded = shard(model, args.sharding, learning_rate=args.table_learning_rate, verbose=not told)

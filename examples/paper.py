@@ -33,7 +33,7 @@ from ncf import (
     sample_candidates,
 )
 from ncf.datasets import movielens, read_ncf
-from ncf.recommender import Recommender
+from ncf.models.base import Recommender
 
 # HR@10 and NDCG@10 on MovieLens-1M, from the paper's tables 2, 3 and 4.
 PUBLISHED = {
@@ -168,7 +168,7 @@ def print_line(
 
 def draw(found: dict[tuple[str, int], list[Ranking]], popularity: Ranking, path: Path) -> None:
     """HR and NDCG over the factors, a line per model; bands of a standard error to each side over the seeds."""
-    from ncf.figures import FAINT, INK, new_figure, save_figure
+    from ncf.evaluation.figures import FAINT, INK, new_figure, save_figure
 
     figure, axes = new_figure(columns=2, width=10, height=4.4)
     factors = sorted({number for _, number in found})

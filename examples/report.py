@@ -13,8 +13,8 @@ import torch
 
 import ncf
 from ncf import Ranking, recommend
-from ncf.files import write_text
-from ncf.processes import rank, world_size
+from ncf.distributed.collectives import rank, world_size
+from ncf.utils.files import write_text
 
 
 @dataclass
@@ -118,7 +118,7 @@ def write(results: dict[str, Result], split: Any, candidates: Any, args: argpars
     if best is not None:
         written.append(f"model/ ({best.name})")
         try:
-            from ncf.plots import learning_curves
+            from ncf.evaluation.plots import learning_curves
         except ImportError as error:
             print(f"no plot: {error}")
         else:

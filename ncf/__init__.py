@@ -6,62 +6,91 @@ The public names are loaded when they are first used: ``import ncf`` costs littl
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ncf.utils.lazy import lazy_names
+from ncf.utils.version import __version__
 
-_HOMES = {
-    "Interactions": "interactions",
-    "Split": "splitting",
-    "leave_one_out": "splitting",
-    "NegativeSampler": "sampling",
-    "Candidates": "candidates",
-    "Catalogue": "candidates",
-    "sample_candidates": "candidates",
-    "whole_catalogue": "candidates",
-    "GMF": "models",
-    "MLP": "models",
-    "NeuMF": "models",
-    "MatrixFactorization": "models",
-    "ItemPop": "baselines",
-    "ItemKNN": "baselines",
-    "EASE": "baselines",
-    "Trainer": "training",
-    "History": "training",
-    "evaluate": "evaluation",
-    "Ranking": "evaluation",
-    "compare": "comparison",
-    "recommend": "recommendation",
-    "load": "artifact",
-}
-
-__all__ = ["__version__", "datasets", *_HOMES]
+__all__ = [
+    "ALS",
+    "EASE",
+    "GMF",
+    "MLP",
+    "Candidates",
+    "Catalogue",
+    "History",
+    "Interactions",
+    "ItemKNN",
+    "ItemPop",
+    "MatrixFactorization",
+    "NegativeSampler",
+    "NeuMF",
+    "Ranking",
+    "Split",
+    "Trainer",
+    "__version__",
+    "compare",
+    "datasets",
+    "evaluate",
+    "leave_one_out",
+    "load",
+    "recommend",
+    "sample_candidates",
+    "whole_catalogue",
+]
 
 if TYPE_CHECKING:
     import ncf.datasets as datasets
-    from ncf.artifact import load
-    from ncf.baselines import EASE, ItemKNN, ItemPop
-    from ncf.candidates import Candidates, Catalogue, sample_candidates, whole_catalogue
-    from ncf.comparison import compare
-    from ncf.evaluation import Ranking, evaluate
-    from ncf.interactions import Interactions
-    from ncf.models import GMF, MLP, MatrixFactorization, NeuMF
-    from ncf.recommendation import recommend
-    from ncf.sampling import NegativeSampler
-    from ncf.splitting import Split, leave_one_out
-    from ncf.training import History, Trainer
+    from ncf.data.candidates import Candidates, Catalogue, sample_candidates, whole_catalogue
+    from ncf.data.interactions import Interactions
+    from ncf.data.sampling import NegativeSampler
+    from ncf.data.splitting import Split, leave_one_out
+    from ncf.evaluation.comparison import compare
+    from ncf.evaluation.evaluator import evaluate
+    from ncf.evaluation.ranking import Ranking
+    from ncf.inference.topk import recommend
+    from ncf.models.baselines import ALS, EASE, ItemKNN, ItemPop
+    from ncf.models.matrix_factorization import MatrixFactorization
+    from ncf.models.neural import GMF, MLP, NeuMF
+    from ncf.models.saving import load
+    from ncf.training.history import History
+    from ncf.training.trainer import Trainer
+
+_HOMES = {
+    "Interactions": "data.interactions",
+    "Split": "data.splitting",
+    "leave_one_out": "data.splitting",
+    "NegativeSampler": "data.sampling",
+    "Candidates": "data.candidates",
+    "Catalogue": "data.candidates",
+    "sample_candidates": "data.candidates",
+    "whole_catalogue": "data.candidates",
+    "GMF": "models.neural",
+    "MLP": "models.neural",
+    "NeuMF": "models.neural",
+    "MatrixFactorization": "models.matrix_factorization",
+    "ItemPop": "models.baselines",
+    "ItemKNN": "models.baselines",
+    "EASE": "models.baselines",
+    "ALS": "models.baselines",
+    "Trainer": "training.trainer",
+    "History": "training.history",
+    "evaluate": "evaluation.evaluator",
+    "Ranking": "evaluation.ranking",
+    "compare": "evaluation.comparison",
+    "recommend": "inference.topk",
+    "load": "models.saving",
+}
+
+_named, _ = lazy_names(__name__, _HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use (PEP 562)."""
     if name == "datasets":
+        from importlib import import_module
+
         return import_module("ncf.datasets")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'ncf' has no attribute {name!r}")
-    value = getattr(import_module(f"ncf.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    return _named(name)
 
 
 def __dir__() -> list[str]:

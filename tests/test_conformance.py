@@ -12,7 +12,7 @@ import torch
 
 import ncf
 from ncf import GMF, MLP, MatrixFactorization, NeuMF, Split, Trainer
-from ncf.recommender import Recommender
+from ncf.models.base import Recommender
 
 USERS, ITEMS = 40, 60
 MODELS: dict[str, Callable[..., Recommender]] = {

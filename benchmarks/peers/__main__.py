@@ -78,9 +78,9 @@ def main() -> None:
 
 def write_data(out: Path) -> Path:
     """Write the files that every contestant reads, unless they are there; return their prefix."""
-    from ncf.candidates import sample_candidates
+    from ncf.data.candidates import sample_candidates
+    from ncf.data.splitting import leave_one_out
     from ncf.datasets import movielens, write_ncf
-    from ncf.splitting import leave_one_out
 
     prefix = out / "ml-100k"
     if not prefix.with_suffix(".test.negative").exists():

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from ncf.files import hash_of, written_beside
+from ncf.utils.files import hash_of, written_beside
 
 _BLOCK = 1 << 20
 _TIMEOUT = 10  # seconds without an answer, not for the whole download

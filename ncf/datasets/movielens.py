@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ncf.columns import from_tensor
+from ncf.data.columns import from_tensor
+from ncf.data.interactions import Interactions, Vocabulary
 from ncf.datasets.download import check_md5, data_home, download, download_wheel, open_archive
-from ncf.files import written_beside
-from ncf.interactions import Interactions, Vocabulary
+from ncf.utils.files import written_beside
 
 __all__ = ["MovieLens", "load"]
 

@@ -18,13 +18,13 @@ import pyarrow.csv as pa_csv
 import torch
 from torch import Tensor
 
-from ncf.candidates import Candidates
-from ncf.columns import time_column, to_tensor
-from ncf.files import written_beside
-from ncf.filtering import sorted_keys
-from ncf.interactions import Interactions
-from ncf.ragged import offsets_of
-from ncf.splitting import Split
+from ncf.data.candidates import Candidates
+from ncf.data.columns import time_column, to_tensor
+from ncf.data.filters import sorted_keys
+from ncf.data.interactions import Interactions
+from ncf.data.splitting import Split
+from ncf.utils.files import written_beside
+from ncf.utils.jagged import offsets_of
 
 _COLUMNS = ("user", "item", "rating", "timestamp")
 _LINE = r"^\((\d{1,18}), ?(\d{1,18})\)((?:\t\d{1,18})*)\s*$"

@@ -30,9 +30,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ncf.columns import to_tensor
-from ncf.interactions import Interactions, Vocabulary
-from ncf.splitting import check_rank
+from ncf.data.columns import to_tensor
+from ncf.data.interactions import Interactions, Vocabulary
+from ncf.data.splitting import check_rank
 
 _FORMAT = 1
 _GROUPS_PER_PART = 64  # at least, where there are as many users: what is shared out is a number of groups

@@ -1,5 +1,5 @@
 /* ncf's kernels for a CPU, in plain C with the vector extension of GCC and Clang. They are called through ctypes by
-   packed.py (scores and ranks) and ncf/native_step.py (training steps), which know the layouts.
+   packed.py (scores and ranks) and ncf/training/native_step.py (training steps), which know the layouts.
 
    Scores: what PyTorch does layer by layer over millions of pairs is done for PAIRS candidates of one user at a time:
    add the halves of the first layer, go through the small layers, add the product and the biases. No intermediate

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncf.kernels.tables import ScoringTables
+from ncf.kernels.scoring_tables import ScoringTables
 
 
 def score_reference(tables: ScoringTables, users: Tensor, candidates: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def score_reference(tables: ScoringTables, users: Tensor, candidates: Tensor) ->
 
         >>> import torch
         >>> from ncf.kernels.reference import score_reference
-        >>> from ncf.kernels.tables import ScoringTables
+        >>> from ncf.kernels.scoring_tables import ScoringTables
         >>> tables = ScoringTables(item_bias=torch.tensor([0.5, 2.0]), bias=torch.tensor(1.0))
         >>> score_reference(tables, torch.tensor([0]), torch.tensor([[1, 0, -1]]))
         tensor([[3.0000, 1.5000,   -inf]])

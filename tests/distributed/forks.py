@@ -21,7 +21,7 @@ LATE = (
     "torchrec.optim.keyed",
     "torch.distributed.checkpoint",
     "torch.distributed.optim",
-    "ncf.pieces",
+    "ncf.distributed.checkpoint_planner",
 )
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from ncf import Interactions, NeuMF, Trainer, leave_one_out
-from ncf.files import write_text
-from ncf.processes import rank, world_size
-from ncf.sharding import shard, start_processes
+from ncf.distributed.collectives import rank, world_size
+from ncf.distributed.sharding import shard, start_processes
+from ncf.utils.files import write_text
 
 PLAN = {
     "user_gmf": "table_wise",

@@ -14,11 +14,12 @@ from safetensors.torch import save
 from torch.distributed._shard.sharded_tensor import Shard, init_from_local_shards
 
 import ncf
-from ncf import GMF, MLP, MatrixFactorization, NeuMF, files
-from ncf.collective_saving import write_sharded_tensors
-from ncf.interactions import Vocabulary
-from ncf.recommender import Recommender
-from ncf.sharding import shard
+from ncf import GMF, MLP, MatrixFactorization, NeuMF
+from ncf.data.interactions import Vocabulary
+from ncf.distributed.sharded_safetensors import write_sharded_tensors
+from ncf.distributed.sharding import shard
+from ncf.models.base import Recommender
+from ncf.utils import files
 
 from .workers import launch
 

@@ -20,10 +20,10 @@ from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, init_from_local_shards
 
 from ncf import MatrixFactorization
-from ncf.checkpoint import Checkpoint, Checkpoints
-from ncf.quiet import quiet
-from ncf.recommender import Recommender
-from ncf.sharding import shard
+from ncf.distributed.checkpoint import Checkpoint, Checkpoints
+from ncf.distributed.sharding import shard
+from ncf.models.base import Recommender
+from ncf.utils.warnings import quiet
 
 from .workers import fork, statuses
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ncf import GMF, MLP, MatrixFactorization, NeuMF
-from ncf.losses import binary_cross_entropy
-from ncf.recommender import Recommender
-from ncf.sharding import rectangles, shard
+from ncf.distributed.sharding import rectangles, shard
+from ncf.models.base import Recommender
+from ncf.training.losses import binary_cross_entropy
 
 from .workers import launch
 

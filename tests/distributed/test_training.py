@@ -19,9 +19,9 @@ from ncf import (
     sample_candidates,
     whole_catalogue,
 )
-from ncf.batches import TrainingBatches
-from ncf.recommender import Recommender
-from ncf.sharding import shard
+from ncf.distributed.sharding import shard
+from ncf.models.base import Recommender
+from ncf.training.batches import TrainingBatches
 
 from .test_sharding import PLANS, _Reference, check_tables
 from .workers import launch

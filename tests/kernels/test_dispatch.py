@@ -48,7 +48,7 @@ def test_scores_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> N
     users, candidates = random_pairs(tables, 23, 7)
     expected = score_candidates(tables, users, candidates)
     for size in (1, 9 * 7 * 4, 5 * 9 * 7 * 4):  # less than a user, one user, five users
-        monkeypatch.setattr(ncf.kernels, "_BLOCK_BYTES", {"cpu": size})
+        monkeypatch.setattr(ncf.kernels.dispatch, "_BLOCK_BYTES", {"cpu": size})
         assert torch.equal(score_candidates(tables, users, candidates), expected)
 
 

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ncf import scoring
 from ncf.kernels import score_reference
 from ncf.kernels.native import library
-from ncf.kernels.packed import PackedTables, fits
-from ncf.scoring import Scorer
+from ncf.kernels.native_scoring import PackedTables, fits
+from ncf.models import scoring
+from ncf.models.scoring import Scorer
 
 from .examples import random_pairs, random_tables, rounding_bound
 
@@ -131,7 +131,7 @@ def test_an_unknown_id_is_refused(common: bool, users: list[int], items: list[in
 
 
 def test_an_unknown_id_is_refused_on_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ncf.kernels.packed._PAIRS_PER_THREAD", 1)
+    monkeypatch.setattr("ncf.kernels.native_scoring._PAIRS_PER_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     packed = PackedTables(random_tables(hidden=(4,), factors=2))
     candidates = torch.zeros(9, 2, dtype=torch.int64)

@@ -1,0 +1,259 @@
+"""What a model is judged on: the held-out item among sampled candidates, or in the whole catalogue.
+
+Both are drawn once and written down, so that every model is judged on the same lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ncf.data.complement import Complement
+from ncf.data.interactions import Interactions
+from ncf.data.splitting import Split, check_rank
+from ncf.utils.arguments import of_type, whole
+from ncf.utils.ids import check_ids
+from ncf.utils.jagged import offsets_of, take_lists
+
+Part = Literal["validation", "test"]
+
+_USERS_PER_BLOCK = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """One held-out item per user, and the sampled items it must be ranked among.
+
+    Args:
+        users: users to judge, ``[U]``, int64.
+        positives: the held-out item of each user, ``[U]``, int64.
+        negatives: the sampled items of each user, ``[U, C]``, int64; ``-1`` is padding.
+
+    Raises:
+        ValueError: if the shapes or the types do not fit together.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import Candidates
+        >>> candidates = Candidates(torch.tensor([0, 2]), torch.tensor([5, 1]), torch.tensor([[3, 4], [0, -1]]))
+        >>> candidates.items
+        tensor([[ 5,  3,  4],
+                [ 1,  0, -1]])
+    """
+
+    users: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+    def __post_init__(self) -> None:
+        for name, dims in (("users", 1), ("positives", 1), ("negatives", 2)):
+            value = getattr(self, name)
+            if value.dtype != torch.int64 or value.dim() != dims:
+                raise ValueError(
+                    f"{name} must be an int64 tensor with {dims} dimension(s), "
+                    f"got {value.dtype} of shape {tuple(value.shape)}"
+                )
+            if len(value) != len(self.users):
+                raise ValueError(f"{name} has {len(value)} rows for {len(self.users)} users")
+        for name, lowest in (("users", 0), ("positives", 0), ("negatives", -1)):
+            check_ids(getattr(self, name), name, lowest=lowest)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def __repr__(self) -> str:
+        return f"Candidates({len(self)} users, 1 + {self.negatives.shape[1]} items each)"
+
+    @property
+    def items(self) -> Tensor:
+        """The positive, then the negatives, ``[U, 1 + C]``."""
+        return torch.cat([self.positives[:, None], self.negatives], dim=1)
+
+    def to(self, device: torch.device | str) -> Candidates:
+        """The same candidates on another device."""
+        return Candidates(self.users.to(device), self.positives.to(device), self.negatives.to(device))
+
+    def part(self, rank: int, world_size: int) -> Candidates:
+        """Every ``world_size``-th user, from number ``rank`` on: those that one process of several judges."""
+        check_rank(rank, world_size)
+        mine = slice(rank, None, world_size)
+        return Candidates(self.users[mine], self.positives[mine], self.negatives[mine])
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the candidates to a safetensors file, beside it first and then renamed."""
+        from ncf.utils.files import write_tensors
+
+        tensors = {"users": self.users, "positives": self.positives, "negatives": self.negatives}
+        write_tensors(path, tensors)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Candidates:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the file does not hold the three tensors of candidates.
+        """
+        from ncf.utils.files import read_tensors
+
+        return cls(**read_tensors(path, names=("users", "positives", "negatives")))
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """One held-out item per user, to be ranked among every item that the user has not touched.
+
+    Args:
+        users: users to judge, ``[U]``, int64.
+        positives: the held-out item of each user, ``[U]``.
+        num_items: size of the catalogue.
+        seen_offsets: where each user's seen items start in ``seen_items``, ``[U + 1]``.
+        seen_items: the items to leave out, ascending within a user, ``[S]``; never the user's positive.
+
+    Raises:
+        ValueError: if the shapes, types or ids do not fit together.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import Catalogue
+        >>> Catalogue(torch.tensor([7]), torch.tensor([2]), 5, torch.tensor([0, 2]), torch.tensor([0, 4]))
+        Catalogue(1 users, 5 items less those seen)
+    """
+
+    users: Tensor
+    positives: Tensor
+    num_items: int
+    seen_offsets: Tensor
+    seen_items: Tensor
+
+    def __post_init__(self) -> None:
+        offsets, seen = self.seen_offsets, self.seen_items
+        num_users = self.users.numel()
+        lengths = {
+            "users": num_users,
+            "positives": num_users,
+            "seen_offsets": num_users + 1,
+            "seen_items": seen.numel(),
+        }
+        for name, length in lengths.items():
+            value = getattr(self, name)
+            if value.dtype != torch.int64 or value.shape != (length,):
+                raise ValueError(
+                    f"{name} must be int64 of shape ({length},), got {value.dtype} {tuple(value.shape)}"
+                )
+        check_ids(self.users, "users")
+        check_ids(self.positives, "positives", self.num_items, "num_items")
+        check_ids(seen, "seen_items", self.num_items, "num_items")
+        counts = offsets.diff()
+        if int(offsets[0]) != 0 or int(offsets[-1]) != len(seen) or bool((counts < 0).any()):
+            raise ValueError(f"seen_offsets must rise from 0 to len(seen_items) = {len(seen)}")
+        rows = torch.repeat_interleave(counts)
+        descends = (seen[1:] <= seen[:-1]) & (rows[1:] == rows[:-1])
+        own = (seen == self.positives[rows]).nonzero()
+        if bool(descends.any()) or len(own):
+            place = int(own[0]) if len(own) else int(descends.nonzero()[0]) + 1
+            raise ValueError(
+                f"seen_items[{place}] = {int(seen[place])}: the seen items of a user must ascend, "
+                "each once, without the user's positive"
+            )
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def part(self, rank: int, world_size: int) -> Catalogue:
+        """Every ``world_size``-th user, from number ``rank`` on: those that one process of several judges."""
+        check_rank(rank, world_size)
+        mine = torch.arange(len(self), device=self.users.device)[rank::world_size]
+        seen = take_lists(self.seen_offsets, self.seen_items, mine)
+        return Catalogue(self.users[mine], self.positives[mine], self.num_items, *seen)
+
+    def __repr__(self) -> str:
+        return f"Catalogue({len(self)} users, {self.num_items} items less those seen)"
+
+
+def sample_candidates(
+    split: Split, part: Part = "test", *, num_negatives: int = 100, seed: int = 0
+) -> Candidates:
+    """Draw the ranking candidates of He et al. (2017), section 4.1: 100 items the user never touched.
+
+    The items are distinct, uniform over those with which the user has no interaction in *any* part of
+    the split. A user with fewer such items gets all of them, padded with ``-1``.
+
+    Args:
+        split: what `leave_one_out` returned.
+        part: whose held-out items are ranked, ``"test"`` or ``"validation"``.
+        num_negatives: how many items to draw per user.
+        seed: same seed, same candidates; the two parts draw different ones.
+
+    Returns:
+        `Candidates`, in the order of the part's users.
+
+    Raises:
+        TypeError: if ``split`` is something else.
+        ValueError: if the part is empty, or ``num_negatives`` is no whole number of at least one.
+
+    Example::
+
+        >>> from ncf import Interactions, leave_one_out, sample_candidates
+        >>> interactions = Interactions.from_arrays([0, 0, 0, 1, 1, 1], [0, 1, 2, 2, 3, 4])
+        >>> candidates = sample_candidates(leave_one_out(interactions), num_negatives=3)
+        >>> candidates.positives, candidates.negatives.sort().values
+        (tensor([2, 4]), tensor([[-1,  3,  4],
+                [-1,  0,  1]]))
+    """
+    num_negatives, seed = whole("num_negatives", num_negatives), whole("seed", seed, least=None)
+    held_out = _held_out(split, part)
+    untouched = Complement(*split.csr(), num_items=held_out.num_items)
+    generator = torch.Generator().manual_seed(seed * 2 + (part == "validation"))
+    blocks = [
+        untouched.draw_distinct(users, num_negatives, generator)
+        for users in held_out.users.split(_USERS_PER_BLOCK)
+    ]
+    return Candidates(held_out.users, held_out.items, torch.cat(blocks))
+
+
+def whole_catalogue(split: Split, part: Part = "test") -> Catalogue:
+    """The exact ranking task beside the sampled one: the held-out item among all untouched items.
+
+    Krichene & Rendle (KDD 2020) showed that sampled metrics need not agree with the exact ones.
+
+    Args:
+        split: what `leave_one_out` returned.
+        part: whose held-out items are ranked, ``"test"`` or ``"validation"``.
+
+    Returns:
+        `Catalogue`; the seen items are the user's interactions in any part of the split.
+
+    Raises:
+        ValueError: if the part is empty.
+
+    Example::
+
+        >>> from ncf import Interactions, leave_one_out, whole_catalogue
+        >>> interactions = Interactions.from_arrays([0, 0, 0, 1, 1, 1], [0, 1, 2, 2, 3, 4])
+        >>> whole_catalogue(leave_one_out(interactions)).seen_items
+        tensor([0, 1, 2, 3])
+    """
+    held_out = _held_out(split, part)
+    offsets, seen = take_lists(*split.csr(), held_out.users)
+    rows = torch.repeat_interleave(offsets.diff())  # [S], whose each is
+    keep = seen != held_out.items[rows]
+    seen_offsets = offsets_of(torch.bincount(rows[keep], minlength=len(held_out)))
+    return Catalogue(held_out.users, held_out.items, held_out.num_items, seen_offsets, seen[keep])
+
+
+def _held_out(split: Split, part: Part) -> Interactions:
+    of_type("split", split, Split, "leave_one_out(interactions) makes one")
+    if part not in ("validation", "test"):
+        raise ValueError(f'part = {part!r}: choose "validation" or "test"')
+    held_out: Interactions | None = getattr(split, part)
+    if held_out is None or len(held_out) == 0:
+        raise ValueError(
+            f"the {part} part of the split is empty: no user has enough interactions to hold one out"
+        )
+    return held_out

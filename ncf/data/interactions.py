@@ -1,0 +1,272 @@
+"""The record of who touched what: users, items and times as columns of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ncf.data.columns import time_column
+from ncf.data.filters import core, latest, sorted_keys
+from ncf.data.readers import read_columns, table_columns
+from ncf.data.vocabulary import Vocabulary, encode_column
+from ncf.utils.ids import check_ids
+from ncf.utils.jagged import offsets_of
+
+__all__ = ["Interactions", "Vocabulary"]
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """Occurrences of ``<user, item>``, each pair once, in file order.
+
+    Use `from_arrays`, `from_table` or `from_files` for raw data: they number the ids and keep a pair
+    that occurs more than once at its latest time. The constructor takes ids that are numbered already.
+
+    Args:
+        users: ``[N]``, int64, in ``[0, num_users)``.
+        items: ``[N]``, int64, in ``[0, num_items)``.
+        timestamps: ``[N]``, int64, in any unit; ``None`` where the order of the rows is the only time.
+        num_users: size of the user vocabulary.
+        num_items: size of the item vocabulary.
+        user_ids: the raw ids behind the users.
+        item_ids: the raw ids behind the items.
+
+    Raises:
+        ValueError: if lengths differ, an id is no int64 or out of range, or there are no rows; the argument,
+            the row and the value are named. A pair that occurs twice is found by `csr`.
+
+    Example::
+
+        >>> from ncf import Interactions
+        >>> bought = Interactions.from_arrays(["ann", "bob", "bob"], ["tea", "tea", "milk"])
+        >>> bought
+        Interactions(3 rows, 2 users, 2 items)
+        >>> bought.items, bought.item_ids.decode(bought.items)
+        (tensor([1, 1, 0]), ['tea', 'tea', 'milk'])
+    """
+
+    users: Tensor
+    items: Tensor
+    timestamps: Tensor | None
+    num_users: int
+    num_items: int
+    user_ids: Vocabulary | None = None
+    item_ids: Vocabulary | None = None
+    _csr: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, size in (("users", self.num_users), ("items", self.num_items)):
+            _check_column(getattr(self, name), name, size)
+        if len(self.users) != len(self.items):
+            raise ValueError(f"users has {len(self.users)} rows, items {len(self.items)}: they must be equal")
+        if len(self.users) == 0:
+            raise ValueError("there are no interactions: users and items are empty")
+        if self.num_users * self.num_items >= 2**63:
+            raise ValueError(f"{self.num_users} users × {self.num_items} items do not fit 63 bits")
+        times = self.timestamps
+        if times is not None and not (
+            isinstance(times, Tensor) and times.dtype == torch.int64 and times.shape == self.users.shape
+        ):
+            raise ValueError(
+                f"timestamps must be an int64 tensor of shape {tuple(self.users.shape)}, got {_describe(times)}"
+            )
+        for name, size in (("user_ids", self.num_users), ("item_ids", self.num_items)):
+            vocabulary: Vocabulary | None = getattr(self, name)
+            if vocabulary is not None and len(vocabulary) != size:
+                raise ValueError(f"{name} has {len(vocabulary)} ids for {size}: it must have one for each")
+
+    @classmethod
+    def from_arrays(
+        cls,
+        users: Any,
+        items: Any,
+        timestamps: Any = None,
+        *,
+        min_user_count: int = 0,
+        min_item_count: int = 0,
+    ) -> Interactions:
+        """Number raw ids, and keep each pair once.
+
+        Args:
+            users: raw user ids, ``[N]``: whole numbers or strings, in any array type or a list.
+            items: raw item ids, ``[N]``.
+            timestamps: whole numbers, times or dates, ``[N]``. Without them the order of rows is the time.
+            min_user_count: leave out users with fewer items; repeated, with the next, until all that is
+                left has enough (the k-core).
+            min_item_count: leave out items with fewer users.
+
+        Returns:
+            Rows in the given order, ids numbered in ascending order of the raw ids. A pair that occurs more
+            than once is kept in the row of its latest time, the last row among equals.
+
+        Raises:
+            ValueError: for unequal lengths, missing, NaN or float ids, or if nothing is left.
+        """
+        user_numbers, user_ids = encode_column(users, "users")
+        item_numbers, item_ids = encode_column(items, "items")
+        times = None if timestamps is None else time_column(timestamps, "timestamps")
+        for name, column in (("items", item_numbers), ("timestamps", times)):
+            if column is not None and len(column) != len(user_numbers):
+                raise ValueError(
+                    f"users has {len(user_numbers)} rows, {name} {len(column)}: they must be equal"
+                )
+        rows = latest(user_numbers * len(item_ids) + item_numbers, times)
+        if min_user_count > 1 or min_item_count > 1:
+            every = torch.arange(len(user_numbers)) if rows is None else rows
+            rows = core(user_numbers, item_numbers, every, min_user_count, min_item_count)
+            if len(rows) == 0 < len(user_numbers):
+                raise ValueError(
+                    f"no interaction is left with min_user_count = {min_user_count} and "
+                    f"min_item_count = {min_item_count}: lower them"
+                )
+        if rows is not None:
+            user_numbers, user_ids = _renumber(user_numbers[rows], user_ids)
+            item_numbers, item_ids = _renumber(item_numbers[rows], item_ids)
+            times = None if times is None else times[rows]
+        return cls(user_numbers, item_numbers, times, len(user_ids), len(item_ids), user_ids, item_ids)
+
+    @classmethod
+    def from_table(
+        cls,
+        table: Any,
+        *,
+        user: str = "user",
+        item: str = "item",
+        timestamp: str | None = None,
+        min_user_count: int = 0,
+        min_item_count: int = 0,
+    ) -> Interactions:
+        """Read columns of anything that Arrow can read: pandas, polars, pyarrow, a dict of columns.
+
+        Args:
+            table: the table.
+            user: name of the column of user ids.
+            item: name of the column of item ids.
+            timestamp: name of the column of times; by default ``"timestamp"`` if there is such a column, else
+                the order of rows is the time.
+            min_user_count: see `from_arrays`.
+            min_item_count: see `from_arrays`.
+
+        Raises:
+            ValueError: if a column is missing, and as in `from_arrays`.
+
+        Example::
+
+            >>> from ncf import Interactions
+            >>> Interactions.from_table({"who": [7, 7, 9], "what": ["x", "y", "x"]}, user="who", item="what")
+            Interactions(3 rows, 2 users, 2 items)
+        """
+        columns = table_columns(table, user, item, timestamp)
+        return cls.from_arrays(*columns, min_user_count=min_user_count, min_item_count=min_item_count)
+
+    @classmethod
+    def from_files(
+        cls,
+        paths: str | PathLike[str] | Sequence[str | PathLike[str]],
+        *,
+        user: str = "user",
+        item: str = "item",
+        timestamp: str | None = None,
+        columns: Sequence[str] | None = None,
+        separator: str | None = None,
+        min_user_count: int = 0,
+        min_item_count: int = 0,
+    ) -> Interactions:
+        """Read CSV, TSV or Parquet files, text also if compressed (``.gz``, ``.bz2``, ``.zst``).
+
+        Ids in text files are whole numbers if every one, in every file, is written as one; else they are strings
+        as they stand, so that ``007`` stays ``007``. A field is missing only if it is empty. To read them otherwise,
+        use pandas or polars and `from_table`.
+
+        Args:
+            paths: a file, a glob such as ``"logs/2024-*.parquet"``, or several of them; the files of a glob are
+                read in the order of their names.
+            user: name of the column of user ids.
+            item: name of the column of item ids.
+            timestamp: name of the column of times; by default ``"timestamp"`` if there is such a column, else
+                the order of rows is the time.
+            columns: the names of all columns, for text files without a header line.
+            separator: of text files; by default a tab for ``.tsv``, ``.tab``, ``.inter``, ``.rating``, else a comma.
+            min_user_count: see `from_arrays`.
+            min_item_count: see `from_arrays`.
+
+        Raises:
+            FileNotFoundError: if nothing matches.
+            ValueError: for a malformed line (file and row are named), a missing column, and as in `from_arrays`.
+        """
+        found = read_columns(paths, user, item, timestamp, columns=columns, separator=separator)
+        return cls.from_arrays(*found, min_user_count=min_user_count, min_item_count=min_item_count)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def __repr__(self) -> str:
+        return f"Interactions({len(self)} rows, {self.num_users} users, {self.num_items} items)"
+
+    def csr(self) -> tuple[Tensor, Tensor]:
+        """The items of each user, ascending; worked out once.
+
+        Returns:
+            ``offsets [num_users + 1]`` and ``items [N]``, both int64: user u has ``items[offsets[u]:offsets[u + 1]]``.
+
+        Raises:
+            ValueError: if a pair occurs twice.
+        """
+        if not self._csr:
+            keys = sorted_keys(self.users * self.num_items + self.items)
+            twice = keys[1:][keys[1:] == keys[:-1]]
+            if len(twice):
+                user, item = divmod(int(twice[0]), self.num_items)
+                raise ValueError(
+                    f"user {user} and item {item} occur together more than once: Interactions.from_arrays keeps each "
+                    "pair once"
+                )
+            offsets = offsets_of(torch.bincount(self.users, minlength=self.num_users))
+            self._csr.append((offsets, keys % self.num_items))
+        return self._csr[0]
+
+    def item_counts(self) -> Tensor:
+        """How many users touched each item, ``[num_items]``, int64."""
+        return torch.bincount(self.items, minlength=self.num_items)
+
+    def take(self, rows: Tensor) -> Interactions:
+        """Some of the rows, with the same vocabularies.
+
+        Args:
+            rows: row numbers, ``[R]``, int64, or one bool per row, ``[N]``.
+
+        Returns:
+            The chosen rows in the order of ``rows``.
+        """
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero()[:, 0]  # found once, not once per column
+        timestamps = None if self.timestamps is None else self.timestamps[rows]
+        return replace(self, users=self.users[rows], items=self.items[rows], timestamps=timestamps)
+
+
+def _check_column(ids: Any, name: str, size: int) -> None:
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 1:
+        raise ValueError(
+            f"{name} must be an int64 tensor with one dimension, got {_describe(ids)}: "
+            "Interactions.from_arrays takes ids of any type"
+        )
+    check_ids(ids, name, size, f"num_{name}", remedy="Interactions.from_arrays numbers raw ids")
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def _renumber(numbers: Tensor, ids: Vocabulary) -> tuple[Tensor, Vocabulary]:
+    """Close the gaps that left-out ids leave."""
+    present = numbers.bincount(minlength=len(ids)) > 0
+    if bool(present.all()):
+        return numbers, ids
+    return (present.cumsum(0) - 1)[numbers], ids.restrict(present.nonzero()[:, 0])

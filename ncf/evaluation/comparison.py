@@ -1,0 +1,230 @@
+"""Several models on the same users and the same candidates: one table, with the doubt in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+from ncf.data.candidates import Candidates, Catalogue
+from ncf.evaluation.evaluator import Ranking, evaluate
+from ncf.evaluation.metrics import Metric, metric_label
+from ncf.evaluation.significance import PairedTest, holm, paired_test
+from ncf.models.scorers import SupportsScore
+
+_ALONE: tuple[Metric, ...] = ("hr", "ndcg", "mrr")
+_SIDE_BY_SIDE: tuple[Metric, ...] = ("hr", "ndcg")  # as many as fit a terminal twice
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Rankings of several models side by side, the best first.
+
+    Args:
+        rankings: by the model's name; all of the same users, candidates and ``k``.
+        whole: rankings of the same models in the whole catalogue, if they were made.
+        baseline: the model that the others are tested against; the best one by default.
+        metric: what decides which is best, and what the test compares.
+
+    Raises:
+        ValueError: if there is no ranking, the baseline is unknown, ``whole`` has other models, or users or
+            candidates differ.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import Ranking
+        >>> from ncf.evaluation.comparison import Comparison
+        >>> users, sizes = torch.arange(40), torch.full((40,), 101)
+        >>> good, fair = (Ranking(users, users // part, sizes) for part in (8, 2))
+        >>> comparison = Comparison({"good": good, "fair": fair}, baseline="fair")
+        >>> comparison.best
+        'good'
+        >>> print(comparison.tests["good"])
+        NDCG@10 +0.363 [+0.322, +0.403], p = 0.0001
+    """
+
+    rankings: Mapping[str, Ranking]
+    whole: Mapping[str, Ranking] | None = None
+    baseline: str | None = None
+    metric: Metric = "ndcg"
+
+    def __post_init__(self) -> None:
+        if not self.rankings:
+            raise ValueError("there is nothing to compare: give at least one model")
+        if self.baseline is not None and self.baseline not in self.rankings:
+            raise ValueError(f"baseline = {self.baseline!r} is none of {', '.join(self.rankings)}")
+        if self.whole is not None and self.whole.keys() != self.rankings.keys():
+            models, others = ", ".join(self.rankings), ", ".join(self.whole)
+            raise ValueError(f"whole has rankings of {others}, but the models are {models}")
+        _ = self.tests  # refuses rankings of different users or candidates
+
+    @property
+    def names(self) -> list[str]:
+        """The models, the best first."""
+        return sorted(self.rankings, key=lambda name: self.rankings[name].mean(self.metric), reverse=True)
+
+    @property
+    def best(self) -> str:
+        """The model with the highest mean."""
+        return self.names[0]
+
+    @property
+    def reference(self) -> str:
+        """The model that the others are tested against."""
+        return self.baseline if self.baseline is not None else self.best
+
+    @cached_property
+    def tests(self) -> dict[str, PairedTest]:
+        """Each model but the reference against it; p-values as they come, not yet adjusted."""
+        reference = self.rankings[self.reference]
+        others = [name for name in self.names if name != self.reference]
+        return {name: paired_test(self.rankings[name], reference, self.metric) for name in others}
+
+    @property
+    def p_values(self) -> dict[str, float]:
+        """Of each model but the reference, adjusted for the number of tests by Holm's method."""
+        adjusted = holm([test.p_value for test in self.tests.values()])
+        return dict(zip(self.tests, adjusted, strict=True))
+
+    def text(self) -> str:
+        """The table in columns, for a terminal."""
+        header, rows = self._table(best="{}*", other="{} ")
+        lines = [header, *rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        aligned = [
+            "  ".join(
+                [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+            )
+            for line in lines
+        ]
+        return "\n".join([*(line.rstrip() for line in aligned), self._footnote("*")])
+
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        header, rows = self._table(best="**{}**", other="{}")
+        ruler = ["|:--" + "|--:" * (len(header) - 1) + "|"]
+        lines = [
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [header, *rows]
+        ]
+        return "\n".join([lines[0], *ruler, *lines[1:]])
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Draw the metrics with their intervals; see `ncf.evaluation.plots.comparison`."""
+        from ncf.evaluation.plots import comparison
+
+        comparison(self, path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: every metric with its interval, and the p-values."""
+        p_values = self.p_values
+        return {
+            name: {
+                "sampled": _as_dict(self.rankings[name]),
+                "whole": _as_dict(self.whole[name]) if self.whole else None,
+                "p_value": p_values.get(name),
+            }
+            for name in self.names
+        }
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def _table(self, best: str, other: str) -> tuple[list[str], list[list[str]]]:
+        """Cells; the means of a column are put into the forms ``best`` and ``other``."""
+        names, tests, p_values = self.names, self.tests, self.p_values
+        header, columns = ["model"], [names]
+        sides = [("", self.rankings)] + ([(", whole", self.whole)] if self.whole is not None else [])
+        for side, rankings in sides:
+            for metric in _ALONE if len(sides) == 1 else _SIDE_BY_SIDE:
+                header.append(metric_label(metric, rankings[names[0]].k) + side)
+                means = {name: rankings[name].mean(metric) for name in names}
+                form = {name: best if means[name] == max(means.values()) else other for name in names}
+                columns.append(
+                    [f"{form[n].format(f'{means[n]:.3f}')} {rankings[n].interval(metric)}" for n in names]
+                )
+        if tests:
+            metric_name = next(iter(tests.values())).metric
+            header += [f"{metric_name} less {self.reference}'s", "p"]
+            columns.append([f"{tests[n].difference:+.3f}" if n in tests else "" for n in names])
+            columns.append([_p_value(p_values[n]) if n in tests else "" for n in names])
+        return header, [list(row) for row in zip(*columns, strict=True)]
+
+    def _footnote(self, mark: str) -> str:
+        ranking = self.rankings[self.best]
+        sizes = ranking.num_candidates
+        among = (
+            f"{int(sizes.max())}"
+            if sizes.min() == sizes.max()
+            else f"{int(sizes.min())} to {int(sizes.max())}"
+        )
+        note = f"{len(ranking)} users, {among} candidates each; {mark} best of its column; 95% intervals"
+        if len(self.rankings) > 1:
+            label = metric_label(self.metric, ranking.k)
+            note += (
+                f"\np: paired sign-flip test of {label} against {self.reference}, adjusted by Holm's method"
+            )
+        return note
+
+
+def compare(
+    models: Mapping[str, SupportsScore],
+    candidates: Candidates | Catalogue,
+    k: int = 10,
+    *,
+    catalogue: Catalogue | None = None,
+    baseline: str | None = None,
+    metric: Metric = "ndcg",
+    block_users: int | None = None,
+) -> Comparison:
+    """Judge several models on the same candidates.
+
+    The p-values come from `paired_test`, which compares the models user by user. Intervals that overlap do
+    not say that two models are alike.
+
+    Args:
+        models: anything with ``score(users, candidates)``, by name.
+        candidates: what to rank, the same for all.
+        k: length of the list that HR and NDCG look at.
+        catalogue: judge in the whole catalogue as well, and show both side by side: sampled metrics can order
+            models differently (Krichene & Rendle 2020).
+        baseline: the model that the others are tested against; the best one by default.
+        metric: what decides which is best, and what the test compares.
+        block_users: users scored at once; see `evaluate`.
+
+    Returns:
+        `Comparison`: ``print`` it, or call ``markdown()``, ``plot(path)``, ``to_dict()``.
+
+    Raises:
+        ValueError: see `evaluate` and `Comparison`.
+
+    Example::
+
+        >>> from ncf import EASE, Interactions, ItemPop, compare, leave_one_out, sample_candidates
+        >>> users = [user for user in range(6) for _ in range(3)]
+        >>> items = [0, 1, 2, 0, 2, 1, 1, 2, 0, 3, 4, 5, 3, 5, 4, 5, 4, 3]
+        >>> split = leave_one_out(Interactions.from_arrays(users, items), validation=False)
+        >>> models = {"popularity": ItemPop(split.train), "EASE": EASE(split.train, regularization=1.0)}
+        >>> compare(models, sample_candidates(split, num_negatives=3), k=1, metric="mrr").names
+        ['EASE', 'popularity']
+    """
+    if baseline is not None and baseline not in models:
+        raise ValueError(f"baseline = {baseline!r} is none of {', '.join(models)}")
+    rankings = {n: evaluate(model, candidates, k, block_users=block_users) for n, model in models.items()}
+    whole = None
+    if catalogue is not None:
+        whole = {n: evaluate(model, catalogue, k, block_users=block_users) for n, model in models.items()}
+    return Comparison(rankings, whole, baseline, metric)
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
+def _as_dict(ranking: Ranking) -> dict[str, Any]:
+    return {
+        metric_label(metric, ranking.k): {"mean": ranking.mean(metric), "interval": list(interval)}
+        for metric, interval in ranking.intervals.items()
+    }

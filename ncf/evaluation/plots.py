@@ -1,0 +1,281 @@
+"""Pictures of training and of judging: learning curves, where the ranks fall, models side by side.
+
+They need matplotlib: ``pip install 'ncf[plots]'``. None of its global state is touched, so they are safe in a
+server and beside a notebook's own figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ncf.evaluation.figures import FAINT, INK, new_figure, save_figure
+from ncf.evaluation.metrics import metric_label
+from ncf.evaluation.ranking import Ranking
+
+if TYPE_CHECKING:
+    from ncf.evaluation.comparison import Comparison
+    from ncf.training.history import History
+
+# Okabe & Ito's colours, which colour-blind readers can tell apart; their yellow is too pale for a line.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_BEST, _ALIKE, _WORSE = "#0072B2", "#7FB8D8", "#C4C4C4"
+
+
+def learning_curves(
+    histories: Mapping[str, History | Sequence[History]],
+    path: str | PathLike[str],
+    *,
+    k: int = 10,
+    baselines: Mapping[str, Ranking] | None = None,
+) -> None:
+    """Draw training loss, HR and NDCG epoch by epoch, a line per model, its kept epoch ringed.
+
+    Args:
+        histories: what `Trainer.fit` returned, by the model's name. Several histories of a model, one per
+            seed, become their mean and a band of one standard deviation to each side.
+        path: the file to write; its suffix decides the format.
+        k: the ``k`` that the models were judged at, for the labels.
+        baselines: rankings of models without epochs on the same candidates, drawn as level lines.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if no history has an epoch.
+
+    Example::
+
+        >>> import tempfile
+        >>> from ncf import History
+        >>> from ncf.evaluation.plots import learning_curves
+        >>> run = History("last", [1, 2], loss=[0.5, 0.4], hr=[0.3, 0.4], ndcg=[0.1, 0.2], best_epoch=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     learning_curves({"GMF": run}, f"{folder}/curves.png")
+    """
+    runs = {name: list(h) if isinstance(h, Sequence) else [h] for name, h in histories.items()}
+    runs = {name: kept for name, group in runs.items() if (kept := [h for h in group if len(h)])}
+    if not runs:
+        raise ValueError("there are no epochs to draw: give the histories of trained models")
+    figure, axes = new_figure(columns=3, width=11, height=4.4)
+    panels: tuple[tuple[_Series, str], ...] = (
+        ("loss", "training loss"),
+        ("hr", metric_label("hr", k)),
+        ("ndcg", metric_label("ndcg", k)),
+    )
+    for axis, (series, label) in zip(axes, panels, strict=True):
+        for index, (name, group) in enumerate(runs.items()):
+            look = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
+            _curve(axis, group, series, name, look)
+        if series != "loss":
+            for ranking_name, ranking in (baselines or {}).items():
+                value = ranking.at(k).mean(series)
+                axis.axhline(value, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+                place = axis.get_yaxis_transform()
+                axis.text(1.01, value, ranking_name, transform=place, va="center", fontsize=9, color=FAINT)
+        axis.set_title(label, loc="left", fontsize=11, color=INK)
+        axis.set_xlabel("epoch", color=INK)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(_best_epoch(runs, k), x=0.01, ha="left", fontsize=13, color=INK)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=min(6, len(labels)), frameon=False)
+    save_figure(figure, path)
+
+
+def rank_histogram(rankings: Ranking | Mapping[str, Ranking], path: str | PathLike[str]) -> None:
+    """Draw at which places the held-out items land, a row per model; the first ``k`` are in colour.
+
+    A dashed line shows what chance would do. Beyond 200 candidates the places are put into bins, on a
+    logarithmic axis.
+
+    Args:
+        rankings: one ranking, or several by the model's name.
+        path: the file to write; its suffix decides the format.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if there is no ranking, or ``k`` differs between them.
+
+    Example::
+
+        >>> import tempfile, torch
+        >>> from ncf import Ranking
+        >>> from ncf.evaluation.plots import rank_histogram
+        >>> ranking = Ranking(torch.arange(4), torch.tensor([0, 2, 9, 50]), torch.full((4,), 101))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rank_histogram({"GMF": ranking}, f"{folder}/ranks.svg")
+    """
+    named = {"": rankings} if isinstance(rankings, Ranking) else dict(rankings)
+    if len({ranking.k for ranking in named.values()}) != 1:
+        raise ValueError("give at least one ranking, all with the same k: `ranking.at(k)` brings them to one")
+    k = next(iter(named.values())).k
+    most = max(int(ranking.num_candidates.max()) for ranking in named.values())
+    wide = most > 200
+    edges = _bin_edges(k, most, wide)  # [B + 1]
+    figure, axes = new_figure(rows=len(named), width=8, height=1.2 + 1.7 * len(named), share=True)
+    for axis, (name, ranking) in zip(axes, named.items(), strict=True):
+        shares = torch.histogram(ranking.ranks.to(torch.float64) + 1, edges).hist / len(ranking)
+        colours = [_BEST if start < k else _WORSE for start in edges[:-1].tolist()]
+        axis.bar(edges[:-1].tolist(), shares.tolist(), edges.diff().tolist(), align="edge", color=colours,
+                 edgecolor="white", linewidth=0.4)  # fmt: skip
+        axis.stairs(_chance(ranking, edges).tolist(), edges.tolist(), baseline=None, color=INK, linewidth=1,
+                    linestyle=(0, (4, 3)))  # fmt: skip
+        label = metric_label("hr", k)
+        text = f"{name}   {label} {ranking.hr:.3f}" if name else f"{label} {ranking.hr:.3f}"
+        side, align = (0.02, "left") if wide else (0.98, "right")  # where the bars are low
+        axis.text(side, 0.9, text, transform=axis.transAxes, ha=align, va="top", fontsize=11, color=INK)
+        axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+    if wide:
+        axes[-1].set_xscale("log")
+        axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes[-1].set_xlim(0.5, most + 0.5)
+    figure.supylabel("share of users", fontsize=10, color=INK)
+    axes[-1].set_xlabel(f"place of the held-out item among up to {most} (dashed: by chance)", color=INK)
+    name, best = max(named.items(), key=lambda pair: pair[1].hr)
+    who = f"{name} puts" if name else "The model puts"
+    title = f"{who} {best.hr:.0%} of the held-out items among its first {k}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK)
+    save_figure(figure, path)
+
+
+def comparison(result: Comparison, path: str | PathLike[str]) -> None:
+    """Draw HR and NDCG of every model with 95% intervals, best on top.
+
+    The best is in dark blue; the reference of the test, and what cannot be told from it, in light blue.
+
+    Args:
+        result: what `compare` returned.
+        path: the file to write; its suffix decides the format.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+
+    Example::
+
+        >>> import tempfile, torch
+        >>> from ncf import Ranking, plots
+        >>> from ncf.evaluation.comparison import Comparison
+        >>> users, sizes = torch.arange(40), torch.full((40,), 101)
+        >>> rankings = {name: Ranking(users, users // part, sizes) for name, part in (("good", 8), ("fair", 2))}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plots.comparison(Comparison(rankings), f"{folder}/models.png")
+    """
+    names = result.names[::-1]  # a horizontal bar chart grows from below
+    p_values = result.p_values
+    alike = {name for name in names if p_values.get(name, 1.0) >= 0.05}
+    colours = [_BEST if name == result.best else _ALIKE if name in alike else _WORSE for name in names]
+    whole = [] if result.whole is None else [(", whole catalogue", result.whole)]
+    sides = [("", result.rankings), *whole]
+    figure, axes = new_figure(
+        columns=2 * len(sides), width=1.8 + 3.1 * 2 * len(sides), height=1.7 + 0.42 * len(names)
+    )
+    metrics: tuple[Literal["hr", "ndcg"], ...] = ("hr", "ndcg")
+    panels = [(side, rankings, metric) for side, rankings in sides for metric in metrics]
+    for axis, (side, rankings, metric) in zip(axes, panels, strict=True):
+        means = [rankings[name].mean(metric) for name in names]
+        intervals = [rankings[name].interval(metric) for name in names]
+        axis.barh(names, means, color=colours, height=0.66)
+        lows, highs = zip(*intervals, strict=True)
+        axis.hlines(range(len(names)), lows, highs, color="white", linewidth=3.5)
+        axis.hlines(range(len(names)), lows, highs, color=INK, linewidth=1.5)
+        for row, mean in enumerate(means):
+            axis.annotate(
+                f"{mean:.3f}", (intervals[row].high, row), (4, 0), textcoords="offset points", va="center"
+            )
+        axis.set_title(metric_label(metric, rankings[names[0]].k) + side, loc="left", fontsize=11, color=INK)
+        axis.set_xlim(0, 1.22 * max(interval.high for interval in intervals))
+        axis.xaxis.get_major_locator().set_params(nbins=4)
+        axis.grid(axis="y", visible=False)
+        axis.tick_params(axis="y", length=0)
+        if axis is not axes[0]:
+            axis.set_yticklabels([])
+    figure.suptitle(_verdict(result), x=0.01, ha="left", fontsize=13, color=INK)
+    note = f"{len(result.rankings[names[0]])} users, 95% intervals"
+    if _ALIKE in colours:
+        which = "" if result.reference == result.best else f"{result.reference}, or "
+        note += f"; light blue: {which}not told apart from {result.reference} by a paired test of {_label(result)}"
+    figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color=FAINT)
+    save_figure(figure, path)
+
+
+_Series = Literal["loss", "hr", "ndcg"]
+
+
+def _curve(axis: Any, runs: list[History], series: _Series, name: str, look: dict[str, str]) -> None:
+    """Draw the mean over runs, at the epochs that all of them have been judged in."""
+    found = []
+    for run in runs:
+        values = zip(run.epochs, getattr(run, series), strict=False)
+        found.append({epoch: value for epoch, value in values if value is not None})
+    epochs = sorted(set.intersection(*(set(values) for values in found)))
+    if not epochs:
+        return
+    table = torch.tensor(
+        [[run[epoch] for epoch in epochs] for run in found], dtype=torch.float64
+    )  # [runs, E]
+    mean = table.mean(0)
+    axis.plot(epochs, mean.tolist(), label=name, linewidth=1.8, markersize=4, zorder=3,
+              markevery=max(1, len(epochs) // 8), **look)  # fmt: skip
+    if len(runs) > 1:
+        spread = table.std(0)
+        low, high = (mean - spread).tolist(), (mean + spread).tolist()
+        axis.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0, zorder=2)
+    elif runs[0].best_epoch in found[0]:
+        kept = runs[0].best_epoch
+        axis.plot([kept], [found[0][kept]], marker="o", markersize=11, markerfacecolor="none",
+                  markeredgecolor=look["color"], markeredgewidth=1.4, zorder=4)  # fmt: skip
+
+
+def _best_epoch(runs: Mapping[str, list[History]], k: int) -> str:
+    """The title of the learning curves: which model comes highest, judged at the epochs kept."""
+    label = metric_label("ndcg", k)
+    kept = {name: [v for v in map(_kept_ndcg, group) if v is not None] for name, group in runs.items()}
+    means = {name: sum(values) / len(values) for name, values in kept.items() if values}
+    if not means:
+        return "Training loss"
+    best = max(means, key=means.__getitem__)
+    seeds = f", mean of {len(kept[best])} seeds" if len(kept[best]) > 1 else ""
+    parts = {"validation": " on the validation part", "paper": ", its epoch chosen on the test part"}
+    part = parts.get(runs[best][0].selection, "")
+    return f"{best} comes highest: {label} {means[best]:.3f}{part}{seeds}"
+
+
+def _kept_ndcg(run: History) -> float | None:
+    judged = dict(zip(run.epochs, run.ndcg, strict=False))
+    return judged.get(run.best_epoch)
+
+
+def _verdict(result: Comparison) -> str:
+    """The title of a comparison: which model is best, and from which it cannot be told apart."""
+    mean = {name: f"{ranking.mean(result.metric):.3f}" for name, ranking in result.rankings.items()}
+    title = f"{result.best} ranks best: {_label(result)} {mean[result.best]}"
+    if result.reference != result.best:
+        return f"{title}, against {result.reference}'s {mean[result.reference]}"
+    alike = [name for name, p in result.p_values.items() if p >= 0.05]
+    if alike:
+        return f"{title}; a paired test cannot tell {' or '.join(alike)} from it"
+    return f"{title}, clearly above the others" if len(result.names) > 1 else title
+
+
+def _label(result: Comparison) -> str:
+    return metric_label(result.metric, result.rankings[result.best].k)
+
+
+def _bin_edges(k: int, most: int, wide: bool) -> Tensor:
+    """Between places, from 0.5: one bin a place, or a few per decade, with an edge behind place ``k``."""
+    if not wide:
+        return torch.arange(most + 1, dtype=torch.float64) + 0.5
+    steps = torch.logspace(0, float(torch.tensor(most + 1.0).log10()), 45, dtype=torch.float64).round()
+    edges: Tensor = torch.unique(torch.cat([steps, torch.tensor([k + 1.0], dtype=torch.float64)]))
+    return edges - 0.5
+
+
+def _chance(ranking: Ranking, edges: Tensor) -> Tensor:
+    """The share of users in every bin if each place were as likely."""
+    sizes, counts = torch.unique(ranking.num_candidates, return_counts=True)
+    within = edges[None, :].clamp(max=sizes[:, None] + 0.5).diff(dim=1) / sizes[:, None]  # [S, B]
+    shares: Tensor = (within * counts[:, None]).sum(0) / len(ranking)
+    return shares

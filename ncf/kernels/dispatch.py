@@ -1,0 +1,145 @@
+"""The fused kernels, their references in PyTorch, and for each one function that chooses by device.
+
+Triton is imported when a kernel runs for the first time, never by importing this package.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ncf.kernels.reference import lookup_reference, score_reference
+from ncf.kernels.scoring_tables import ScoringTables, check_pairs
+
+__all__ = ["ScoringTables", "fused_lookup", "lookup_reference", "score_candidates", "score_reference"]
+
+# Of the widest intermediate result where nothing is fused: a cache's worth, or enough to fill a GPU.
+_BLOCK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
+
+
+@torch.no_grad()
+def score_candidates(tables: ScoringTables, users: Tensor, candidates: Tensor) -> Tensor:
+    """Score each user's candidates on the tables' device.
+
+    On an NVIDIA GPU (Ampere or later) a fused Triton kernel does it, if Triton is installed and the tables fit
+    (`ncf.kernels.triton_scoring.fits`); else the reference, block by block. Without an MLP, one list for all users
+    is a matrix product.
+
+    Args:
+        tables: the model's parameters laid out for ranking.
+        users: ``[U]``, int64; ids are not checked here.
+        candidates: items, ``[U, C]``, int64; a negative one is padding. An expanded list (the same for every
+            user, ``stride(0) == 0``) is looked up less often.
+
+    Returns:
+        Scores, ``[U, C]``, fp32 or fp64 (`ScoringTables.score_dtype`); padding has ``-inf``.
+
+    Raises:
+        ValueError: if shapes, types or devices do not fit together.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels import ScoringTables, score_candidates
+        >>> tables = ScoringTables(item_bias=torch.tensor([0.5, 2.0]), bias=torch.zeros(1))
+        >>> score_candidates(tables, torch.tensor([0, 7]), torch.tensor([1, 0, -1]).expand(2, 3))
+        tensor([[2.0000, 0.5000,   -inf],
+                [2.0000, 0.5000,   -inf]])
+    """
+    check_pairs(users, candidates, tables.device)
+    if candidates.numel() == 0:
+        return torch.empty(candidates.shape, dtype=tables.score_dtype, device=tables.device)
+    if tables.item_half is None and candidates.stride(0) == 0:
+        return _score_product(tables, users, candidates[0])
+    if _has_triton(tables.device):
+        from ncf.kernels.triton_scoring import fits, score_triton
+
+        if fits(tables):
+            with torch.cuda.device(tables.device):  # Triton launches on the current device
+                return score_triton(tables, users, candidates)
+    return _score_blocks(tables, users, candidates)
+
+
+def fused_lookup(
+    users: Tensor,
+    items: Tensor,
+    user_gmf: Tensor | None,
+    item_gmf: Tensor | None,
+    user_mlp: Tensor | None,
+    item_mlp: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Look up a training batch, and make the GMF product and the MLP's first hidden layer of it.
+
+    On an NVIDIA GPU (Ampere or later) fused Triton kernels do it, forward and backward, if Triton is
+    installed; else, and in fp64, the reference.
+    Both are differentiable in the tables, the weight and the bias.
+
+    Args:
+        users: ``[B]``, int64; ids are not checked here.
+        items: ``[B]``, or ``[B, C]`` for several items of each user, int64.
+        user_gmf: ``[num_users, F]``; ``None``, as ``item_gmf``, without a GMF part.
+        item_gmf: ``[num_items, F]``.
+        user_mlp: ``[num_users, D]``; ``None``, as the three that follow, without an MLP.
+        item_mlp: ``[num_items, D]``.
+        weight: of the first layer, over the user's and the item's row side by side, ``[H, 2 D]``.
+        bias: of the first layer, ``[H]``.
+
+    Returns:
+        The product, ``[B, F]`` or ``[B, C, F]``, and the rectified hidden layer, ``[B, H]`` or ``[B, C, H]``;
+        ``None`` in place of an absent part.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels import fused_lookup
+        >>> user_rows, item_rows = torch.tensor([[2.0]]), torch.tensor([[3.0], [5.0]])
+        >>> users, items = torch.tensor([0]), torch.tensor([[1, 0]])
+        >>> fused_lookup(users, items, user_rows, item_rows, None, None, None, None)
+        (tensor([[[10.],
+                 [ 6.]]]), None)
+    """
+    table = item_gmf if item_mlp is None else item_mlp
+    if table is not None and table.dtype != torch.float64 and _has_triton(table.device):
+        from ncf.kernels.triton_lookup_autograd import lookup_triton
+
+        with torch.cuda.device(table.device):
+            return lookup_triton(users, items, user_gmf, item_gmf, user_mlp, item_mlp, weight, bias)
+    return lookup_reference(users, items, user_gmf, item_gmf, user_mlp, item_mlp, weight, bias)
+
+
+def _has_triton(device: torch.device) -> bool:
+    """Whether the kernels can run there: they count on the tensor cores of Ampere and later."""
+    if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _score_product(tables: ScoringTables, users: Tensor, items: Tensor) -> Tensor:
+    """Scores ``[U, C]`` of one list of items, ``[C]``, by tables without an MLP."""
+    t, rows = tables, items.clamp(min=0)
+    scores = torch.empty(len(users), len(items), dtype=t.score_dtype, device=t.device)
+    scores.copy_(t.bias)
+    if t.user_gmf is not None and t.item_gmf is not None:
+        scores.addmm_(t.user_gmf[users].to(scores.dtype), t.item_gmf[rows].to(scores.dtype).T)
+    if t.user_bias is not None:
+        scores += t.user_bias[users][:, None]
+    if t.item_bias is not None:
+        scores += t.item_bias[rows]
+    return scores.masked_fill_(items < 0, -torch.inf)
+
+
+def _score_blocks(tables: ScoringTables, users: Tensor, candidates: Tensor) -> Tensor:
+    scores = torch.empty(candidates.shape, dtype=tables.score_dtype, device=tables.device)
+    # Half-precision tables are read as fp32: once, not in every block.
+    tables = tables.to(tables.score_dtype)
+    widths = [t.shape[1] for t in (tables.item_half, tables.item_gmf) if t is not None]
+    pair_bytes = tables.dtype.itemsize * max(widths, default=1)
+    rows = max(1, _BLOCK_BYTES.get(tables.device.type, 1 << 28) // (pair_bytes * candidates.shape[1]))
+    for start in range(0, len(users), rows):
+        block = slice(start, start + rows)
+        scores[block] = score_reference(tables, users[block], candidates[block])
+    return scores

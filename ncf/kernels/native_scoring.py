@@ -1,0 +1,256 @@
+"""Scores and ranks on a CPU, by the kernels in C: a model's parameters in their layout."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from ctypes import POINTER, byref, c_float, c_int64, c_void_p
+from threading import Thread
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ncf.kernels.native import lanes_for, library, refuse
+from ncf.kernels.scoring_tables import ScoringTables, check_pairs
+
+_PAIRS_PER_THREAD = 1 << 14  # fewer are not worth starting a thread for
+
+
+class _Tables(ctypes.Structure):
+    """`Tables` of native.c."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("users", "items", "user_bias", "item_bias", "head")),
+        *((name, POINTER(c_void_p)) for name in ("weights", "biases")),
+        ("outputs", POINTER(c_int64)),
+        *((name, c_int64) for name in ("num_users", "num_items", "hidden", "factors", "inputs", "layers")),
+        ("widest", c_int64),
+        ("bias", c_float),
+    )
+
+
+def fits(tables: ScoringTables) -> bool:
+    """Whether the kernel is there and can score by these tables: fp32, on a CPU, with rows on both sides.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import GMF
+        >>> from ncf.kernels.native import library
+        >>> from ncf.kernels.native_scoring import fits
+        >>> tables = GMF(num_users=2, num_items=3).scoring_tables()
+        >>> fits(tables) == (library() is not None)
+        True
+        >>> fits(tables.to(torch.float64))
+        False
+    """
+    rows = tables.item_half is not None or tables.item_gmf is not None
+    return rows and tables.dtype == torch.float32 and tables.device.type == "cpu" and library() is not None
+
+
+class PackedTables:
+    """Scoring tables in the kernel's layout, copied: rows side by side, weights in panels, all padded with zeros.
+
+    A pair's score has the same bits whoever else is scored, on however many threads.
+
+    Args:
+        tables: for which `fits` holds.
+        lanes: width of the vector unit in floats: 4, 8 (AVX2) or 16 (AVX-512); see `lanes_for`.
+        kernel: what `library` returned; its default by default.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import NeuMF
+        >>> from ncf.kernels.native import library
+        >>> from ncf.kernels.native_scoring import PackedTables
+        >>> model = NeuMF(num_users=10, num_items=20)
+        >>> if library() is not None:
+        ...     scores = PackedTables(model.scoring_tables()).score(torch.tensor([3]), torch.tensor([[1, -1]]))
+        ...     assert torch.allclose(scores[0, 0], model(torch.tensor([3]), torch.tensor([1])))
+        ...     assert scores[0, 1] == -torch.inf
+    """
+
+    @torch.no_grad()
+    def __init__(self, tables: ScoringTables, lanes: int | None = None, kernel: Any = None) -> None:
+        self._kernel = library() if kernel is None else kernel
+        rows = [half for half in (tables.item_half, tables.item_gmf) if half is not None]
+        widths = [half.shape[1] for half in rows] + [len(bias) for _, bias in tables.layers]
+        self._lanes = lanes_for(self._kernel, widths) if lanes is None else lanes
+        self._users = self._side_by_side(tables.user_half, tables.user_gmf)  # [U, H + F], padded
+        self._items = self._side_by_side(tables.item_half, tables.item_gmf)  # [I, H + F], padded
+        biases = [None if bias is None else bias.clone() for bias in (tables.user_bias, tables.item_bias)]
+        weights = [self._panels(weight, at > 0) for at, (weight, _) in enumerate(tables.layers)]
+        layer_biases = [self._padded(bias) for _, bias in tables.layers]
+        head = None if tables.head_mlp is None else self._padded(tables.head_mlp)
+        inputs = 0 if tables.item_half is None else tables.item_half.shape[1]
+        hidden = inputs + -inputs % self._lanes
+        outputs = [len(bias) for bias in layer_biases]
+        self._held = (biases, weights, layer_biases, head)  # the structure has only their addresses
+        self._tables = _Tables(
+            *(None if t is None else t.data_ptr() for t in (self._users, self._items, *biases, head)),
+            *((c_void_p * len(outputs))(*(t.data_ptr() for t in side)) for side in (weights, layer_biases)),
+            (c_int64 * len(outputs))(*outputs),
+            *(
+                len(self._users),
+                len(self._items),
+                hidden,
+                self._items.shape[1] - hidden,
+                inputs,
+                len(outputs),
+            ),
+            max([hidden, *outputs]),
+            float(tables.bias),
+        )
+
+    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """Score each user's candidates, on as many threads as PyTorch has.
+
+        Args:
+            users: ``[U]``, int64.
+            candidates: items, ``[U, C]``, int64; a negative one is padding.
+
+        Returns:
+            Scores, ``[U, C]``, fp32; padding has ``-inf``.
+
+        Raises:
+            ValueError: if shapes or types do not fit together.
+            IndexError: if a user or an item is unknown.
+        """
+        check_pairs(users, candidates, self._users.device)
+        width = candidates.shape[1]
+        scores = torch.empty(candidates.shape)
+        users, candidates = users.contiguous(), _rows(candidates)
+
+        def work(mine: slice) -> None:
+            some, lists = users[mine], candidates[mine]
+            answer = self._call("ncf_score", some, lists, _step(lists), width, scores[mine])
+            refuse(answer, some, lists, len(self._users), len(self._items))
+
+        if scores.numel():
+            _in_parts(work, len(users), width)
+        return scores
+
+    def ranks(self, users: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Rank each user's held-out item among its negatives: ties lose, an item counts once.
+
+        Args:
+            users: ``[U]``, int64.
+            positives: the held-out item of each, ``[U]``, int64.
+            negatives: items, ``[U, C]``, int64; a negative one is padding.
+
+        Returns:
+            Ranks and numbers of distinct candidates, both ``[U]``, int64; ``None`` if an id is unknown or a score not
+            a number, which a look at the scores tells.
+
+        Raises:
+            ValueError: if shapes or types do not fit together.
+        """
+        check_pairs(users, positives[:, None], self._users.device, "positives")
+        check_pairs(users, negatives, self._users.device, "negatives")
+        width = negatives.shape[1]
+        users, positives, negatives = users.contiguous(), positives.contiguous(), _rows(negatives)
+        ranks, counts, done = torch.empty_like(users), torch.empty_like(users), []
+
+        def work(mine: slice) -> None:
+            lists, out = negatives[mine], (ranks[mine], counts[mine])
+            done.append(
+                self._call("ncf_rank", users[mine], positives[mine], lists, _step(lists), width, *out)
+            )
+
+        _in_parts(work, len(users), 1 + width)
+        return (ranks, counts) if all(done) else None
+
+    def catalogue_ranks(
+        self, users: Tensor, positives: Tensor, num_items: int, seen_offsets: Tensor, seen_items: Tensor
+    ) -> Tensor | None:
+        """Rank each user's held-out item among the first ``num_items`` items, less those that the user has seen.
+
+        Args:
+            users: ``[U]``, int64.
+            positives: the held-out item of each, ``[U]``, int64.
+            num_items: how many items are ranked.
+            seen_offsets: where each user's items begin in ``seen_items``, ``[U + 1]``; the first need not be 0.
+            seen_items: the items to leave out, ascending within a user, without the positive.
+
+        Returns:
+            Ranks, ``[U]``, int64; ``None`` where `ranks` gives it, and if there are fewer items or the lists are not
+            such lists.
+        """
+        check_pairs(users, positives[:, None], self._users.device, "positives")
+        if num_items > len(self._items) or len(seen_offsets) != len(users) + 1:
+            return None
+        users, positives = users.contiguous(), positives.contiguous()
+        seen_offsets, seen_items = seen_offsets.cpu().contiguous(), seen_items.cpu().contiguous()
+        ranks, done = torch.empty_like(users), []
+
+        def work(mine: slice) -> None:
+            seen = seen_offsets[mine.start : mine.stop + 1], seen_items, len(seen_items)
+            parts = (positives[mine], num_items, *seen, ranks[mine])
+            done.append(self._call("ncf_rank_catalogue", users[mine], *parts))
+
+        _in_parts(work, len(users), num_items)
+        return ranks if all(done) else None
+
+    def _call(self, function: str, users: Tensor, *arguments: Tensor | int) -> int:
+        """What a function of the library answers; ctypes lets other threads run meanwhile."""
+        given = [
+            c_int64(a) if isinstance(a, int) else c_void_p(a.data_ptr())
+            for a in (users, len(users), *arguments)
+        ]
+        answer: int = getattr(self._kernel, function)(byref(self._tables), self._lanes, *given)
+        return answer
+
+    def _padded(self, tensor: Tensor) -> Tensor:
+        """The last dimension filled up to whole vectors with zeros; always a copy."""
+        padded = F.pad(tensor, (0, -tensor.shape[-1] % self._lanes))
+        return padded.clone(memory_format=torch.contiguous_format)
+
+    def _side_by_side(self, *rows: Tensor | None) -> Tensor:
+        parts = [part for part in rows if part is not None]
+        widths = [part.shape[1] + -part.shape[1] % self._lanes for part in parts]
+        packed = torch.zeros(len(parts[0]), sum(widths))  # one copy, since a table may be large
+        for part, place in zip(parts, packed.split(widths, dim=1), strict=True):
+            place[:, : part.shape[1]] = part
+        return packed
+
+    def _panels(self, weight: Tensor, padded_input: bool) -> Tensor:
+        """A layer's weight ``[out, in]`` as panels ``[in, 2 · lanes]`` one after another, flat."""
+        by_input = self._padded(weight.T)  # [in, out]
+        if padded_input:  # what the layer before leaves has whole vectors
+            by_input = F.pad(by_input, (0, 0, 0, -len(by_input) % self._lanes))
+        return torch.cat([panel.reshape(-1) for panel in by_input.split(2 * self._lanes, dim=1)])
+
+
+def _rows(ids: Tensor) -> Tensor:
+    """Rows that lie in one piece each, as those of one expanded list do."""
+    return ids if ids.stride(1) == 1 else ids.contiguous()
+
+
+def _step(lists: Tensor) -> int:
+    """From a user's list to the next one's; 0 only where it is the same."""
+    return lists.stride(0) if len(lists) > 1 else lists.shape[1]
+
+
+def _in_parts(work: Callable[[slice], None], num_users: int, width: int) -> None:
+    """Have slices of the users worked on, by as many threads as PyTorch has if there is enough for each."""
+    parts = max(1, min(torch.get_num_threads(), 1 + num_users * width // _PAIRS_PER_THREAD, num_users))
+    step = max(1, -(-num_users // parts))
+    failures: list[Exception] = []
+
+    def guarded(start: int) -> None:
+        try:
+            work(slice(start, min(start + step, num_users)))
+        except Exception as error:
+            failures.append(error)
+
+    others = [Thread(target=guarded, args=(start,)) for start in range(step, num_users, step)]
+    for thread in others:
+        thread.start()
+    guarded(0)
+    for thread in others:
+        thread.join()
+    if failures:
+        raise failures[0]

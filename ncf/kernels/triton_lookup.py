@@ -1,0 +1,150 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+"""The lookup of a training step fused with the GMF product and the MLP's first layer, and its backward.
+
+The gathered rows never exist in memory: the forward reads them from the tables and writes the product and the
+hidden layer; the backward reads them again. `ncf.kernels.triton_lookup_autograd` launches these kernels.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _block(matrix, rows, columns, stride, valid, WIDTH: tl.constexpr):
+    """Elements (row, column) of a matrix, ``[len(rows), len(columns)]``; zero beyond its width."""
+    inside = valid[:, None] & (columns < WIDTH)[None, :]
+    return tl.load(matrix + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _put(matrix, rows, columns, valid, values, WIDTH: tl.constexpr):
+    """Write elements (row, column) of a contiguous matrix of that width."""
+    inside = valid[:, None] & (columns < WIDTH)[None, :]
+    tl.store(matrix + rows[:, None] * WIDTH + columns[None, :], values, mask=inside)
+
+
+@triton.jit
+def _product(left, right, total, ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    return tl.dot(left.to(ROUND).to(DOT), right.to(ROUND).to(DOT), total, input_precision=PRECISION)
+
+
+@triton.jit
+def _ids(users, items, pairs, valid, items_per_user):
+    """Ids of the user and of the item of each pair."""
+    user = tl.load(users + pairs // items_per_user, mask=valid, other=0)
+    return user, tl.load(items + pairs, mask=valid, other=0)
+
+
+@triton.jit
+def _forward(
+    product, hidden, users, items, num_pairs, items_per_user, tables, strides, weight, bias,
+    FACTORS: tl.constexpr, DIM: tl.constexpr, HIDDEN: tl.constexpr, FACTOR_TILE: tl.constexpr,
+    PAIRS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+    ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of pairs, and of columns of the hidden layer; the first column of tiles makes the product."""
+    user_gmf, item_gmf, user_mlp, item_mlp = tables
+    pairs = tl.cast(tl.program_id(0), tl.int64) * PAIRS + tl.arange(0, PAIRS)
+    valid = pairs < num_pairs
+    user, item = _ids(users, items, pairs, valid, items_per_user)
+    if HIDDEN > 0:
+        units = tl.program_id(1) * TILE + tl.arange(0, TILE)
+        total = tl.zeros([PAIRS, TILE], tl.float32)
+        total += tl.load(bias + units, mask=units < HIDDEN, other=0.0).to(tl.float32)[None, :]
+        for first in range(0, DIM, CHUNK):
+            k = first + tl.arange(0, CHUNK)
+            inside = (k < DIM)[:, None] & (units < HIDDEN)[None, :]
+            of_user = weight + units[None, :] * (2 * DIM) + k[:, None]  # the weight is [HIDDEN, 2 DIM]
+            rows = _block(user_mlp, user, k, strides[2], valid, DIM)
+            total = _product(rows, tl.load(of_user, mask=inside, other=0.0), total, ROUND, DOT, PRECISION)
+            rows = _block(item_mlp, item, k, strides[3], valid, DIM)
+            total = _product(
+                rows, tl.load(of_user + DIM, mask=inside, other=0.0), total, ROUND, DOT, PRECISION
+            )
+        _put(hidden, pairs, units, valid, tl.maximum(total, 0.0), HIDDEN)
+    if tl.program_id(1) == 0:
+        for factor in tl.static_range(0, FACTORS, FACTOR_TILE):
+            columns = factor + tl.arange(0, FACTOR_TILE)
+            of_user_gmf = _block(user_gmf, user, columns, strides[0], valid, FACTORS).to(tl.float32)
+            of_item_gmf = _block(item_gmf, item, columns, strides[1], valid, FACTORS).to(tl.float32)
+            _put(product, pairs, columns, valid, of_user_gmf * of_item_gmf, FACTORS)
+
+
+@triton.jit
+def _backward_rows(
+    gradients, product_gradient, hidden_gradient, hidden, users, items, num_pairs, items_per_user,
+    tables, strides, weight,
+    FACTORS: tl.constexpr, DIM: tl.constexpr, HIDDEN: tl.constexpr, FACTOR_TILE: tl.constexpr,
+    PAIRS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+    ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the rows of one tile of pairs, and of columns of the MLP's tables."""
+    user_gmf, item_gmf, _, _ = tables
+    of_user_gmf, of_item_gmf, of_user_mlp, of_item_mlp = gradients
+    pairs = tl.cast(tl.program_id(0), tl.int64) * PAIRS + tl.arange(0, PAIRS)
+    valid = pairs < num_pairs
+    if HIDDEN > 0:
+        columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
+        of_user = tl.zeros([PAIRS, TILE], tl.float32)
+        of_item = tl.zeros([PAIRS, TILE], tl.float32)
+        for first in range(0, HIDDEN, CHUNK):
+            k = first + tl.arange(0, CHUNK)
+            active = _block(hidden, pairs, k, HIDDEN, valid, HIDDEN).to(tl.float32) > 0
+            gradient = _block(hidden_gradient, pairs, k, HIDDEN, valid, HIDDEN).to(tl.float32)
+            gradient = tl.where(active, gradient, 0.0)
+            inside = k < HIDDEN
+            halves = _block(weight, k, columns, 2 * DIM, inside, DIM)
+            of_user = _product(gradient, halves, of_user, ROUND, DOT, PRECISION)
+            halves = _block(weight + DIM, k, columns, 2 * DIM, inside, DIM)
+            of_item = _product(gradient, halves, of_item, ROUND, DOT, PRECISION)
+        _put(of_user_mlp, pairs, columns, valid, of_user, DIM)
+        _put(of_item_mlp, pairs, columns, valid, of_item, DIM)
+    if tl.program_id(1) == 0:
+        user, item = _ids(users, items, pairs, valid, items_per_user)
+        for factor in tl.static_range(0, FACTORS, FACTOR_TILE):
+            factors = factor + tl.arange(0, FACTOR_TILE)
+            of_product = _block(product_gradient, pairs, factors, FACTORS, valid, FACTORS).to(tl.float32)
+            rows = _block(item_gmf, item, factors, strides[1], valid, FACTORS).to(tl.float32)
+            _put(of_user_gmf, pairs, factors, valid, of_product * rows, FACTORS)
+            rows = _block(user_gmf, user, factors, strides[0], valid, FACTORS).to(tl.float32)
+            _put(of_item_gmf, pairs, factors, valid, of_product * rows, FACTORS)
+
+
+@triton.jit
+def _backward_weight(
+    weight_gradient, bias_gradient, hidden_gradient, hidden, users, items, num_pairs, items_per_user,
+    tables, strides, pairs_per_part,
+    DIM: tl.constexpr, HIDDEN: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+    ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What one part of the pairs adds to one tile of the weight's gradient, ``[parts, HIDDEN, 2 DIM]``."""
+    _, _, user_mlp, item_mlp = tables
+    part = tl.cast(tl.program_id(2), tl.int64)
+    units = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    of_user = tl.zeros([TILE, TILE], tl.float32)
+    of_item = tl.zeros([TILE, TILE], tl.float32)
+    of_bias = tl.zeros([TILE], tl.float32)
+    for first in range(0, pairs_per_part, CHUNK):
+        pairs = part * pairs_per_part + first + tl.arange(0, CHUNK)
+        valid = pairs < num_pairs
+        user, item = _ids(users, items, pairs, valid, items_per_user)
+        inside = (units < HIDDEN)[:, None] & valid[None, :]
+        at = pairs[None, :] * HIDDEN + units[:, None]  # transposed, [TILE, CHUNK]
+        active = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32) > 0
+        gradient = tl.load(hidden_gradient + at, mask=inside, other=0.0).to(tl.float32)
+        gradient = tl.where(active, gradient, 0.0)
+        rows = _block(user_mlp, user, columns, strides[2], valid, DIM)
+        of_user = _product(gradient, rows, of_user, ROUND, DOT, PRECISION)
+        rows = _block(item_mlp, item, columns, strides[3], valid, DIM)
+        of_item = _product(gradient, rows, of_item, ROUND, DOT, PRECISION)
+        of_bias += tl.sum(gradient, 1)
+    inside = units < HIDDEN
+    start = weight_gradient + part * HIDDEN * (2 * DIM)
+    at = start + units[:, None] * (2 * DIM) + columns[None, :]
+    tl.store(at, of_user, mask=inside[:, None] & (columns < DIM)[None, :])
+    tl.store(at + DIM, of_item, mask=inside[:, None] & (columns < DIM)[None, :])
+    if tl.program_id(1) == 0:
+        tl.store(bias_gradient + part * HIDDEN + units, of_bias, mask=inside)

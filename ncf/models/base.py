@@ -1,0 +1,198 @@
+"""What every trained model has in common: ids in, logits out, scores for ranking, an artifact on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ncf.models.embeddings import Table, UserItemEmbeddings
+from ncf.utils.arguments import whole
+from ncf.utils.ids import check_ids
+from ncf.utils.threads import cpu_threads
+
+if TYPE_CHECKING:
+    from ncf.data.interactions import Vocabulary
+    from ncf.kernels.scoring_tables import ScoringTables
+    from ncf.models.scoring import Scorer
+    from ncf.models.sharded_scoring import CollectiveScorer
+
+# So few rows are laid out for ranking by one thread: others, once woken, would wait on cores that the kernel needs.
+_FEW_ROWS = 1 << 14
+
+
+class Recommender(nn.Module):
+    """Embeddings, towers and a head.
+
+    A subclass says which tables and towers it has, how it turns looked-up rows into logits, and how its
+    parameters are laid out for ranking. Nothing else differs between models.
+
+    Args:
+        num_users: size of the user vocabulary; ids are ``0 .. num_users - 1``.
+        num_items: size of the item vocabulary.
+        tables: the embedding tables.
+        towers: the dense towers by name.
+        head: what turns the towers' output into the logit.
+        config: the keyword arguments that build the same model again.
+        seed: of the initial values.
+        device: where to build; ``"meta"`` for a model to be sharded.
+
+    Raises:
+        ValueError: if a size is no positive whole number.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.models.embeddings import Table
+        >>> from ncf.kernels.scoring_tables import ScoringTables
+        >>> from ncf.models.base import Recommender
+        >>> from ncf.models.towers import SumHead
+        >>> class DotProduct(Recommender):
+        ...     def __init__(self, num_users, num_items, seed=0, device=None):
+        ...         tables = [Table("user", "user", 4, 0.1), Table("item", "item", 4, 0.1)]
+        ...         parts = {"tables": tables, "towers": {}, "head": SumHead()}
+        ...         super().__init__(num_users, num_items, **parts, config={}, seed=seed, device=device)
+        ...     def logits(self, rows):
+        ...         return self.head(rows["user"] * rows["item"]).squeeze(-1)
+        ...     def scoring_tables(self, rows=None):
+        ...         rows = self.embeddings.weights() if rows is None else rows
+        ...         return ScoringTables(user_gmf=rows["user"], item_gmf=rows["item"], bias=self.head.bias)
+        >>> DotProduct(3, 5).score(torch.tensor([0]), torch.tensor([[1, 4]])).shape
+        torch.Size([1, 2])
+    """
+
+    # Typed loosely: nn.Module says of every attribute that it is a tensor or a module.
+    towers: Any
+    head: Any
+    user_ids: Vocabulary | None = None
+    item_ids: Vocabulary | None = None
+
+    def __init__(
+        self,
+        num_users: int,
+        num_items: int,
+        *,
+        tables: Sequence[Table],
+        towers: dict[str, nn.Module],
+        head: nn.Module,
+        config: dict[str, Any],
+        seed: int,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        seed = whole("seed", seed, least=None)
+        self.num_users = num_users = whole("num_users", num_users)
+        self.num_items = num_items = whole("num_items", num_items)
+        self.config = {"num_users": num_users, "num_items": num_items, **config, "seed": seed}
+        self.embeddings = UserItemEmbeddings(num_users, num_items, tables, seed=seed, device=device)
+        dense_device = None if device is None or torch.device(device).type == "meta" else device
+        self.towers = nn.ModuleDict(towers).to(dense_device)
+        self.head = head.to(dense_device)
+
+    def extra_repr(self) -> str:
+        """The arguments it was built with."""
+        return ", ".join(f"{name}={value}" for name, value in self.config.items())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the dense parameters live."""
+        bias: Tensor = self.head.bias
+        return bias.device
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """Logits of user-item pairs.
+
+        Args:
+            users: ``[B]``, int64.
+            items: ``[B]``, or ``[B, C]`` for several items of each user.
+
+        Returns:
+            Logits of the shape of ``items``; `torch.sigmoid` and the loss are the caller's.
+        """
+        return self.logits(self.embeddings(users, items))
+
+    def logits(self, rows: dict[str, Tensor]) -> Tensor:
+        """Logits from looked-up rows: ``[..., D]`` per table to ``[...]``."""
+        raise NotImplementedError
+
+    def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:
+        """The parameters laid out for ranking: what depends on a user or an item alone, worked out once.
+
+        Args:
+            rows: the rows of some users and items by table; the whole tables by default.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def predict(self, users: Tensor, items: Tensor) -> Tensor:
+        """The probability, in (0, 1), that a user and an item interact (He et al. 2017, equation 6).
+
+        Args:
+            users: ``[B]``, int64.
+            items: ``[B]`` or ``[B, C]``.
+
+        Returns:
+            Probabilities of the shape of ``items``.
+
+        Raises:
+            ValueError: if an id is out of range, or the shapes do not fit.
+        """
+        check_ids(users, "users", self.num_users, "num_users")
+        check_ids(items, "items", self.num_items, "num_items")
+        if items.shape[:1] != users.shape or items.dim() > 2:
+            raise ValueError(
+                f"items {tuple(items.shape)} must be [B] or [B, C] for users {tuple(users.shape)}"
+            )
+        was_training = self.training
+        self.eval()
+        try:
+            logits = self(users.to(self.device), items.to(self.device))
+        finally:
+            self.train(was_training)
+        # float32 rounds the sigmoid of 17 to one: stay inside the open interval
+        tiny = torch.finfo(logits.dtype).tiny
+        return torch.sigmoid(logits).clamp(tiny, 1 - torch.finfo(logits.dtype).eps / 2)
+
+    def scorer(self) -> Scorer | CollectiveScorer:
+        """A frozen, fast view of the model for ranking; later training does not change it.
+
+        The view of a sharded model looks rows up as it goes, and every process must use it together.
+        """
+        if self.embeddings.is_sharded:
+            from ncf.models.sharded_scoring import CollectiveScorer
+
+            return CollectiveScorer(self)
+        from ncf.models.scoring import Scorer
+
+        with cpu_threads(1 if self.num_users + self.num_items <= _FEW_ROWS else None):
+            return Scorer(self.scoring_tables())
+
+    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """Logits of each user's candidates, for ranking.
+
+        Args:
+            users: ``[U]``, int64.
+            candidates: items, ``[U, C]``, int64; ``-1`` is padding.
+
+        Returns:
+            Scores, ``[U, C]``; padding has ``-inf``.
+
+        Raises:
+            ValueError: if an id is out of range, or the shapes do not fit.
+        """
+        check_ids(users, "users", self.num_users, "num_users")
+        check_ids(candidates, "candidates", self.num_items, "num_items", lowest=-1)
+        if candidates.dim() != 2 or candidates.shape[:1] != users.shape:
+            raise ValueError(
+                f"candidates {tuple(candidates.shape)} must be [U, C] for users {tuple(users.shape)}"
+            )
+        return self.scorer().score(users, candidates)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the model to a folder; `ncf.load` reads it. See `ncf.models.saving.save`."""
+        from ncf.models.saving import save
+
+        save(self, path)

@@ -1,0 +1,11 @@
+"""Models without gradient: what a trained model must beat, each fitted by its constructor.
+
+They have ``score(users, candidates)`` like every model, so `evaluate`, `compare` and `recommend` take them.
+"""
+
+from ncf.models.baselines.als import ALS
+from ncf.models.baselines.base import Baseline
+from ncf.models.baselines.item_pop import ItemPop
+from ncf.models.baselines.item_to_item import EASE, ItemKNN
+
+__all__ = ["ALS", "EASE", "Baseline", "ItemKNN", "ItemPop"]

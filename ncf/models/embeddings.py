@@ -1,0 +1,205 @@
+"""The user and item tables, in one TorchRec `EmbeddingBagCollection`, and their one lookup."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ncf.utils.seeding import normal_rows
+from ncf.utils.torchrec_import import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+
+Side = Literal["user", "item"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One embedding table.
+
+    Args:
+        name: of the table, as in ``embeddings.ebc.embedding_bags.<name>.weight``.
+        side: whose ids index it.
+        dim: columns; FBGEMM, which runs sharded tables, wants a multiple of four.
+        std: standard deviation of the initial values.
+        drawn: how many columns start at random; the rest start at zero. All by default.
+
+    Raises:
+        ValueError: if the standard deviation is negative or not finite.
+
+    Example::
+
+        >>> from ncf.models.embeddings import Table, UserItemEmbeddings
+        >>> table = Table("user_mf", "user", dim=8, std=0.1, drawn=5)
+        >>> UserItemEmbeddings(3, 4, [table]).weight("user_mf")[:, 5:].any()
+        tensor(False)
+    """
+
+    name: str
+    side: Side
+    dim: int
+    std: float
+    drawn: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.std < math.inf:
+            raise ValueError(f"init_std = {self.std}: give a finite standard deviation of at least 0")
+
+
+class Source(Protocol):
+    """Where a table that holds no values yet has them from.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.models.embeddings import Table, UserItemEmbeddings
+        >>> embeddings = UserItemEmbeddings(3, 4, [Table("user_mf", "user", dim=8, std=0.1)])
+        >>> part = torch.empty(2, 4)
+        >>> embeddings.sources["user_mf"](part, row=1, column=4)
+        >>> torch.equal(part, embeddings.weight("user_mf")[1:, 4:])
+        True
+    """
+
+    def __call__(self, out: Tensor, *, row: int, column: int) -> None:
+        """Fill ``out``, ``[R, D]``, with the table's rectangle whose first row and column are given."""
+
+
+class UserItemEmbeddings(nn.Module):
+    """Looks up the rows of a user and of an item in every table.
+
+    In one process a lookup is a plain gather: one id, one row. Once TorchRec has sharded the collection, the
+    ids travel as a `KeyedJaggedTensor` with bags of one. Both give the same numbers.
+
+    Args:
+        num_users: rows of the user tables.
+        num_items: rows of the item tables.
+        tables: the tables.
+        seed: of the initial values.
+        device: where the tables live; ``"meta"`` holds no values, for sharding.
+
+    Attributes:
+        sources: where each table's values come from when it is filled: its initial ones, unless replaced.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.models.embeddings import Table, UserItemEmbeddings
+        >>> tables = [Table("user_gmf", "user", 8, 0.01), Table("item_gmf", "item", 8, 0.01)]
+        >>> embeddings = UserItemEmbeddings(3, 5, tables)
+        >>> rows = embeddings(torch.tensor([0, 2]), torch.tensor([[1, 2, 3], [4, 4, 0]]))
+        >>> rows["user_gmf"].shape, rows["item_gmf"].shape
+        (torch.Size([2, 1, 8]), torch.Size([2, 3, 8]))
+    """
+
+    def __init__(
+        self,
+        num_users: int,
+        num_items: int,
+        tables: Sequence[Table],
+        *,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_users = num_users
+        self.num_items = num_items
+        self.tables = tuple(tables)
+        rows = {"user": num_users, "item": num_items}
+        configs = [
+            EmbeddingBagConfig(
+                name=table.name,
+                embedding_dim=table.dim,
+                num_embeddings=rows[table.side],
+                feature_names=[table.side],
+            )
+            for table in tables
+        ]
+        self.sources: dict[str, Source] = {
+            table.name: partial(
+                normal_rows,
+                std=table.std,
+                seed=seed,
+                table=table.name,
+                width=table.dim if table.drawn is None else table.drawn,
+            )
+            for table in tables
+        }
+        # Built without values: its own would come from the global generator.
+        self.ebc = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+        if device is None or torch.device(device).type != "meta":
+            for table in self.tables:
+                weight = torch.empty(rows[table.side], table.dim, device=device)
+                self.sources[table.name](weight, row=0, column=0)
+                self.ebc.embedding_bags[table.name].weight = nn.Parameter(weight)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether TorchRec has replaced the collection by a sharded one."""
+        return not isinstance(self.ebc, EmbeddingBagCollection)
+
+    @property
+    def is_meta(self) -> bool:
+        """Whether the tables have no values yet, and wait to be sharded."""
+        return not self.is_sharded and self.weight(self.tables[0].name).is_meta
+
+    def weight(self, table: str) -> Tensor:
+        """The whole weight of a table that is not sharded, ``[rows, dim]``."""
+        weight: Tensor = self.ebc.embedding_bags[table].weight
+        return weight
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole weights by table; not of sharded tables."""
+        return {table.name: self.weight(table.name) for table in self.tables}
+
+    def forward(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
+        """Look the rows up.
+
+        Args:
+            users: ``[B]``, int64.
+            items: ``[B]``, or ``[B, C]`` for several items of each user.
+
+        Returns:
+            The rows by table: ``[B, D]`` each; with ``[B, C]`` items, ``[B, 1, D]`` for a user table and
+            ``[B, C, D]`` for an item table.
+        """
+        if self.is_sharded:
+            rows = self.collective_lookup(users, items.reshape(-1))
+            leading = {"user": (len(users), 1) if items.dim() == 2 else users.shape, "item": items.shape}
+            return {t.name: rows[t.name].view(*leading[t.side], t.dim) for t in self.tables}
+        users = users[:, None] if items.dim() == 2 else users
+        return {
+            table.name: F.embedding(users if table.side == "user" else items, self.weight(table.name))
+            for table in self.tables
+        }
+
+    def collective_lookup(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
+        """The rows of some users and of some items from sharded tables; every rank must call it.
+
+        Args:
+            users: ``[U]``, int64, any number of them on each rank.
+            items: ``[I]``, int64.
+
+        Returns:
+            ``[U, D]`` for each user table, ``[I, D]`` for each item table. One all-to-all for all tables.
+        """
+        # Bags of one, and empty ones that make the shorter side as long as the other.
+        length = max(len(users), len(items))
+        lengths = torch.zeros(2, length, dtype=torch.int32, device=items.device)
+        lengths[0, : len(users)] = lengths[1, : len(items)] = 1
+        features = KeyedJaggedTensor(
+            keys=["user", "item"], values=torch.cat([users, items]), lengths=lengths.view(-1)
+        )
+        pooled = self.ebc(features)  # lazily awaited by the first use
+        keys: list[str] = list(pooled.keys())
+        rows = dict(zip(keys, torch.split(pooled.values(), pooled.length_per_key(), dim=1), strict=True))
+        return {
+            table.name: rows[key if (key := f"{table.side}@{table.name}") in rows else table.side][
+                : len(users if table.side == "user" else items)
+            ]
+            for table in self.tables
+        }

@@ -1,0 +1,152 @@
+"""The two towers of Neural Collaborative Filtering: dense, ignorant of ids and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ncf.utils.seeding import uniform_
+
+
+class GMFTower(nn.Module):
+    """Generalized matrix factorization: the element-wise product (He et al. 2017, equation 8).
+
+    Args:
+        factors: width of a user's and of an item's row.
+        dropout: probability with which an element of the product is dropped in training.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.models.towers import GMFTower
+        >>> GMFTower(2)(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+        tensor([[3., 8.]])
+    """
+
+    def __init__(self, factors: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.out_features = factors
+        self.dropout = _probability(dropout)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        """Multiply: ``[..., F]`` and ``[..., F]`` to ``[..., F]``; leading dimensions broadcast."""
+        return F.dropout(user * item, self.dropout, self.training)
+
+
+class MLPTower(nn.Module):
+    """A multi-layer perceptron over the user's and the item's row (He et al. 2017, equation 10).
+
+    Its first layer is separable, W·[u; v] = Wᵤu + Wᵥv, and computed so: with several items for a user,
+    the user's half is computed once.
+
+    Args:
+        layers: widths. ``layers[0]`` is that of the two rows side by side, the others those of the hidden
+            layers, each followed by a ReLU; with ``layers[0]`` alone there is no hidden layer.
+        dropout: probability with which an element of a hidden layer is dropped in training.
+        seed: of the initial values (Glorot's uniform law, biases zero, as in the paper's code).
+        name: under which the initial values are drawn.
+
+    Raises:
+        ValueError: if ``layers`` is empty, has a width below one, or an odd ``layers[0]``; if ``dropout`` is
+            no probability.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.models.towers import MLPTower
+        >>> MLPTower((16, 8, 4))(torch.ones(3, 1, 8), torch.ones(3, 5, 8)).shape
+        torch.Size([3, 5, 4])
+    """
+
+    def __init__(
+        self, layers: Sequence[int], *, dropout: float = 0.0, seed: int = 0, name: str = "towers.mlp"
+    ) -> None:
+        super().__init__()
+        widths = tuple(layers) if isinstance(layers, Iterable) else ()
+        whole = all(isinstance(width, Integral) for width in widths)
+        if not widths or not whole or min(widths) < 1 or widths[0] % 2:
+            raise ValueError(
+                f"layers = {widths or layers}: give an even width for the two embeddings side by side, "
+                "then one whole width of at least 1 per hidden layer"
+            )
+        self.widths = tuple(int(width) for width in widths)  # NumPy's numbers are not JSON's
+        self.out_features = self.widths[-1]
+        self.dropout = _probability(dropout)
+        self.layers = nn.ModuleList()
+        for index, (fan_in, fan_out) in enumerate(pairwise(self.widths)):
+            layer: nn.Linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
+            uniform_(
+                layer.weight, gain=2, fans=fan_in + fan_out, seed=seed, name=f"{name}.layers.{index}.weight"
+            )
+            nn.init.zeros_(layer.bias)
+            self.layers.append(layer)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        """Run the tower: ``[..., D]`` and ``[..., D]`` to ``[..., layers[-1]]``.
+
+        Without a hidden layer the two rows are returned side by side, ``[..., 2 D]``.
+        """
+        if not self.layers:
+            return _side_by_side(user, item)
+        first: Any
+        first, *others = self.layers
+        of_user, of_item = first.weight.chunk(2, dim=1)  # [H, D] each
+        hidden = F.linear(user, of_user, first.bias) + F.linear(item, of_item)
+        hidden = F.dropout(F.relu(hidden), self.dropout, self.training)
+        for layer in others:
+            hidden = F.dropout(F.relu(layer(hidden)), self.dropout, self.training)
+        return hidden
+
+
+def _probability(dropout: float) -> float:
+    if not 0.0 <= dropout <= 1.0:
+        raise ValueError(f"dropout = {dropout}: give a probability between 0 and 1")
+    return dropout
+
+
+def _side_by_side(user: Tensor, item: Tensor) -> Tensor:
+    leading = torch.broadcast_shapes(user.shape[:-1], item.shape[:-1])
+    return torch.cat([user.expand(*leading, -1), item.expand(*leading, -1)], dim=-1)
+
+
+def linear_head(in_features: int, seed: int) -> nn.Linear:
+    """The last layer, to one logit, started by LeCun's uniform law as in the paper's code.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.models.towers import linear_head
+        >>> head = linear_head(4, seed=0)
+        >>> head(torch.zeros(3, 4)).shape, head.bias.item()
+        (torch.Size([3, 1]), 0.0)
+    """
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, in_features, 1)
+    uniform_(head.weight, gain=1, fans=in_features, seed=seed, name="head.weight")
+    nn.init.zeros_(head.bias)
+    return head
+
+
+class SumHead(nn.Module):
+    """A head with unit weights: the sum of its input and a bias, ``[..., F]`` to ``[..., 1]``.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.models.towers import SumHead
+        >>> SumHead()(torch.tensor([[3.0, 8.0]])).item()
+        11.0
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Add up."""
+        return features.sum(dim=-1, keepdim=True) + self.bias

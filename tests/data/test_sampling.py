@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chi2_contingency, chisquare
+
+from ncf import Interactions, NegativeSampler, Split, leave_one_out
+
+from ..conftest import random_interactions
+
+
+def interactions_of(sets: list[set[int]], num_items: int) -> Interactions:
+    users = torch.tensor([u for u, s in enumerate(sets) for _ in s], dtype=torch.int64)
+    items = torch.tensor([i for s in sets for i in sorted(s)], dtype=torch.int64)
+    return Interactions(users, items, None, len(sets), num_items)
+
+
+def test_negatives_are_uniform_over_all_items_without_a_training_interaction() -> None:
+    train = interactions_of([{0, 3, 4, 9}, {1}], num_items=12)
+    drawn = NegativeSampler(train, seed=3).sample(torch.zeros(2000, dtype=torch.int64), 10)
+    counts = torch.bincount(drawn.flatten(), minlength=12)
+    assert counts[[0, 3, 4, 9]].sum() == 0
+    assert chisquare(counts[counts > 0].numpy()).pvalue > 1e-4
+    assert int((counts > 0).sum()) == 8
+
+
+def test_popularity_law_is_proportional_to_the_powered_counts() -> None:
+    sets = [{0}] + [{1, 2}] * 3 + [{2, 3}] * 13
+    drawn = NegativeSampler(interactions_of(sets, 5), law="popularity", seed=1)
+    counts = torch.bincount(drawn.sample(torch.zeros(4000, dtype=torch.int64), 5).flatten(), minlength=5)
+    mass = (
+        torch.tensor([0, 3, 16, 13, 0], dtype=torch.float64) ** 0.75
+    )  # item 0 is the user's own, 4 is unseen
+    mass[4] = 0
+    assert counts[0] == 0
+    assert counts[4] == 0
+    expected = mass[1:4] / mass[1:4].sum() * counts.sum()
+    assert chisquare(counts[1:4].numpy(), expected.numpy()).pvalue > 1e-4
+
+
+@given(
+    st.integers(1, 9).flatmap(
+        lambda size: st.tuples(
+            st.just(size),
+            st.lists(st.sets(st.integers(0, size - 1)), min_size=1, max_size=6).filter(lambda x: any(x)),
+        )
+    ),
+    st.sampled_from(["uniform", "popularity"]),
+)
+def test_no_negative_is_ever_a_positive(case: tuple[int, list[set[int]]], law: str) -> None:
+    size, sets = case
+    sampler = NegativeSampler(interactions_of(sets, size), law=law)  # type: ignore[arg-type]
+    drawn = sampler.sample(torch.arange(len(sets)), 20)
+    for user, own in enumerate(sets):
+        row = set(drawn[user].tolist())
+        assert not row & own
+        assert (row == {-1}) == (not bool(sampler.available[user]))
+
+
+def test_a_user_without_and_one_with_all_interactions() -> None:
+    sampler = NegativeSampler(interactions_of([set(), {0, 1, 2}], 3))
+    drawn = sampler.sample(torch.tensor([0, 1]), 50)
+    assert set(drawn[0].tolist()) == {0, 1, 2}
+    assert set(drawn[1].tolist()) == {-1}
+    assert sampler.available.tolist() == [True, False]
+
+
+def test_the_held_out_item_may_be_a_training_negative() -> None:
+    split = leave_one_out(Interactions.from_arrays([0] * 4, [0, 1, 2, 3]), validation=False)
+    drawn = NegativeSampler(split.train).sample(torch.zeros(50, dtype=torch.int64), 4)
+    assert set(drawn.flatten().tolist()) == set(split.test.items.tolist())
+
+
+def test_an_unknown_law_is_refused(split: Split) -> None:
+    with pytest.raises(ValueError, match='law = \'zipf\': choose "uniform" or "popularity"'):
+        NegativeSampler(split.train, law="zipf")  # type: ignore[arg-type]
+
+
+def test_same_seed_same_negatives() -> None:
+    train = random_interactions(20, 30, 5)
+    users = torch.arange(20)
+    first, second = (NegativeSampler(train, seed=5).sample(users, 7) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, NegativeSampler(train, seed=6).sample(users, 7))
+
+
+@pytest.mark.parametrize(
+    ("users", "num", "message"),
+    [
+        ([0, -1], 2, r"users\[1\] = -1 is out of range for num_users = 2: ids go from 0 to 1"),
+        ([0, 2], 2, r"users\[1\] = 2 is out of range for num_users = 2"),
+        ([0.0], 2, r"users must be an int64 tensor \[B\], got torch.float32"),
+        ([[0]], 2, r"users must be an int64 tensor \[B\], got torch.int64 \(1, 1\)"),
+        ([0], -1, "num = -1"),
+    ],
+)
+def test_users_out_of_range_are_named(users: list, num: int, message: str) -> None:
+    sampler = NegativeSampler(interactions_of([{0}, {1}], 3))
+    with pytest.raises(ValueError, match=message):
+        sampler.sample(torch.tensor(users), num)
+    assert sampler.sample(torch.tensor([0, 1]), 0).shape == (2, 0)
+
+
+@pytest.mark.parametrize("power", [float("nan"), float("inf")])
+def test_a_power_that_is_not_finite_is_refused(power: float) -> None:
+    with pytest.raises(ValueError, match=f"power = {power}"):
+        NegativeSampler(interactions_of([{0}, {1}], 3), law="popularity", power=power)
+
+
+def test_power_zero_is_uniform_over_the_items_that_occur() -> None:
+    sampler = NegativeSampler(
+        interactions_of([{0}, {1, 2}, {2}, {2}], 5), law="popularity", power=0.0, seed=2
+    )
+    counts = torch.bincount(sampler.sample(torch.zeros(2000, dtype=torch.int64), 5).flatten(), minlength=5)
+    assert counts[[0, 3, 4]].sum() == 0
+    assert chisquare(counts[1:3].numpy()).pvalue > 1e-4
+
+
+def test_draws_of_different_users_and_columns_are_independent() -> None:
+    train = interactions_of([{0, 1}, {2, 3}], 6)
+    drawn = NegativeSampler(train, seed=4).sample(torch.tensor([0, 1] * 3000), 2).view(3000, 4)
+    for a in range(4):
+        for b in range(a):
+            table = np.zeros((6, 6))
+            np.add.at(table, (drawn[:, a].numpy(), drawn[:, b].numpy()), 1)
+            table = table[table.sum(1) > 0][:, table.sum(0) > 0]
+            assert chi2_contingency(table).pvalue > 1e-5

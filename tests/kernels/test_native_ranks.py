@@ -1,0 +1,204 @@
+"""Ranks by the kernel in C against those of a table of scores."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ncf import Candidates, Catalogue
+from ncf.evaluation.evaluator import ranks_of
+from ncf.kernels.native_scoring import PackedTables
+from ncf.models.scoring import Scorer
+
+from ..evaluation.test_evaluator import random_candidates
+from .examples import random_tables
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+
+
+class Scores:
+    """The kernel's scores, and no ranks of its own: `ranks_of` then counts in a table of scores."""
+
+    def __init__(self, packed: PackedTables) -> None:
+        self.packed = packed
+
+    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        return self.packed.score(users, candidates)
+
+
+def packed_tables(any_processor: Any, lanes: int | None, **shape: Any) -> PackedTables:
+    tables = random_tables(**shape)
+    return PackedTables(tables) if lanes is None else PackedTables(tables, lanes, any_processor)
+
+
+networks = st.fixed_dictionaries(
+    {
+        "hidden": st.lists(st.integers(1, 20), min_size=1, max_size=3).map(tuple),
+        "factors": st.integers(0, 9),
+        "biases": st.booleans(),
+        "integers": st.booleans(),  # ties abound
+        "num_users": st.just(7),
+        "num_items": st.integers(1, 300),
+        "seed": st.integers(0, 100),
+    }
+)
+
+
+@settings(max_examples=60)
+@given(st.data(), networks, st.sampled_from([None, 4, 8, 16]), st.integers(0, 6), st.integers(0, 60))
+def test_ranks_are_those_of_the_scores(
+    any_processor: Any,
+    data: st.DataObject,
+    network: dict[str, Any],
+    lanes: int | None,
+    num_users: int,
+    width: int,
+) -> None:
+    packed = packed_tables(any_processor, lanes, **network)
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 100)))
+    users = torch.randint(7, (num_users,), generator=generator)
+    positives = torch.randint(network["num_items"], (num_users,), generator=generator)
+    # padding, items twice, and positives among their negatives
+    negatives = torch.randint(-1, network["num_items"], (num_users, width), generator=generator)
+    if data.draw(st.booleans()) and num_users:
+        negatives = negatives[:1].expand(num_users, -1)
+    ranked = packed.ranks(users, positives, negatives)
+    assert ranked is not None
+    expected = ranks_of(Scores(packed), Candidates(users, positives, negatives))
+    assert torch.equal(ranked[0], expected[0])
+    assert torch.equal(ranked[1], expected[1])
+
+
+@settings(max_examples=60)
+@given(st.data(), networks, st.sampled_from([None, 4, 8, 16]), st.integers(1, 6))
+def test_catalogue_ranks_are_those_of_the_scores(
+    any_processor: Any, data: st.DataObject, network: dict[str, Any], lanes: int | None, num_users: int
+) -> None:
+    packed = packed_tables(any_processor, lanes, **network)
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 100)))
+    catalogue = random_catalogue(num_users, data.draw(st.integers(1, network["num_items"])), generator)
+    expected, _ = ranks_of(Scores(packed), catalogue)
+    for first in (0, num_users // 2):
+        ranks = packed.catalogue_ranks(
+            catalogue.users[first:],
+            catalogue.positives[first:],
+            catalogue.num_items,
+            catalogue.seen_offsets[first:],
+            catalogue.seen_items,
+        )
+        assert ranks is not None
+        assert torch.equal(ranks, expected[first:])
+
+
+def random_catalogue(num_users: int, num_items: int, generator: torch.Generator) -> Catalogue:
+    positives = torch.randint(num_items, (num_users,), generator=generator)
+    seen = torch.rand(num_users, num_items, generator=generator) < torch.rand(
+        num_users, 1, generator=generator
+    )
+    seen[torch.arange(num_users), positives] = False
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), seen.sum(1).cumsum(0)])
+    users = torch.randint(7, (num_users,), generator=generator)
+    return Catalogue(users, positives, num_items, offsets, seen.nonzero()[:, 1])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_a_large_catalogue_is_walked_in_parts_by_several_threads(
+    monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    packed = PackedTables(random_tables(hidden=(20, 9), factors=5, biases=True, num_users=7, num_items=5000))
+    catalogue = random_catalogue(50, 4990, torch.Generator().manual_seed(0))
+    candidates = Candidates(catalogue.users, catalogue.positives, torch.randint(-1, 5000, (50, 900)))
+    of_all = ranks_of(Scores(packed), catalogue)[0]
+    of_some, counts = ranks_of(Scores(packed), candidates)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    seen = catalogue.seen_offsets, catalogue.seen_items
+    ranks = packed.catalogue_ranks(catalogue.users, catalogue.positives, catalogue.num_items, *seen)
+    assert ranks is not None
+    assert torch.equal(ranks, of_all)
+    ranked = packed.ranks(candidates.users, candidates.positives, candidates.negatives)
+    assert ranked is not None
+    assert torch.equal(ranked[0], of_some)
+    assert torch.equal(ranked[1], counts)
+
+
+def test_ties_lose_to_the_last_bit_and_without_the_kernel_it_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables = random_tables(hidden=(4, 3), factors=2, num_users=50, num_items=300, integers=True)
+    candidates = random_candidates()
+    catalogue = random_catalogue(50, 300, torch.Generator().manual_seed(0))
+    fast = [ranks_of(Scorer(tables), task) for task in (candidates, catalogue)]
+    monkeypatch.setattr("ncf.models.scoring.fits", lambda tables: False)
+    slow = [ranks_of(Scorer(tables), task) for task in (candidates, catalogue)]
+    for (ranks, counts), (expected, expected_counts) in zip(fast, slow, strict=True):
+        assert torch.equal(ranks, expected)
+        assert torch.equal(counts, expected_counts)
+    assert (fast[1][0] > 20).any()  # many of a few integers are equal
+
+
+@pytest.mark.parametrize("item", [2, 5])  # the positive, a negative
+def test_not_a_number_is_refused_where_it_counts(item: int) -> None:
+    tables = random_tables(hidden=(4, 3), factors=2)
+    assert tables.item_half is not None
+    tables.item_half[item, 0] = torch.nan
+    scorer = Scorer(tables)
+    users, positives, negatives = torch.tensor([1, 0]), torch.tensor([1, 2]), torch.tensor([[4, 3], [5, -1]])
+    with pytest.raises(ValueError, match=f"item {item} for user 0 is NaN"):
+        ranks_of(scorer, Candidates(users, positives, negatives))
+    assert len(ranks_of(scorer, Candidates(users[:1], positives[:1], negatives[:1]))[0]) == 1
+    offsets, all_but_positive = torch.tensor([0, 1]), torch.tensor([5])
+    with pytest.raises(ValueError, match=f"item {item} for user 0 is NaN"):
+        ranks_of(scorer, Catalogue(users[1:], positives[1:], 8, torch.tensor([0, 0]), negatives[0, :0]))
+    if item == 5:  # seen: it is no candidate
+        ranks_of(scorer, Catalogue(users[1:], positives[1:], 8, offsets, all_but_positive))
+
+
+@pytest.mark.parametrize(
+    ("user", "positive", "negative", "message"),
+    [
+        (7, 0, 0, "user 7 is out of range: ids go from 0 to 6"),
+        (0, 8, 0, "item 8 is out of range: ids go from 0 to 7"),
+        (0, 0, 1 << 40, f"item {1 << 40} is out of range"),
+    ],
+)
+def test_an_unknown_id_is_refused(user: int, positive: int, negative: int, message: str) -> None:
+    scorer = Scorer(random_tables(hidden=(4,), factors=2))
+    lists = torch.tensor([[1, 2], [3, negative]])
+    with pytest.raises(IndexError, match=message):
+        ranks_of(scorer, Candidates(torch.tensor([0, user]), torch.tensor([0, positive]), lists))
+
+
+def test_an_unknown_id_of_a_catalogue_is_refused() -> None:
+    scorer = Scorer(random_tables(hidden=(4,), factors=2))
+    users, positives, none = torch.tensor([0, 7]), torch.tensor([0, 1]), torch.zeros(0, dtype=torch.int64)
+    with pytest.raises(IndexError, match="user 7 is out of range: ids go from 0 to 6"):
+        ranks_of(scorer, Catalogue(users, positives, 8, torch.tensor([0, 0, 0]), none))
+    with pytest.raises(IndexError, match="item 8 is out of range: ids go from 0 to 7"):
+        ranks_of(scorer, Catalogue(users[:1], positives[:1], 9, torch.tensor([0, 0]), none))
+
+
+@pytest.mark.parametrize(
+    ("offsets", "seen"),
+    [([0, 2, 2], [4, 3]), ([-1, 1, 2], [3, 4]), ([0, 1, 3], [3, 4]), ([0, 2], [3, 4])],
+    ids=["descending", "before the list", "after the list", "of another number of users"],
+)
+def test_lists_that_are_none_are_not_read(offsets: list[int], seen: list[int]) -> None:
+    packed = PackedTables(random_tables(hidden=(60,), num_items=2000))
+    users, positives = torch.tensor([0, 1]), torch.tensor([0, 1])
+    seen_items = torch.tensor(seen) + 1000 * torch.tensor([1, 0])  # in another part of the catalogue
+    assert packed.catalogue_ranks(users, positives, 2000, torch.tensor(offsets), seen_items) is None
+
+
+def test_other_types_are_refused() -> None:
+    packed = PackedTables(random_tables(hidden=(4,)))
+    users, negatives = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"positives is torch\.int32 on cpu"):
+        packed.ranks(users, users.int(), negatives)
+    with pytest.raises(ValueError, match=r"positives \(1, 1\)"):
+        packed.ranks(users, users[:1], negatives)

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ncf.kernels import lookup_reference
+
+from .examples import amid_nans
+
+NUM_USERS, NUM_ITEMS = 7, 9
+Arguments = list[Tensor | None]
+Result = list[Tensor]
+
+
+def _arguments(
+    factors: int,
+    dim: int,
+    hidden: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    integers: bool = False,
+    seed: int = 0,
+) -> Arguments:
+    """Tables, weight and bias; zero widths leave a part out."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def values(present: int, *shape: int, scale: float = 1.0) -> Tensor | None:
+        if not present:
+            return None
+        if integers:
+            return torch.randint(-2, 3, shape, generator=generator).to(dtype)
+        return (torch.randn(shape, generator=generator) * scale).to(dtype)
+
+    return [
+        values(factors, NUM_USERS, factors),
+        values(factors, NUM_ITEMS, factors),
+        values(dim, NUM_USERS, dim),
+        values(dim, NUM_ITEMS, dim),
+        values(dim, hidden, 2 * dim, scale=dim**-0.5 if dim else 1.0),
+        values(dim, hidden),
+    ]
+
+
+def _ids(batch: int, several: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Users ``[B]``, and items ``[B, several]`` or, with none, ``[B]``."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, several) if several else (batch,)
+    return (
+        torch.randint(NUM_USERS, (batch,), generator=generator),
+        torch.randint(NUM_ITEMS, shape, generator=generator),
+    )
+
+
+def _weights(users: Tensor, items: Tensor, arguments: Arguments, integers: bool = False) -> Result:
+    """A weight for each output, fp64; zero for hidden units that rounding might switch on or off."""
+    outputs = lookup_reference(users, items, *_exact(arguments))
+    opposite = lookup_reference(
+        users, items, *_exact(arguments[:4]), *(None if v is None else -v.double() for v in arguments[4:])
+    )
+    generator = torch.Generator().manual_seed(1)
+    weights = []
+    for output, negative in zip(outputs, opposite, strict=True):
+        if output is None or negative is None:
+            continue
+        weight = torch.randint(-2, 3, output.shape, generator=generator).double()
+        if not integers:
+            weight += torch.rand(output.shape, generator=generator)
+            if output is outputs[1]:
+                weight[(output - negative).abs() < 0.1] = 0.0  # max(x, 0) - max(-x, 0) = x
+        weights.append(weight)
+    return weights
+
+
+def _exact(arguments: Arguments) -> Arguments:
+    return [None if value is None else value.double() for value in arguments]
+
+
+def _outputs_and_gradients(
+    look_up: Callable[..., Any], users: Tensor, items: Tensor, arguments: Arguments, weights: Result
+) -> Result:
+    """The outputs, and the gradients of their weighted sum, in the order of the arguments."""
+    leaves = [None if value is None else value.detach().clone().requires_grad_() for value in arguments]
+    outputs = [output for output in look_up(users, items, *leaves) if output is not None]
+    gradients = torch.autograd.grad(
+        outputs,
+        [leaf for leaf in leaves if leaf is not None],
+        [weight.to(output) for weight, output in zip(weights, outputs, strict=True)],
+    )
+    return [result.detach().cpu() for result in (*outputs, *gradients)]
+
+
+def _fused(device: str, users: Tensor, items: Tensor, arguments: Arguments, weights: Result) -> Result:
+    from ncf.kernels.triton_lookup_autograd import lookup_triton
+
+    arguments = [None if value is None else value.to(device) for value in arguments]
+    return _outputs_and_gradients(lookup_triton, users.to(device), items.to(device), arguments, weights)
+
+
+def _both(
+    run: Callable[..., Any],
+    function: Callable[..., Result],
+    users: Tensor,
+    items: Tensor,
+    arguments: Arguments,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Outputs and gradients of the kernel, each beside autograd's through the reference in fp64."""
+    weights = _weights(users, items, arguments)
+    found = run(function, users, items, arguments, weights)
+    exact = _outputs_and_gradients(lookup_reference, users, items, _exact(arguments), weights)
+    return zip(found, exact, strict=True)
+
+
+def _check(run: Callable[..., Any], users: Tensor, items: Tensor, arguments: Arguments) -> None:
+    dtype = next(value.dtype for value in arguments if value is not None)
+    tolerance = {torch.float32: 1e-5, torch.float16: 4e-3}[dtype]
+    for result, expected in _both(run, _fused, users, items, arguments):
+        assert result.dtype == dtype
+        assert result.shape == expected.shape
+        # Relative to the largest entry: a sum of many terms may nearly cancel.
+        scale = float(expected.abs().max()) if expected.numel() else 1.0
+        torch.testing.assert_close(result.double(), expected, rtol=0, atol=tolerance * max(scale, 1.0))
+
+
+@pytest.mark.parametrize("several", [0, 5])
+@pytest.mark.parametrize(
+    ("factors", "dim", "hidden"),
+    [
+        (8, 16, 16),
+        (8, 32, 32),
+        (5, 3, 7),
+        (70, 20, 100),  # more columns than a tile has
+        (3, 70, 9),
+        (12, 0, 0),
+        (0, 12, 20),
+    ],
+)
+def test_outputs_and_gradients_equal_autograds(
+    run: Callable[..., Any], factors: int, dim: int, hidden: int, several: int
+) -> None:
+    _check(run, *_ids(30, several), _arguments(factors, dim, hidden))
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    factors=st.integers(0, 20),
+    dim=st.integers(0, 20),
+    hidden=st.integers(1, 40),
+    batch=st.integers(1, 40),
+    several=st.integers(0, 4),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    seed=st.integers(0, 1 << 16),
+)
+def test_outputs_and_gradients_equal_autograds_at_random_shapes(
+    run: Callable[..., Any],
+    factors: int,
+    dim: int,
+    hidden: int,
+    batch: int,
+    several: int,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    if factors or dim:
+        _check(run, *_ids(batch, several, seed), _arguments(factors, dim, hidden, dtype=dtype, seed=seed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("several", [0, 5])
+def test_integers_to_the_bit(run: Callable[..., Any], dtype: torch.dtype, several: int) -> None:
+    """Every sum of small integers is exact, so the order of additions and the type do not matter."""
+    users, items = _ids(50, several)
+    arguments = _arguments(6, 7, 19, integers=True, dtype=dtype)
+    weights = _weights(users, items, arguments, integers=True)
+    found = run(_fused, users, items, arguments, weights)
+    expected = _outputs_and_gradients(lookup_reference, users, items, _exact(arguments), weights)
+    exactly_held = 256 if dtype == torch.bfloat16 else 2048
+    for result, exact in zip(found, expected, strict=True):
+        held = exact.abs() <= exactly_held
+        assert held.any()
+        assert torch.equal(result.double()[held], exact[held])
+
+
+@pytest.mark.parametrize("batch", [63, 64, 65, 129])
+def test_pairs_that_do_not_fill_tiles_or_parts(run: Callable[..., Any], batch: int) -> None:
+    _check(run, *_ids(batch, 0), _arguments(3, 4, 5))
+
+
+@pytest.mark.parametrize("several", [0, 3])
+def test_no_pairs(run: Callable[..., Any], several: int) -> None:
+    users, items = _ids(0, several)
+    arguments = _arguments(4, 4, 5)
+    results = run(_fused, users, items, arguments, _weights(users, items, arguments))
+    assert [float(result.abs().sum()) for result in results] == [0.0] * 8
+
+
+def test_gradients_repeat_to_the_bit(run: Callable[..., Any]) -> None:
+    users, items = _ids(100, 3)
+    arguments = _arguments(8, 8, 16)
+    batch = users, items, arguments, _weights(users, items, arguments)
+    first, second = run(_fused, *batch), run(_fused, *batch)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _strided(device: str, users: Tensor, items: Tensor, arguments: Arguments, weights: Result) -> Result:
+    from ncf.kernels.triton_lookup_autograd import lookup_triton
+
+    def look_up(users: Tensor, items: Tensor, *leaves: Tensor) -> Any:
+        return lookup_triton(users, items.T, *(leaf[:, 1:] for leaf in leaves[:4]), *leaves[4:])
+
+    moved = [value.to(device) for value in arguments if value is not None]
+    return _outputs_and_gradients(look_up, users.to(device), items.to(device), moved, weights)
+
+
+def test_tables_that_are_columns_of_another(run: Callable[..., Any]) -> None:
+    users, items = _ids(5, 4)
+    wide = _arguments(7, 7, 11)
+    arguments = [*(t[:, 1:] for t in wide[:4] if t is not None), torch.randn(11, 12), torch.randn(11)]
+    weights = _weights(users, items, arguments)
+    found = run(_strided, users, items.T.contiguous(), [*wide[:4], *arguments[4:]], weights)
+    expected = _outputs_and_gradients(lookup_reference, users, items, arguments, weights)
+    for result, exact in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(result, exact, rtol=1e-5, atol=1e-5)
+    for result, exact in zip(found[2:6], expected[2:6], strict=True):
+        torch.testing.assert_close(result[:, 1:], exact, rtol=1e-5, atol=1e-4)
+        assert not result[:, 0].any()
+
+
+def _fused_amid_nans(
+    device: str, users: Tensor, items: Tensor, arguments: Arguments, weights: Result
+) -> Result:
+    from ncf.kernels.triton_lookup_autograd import lookup_triton
+
+    def look_up(users: Tensor, items: Tensor, *leaves: Tensor) -> Any:
+        return lookup_triton(users, items, *(_Amid.apply(leaf) for leaf in leaves))
+
+    moved = [None if value is None else value.to(device) for value in arguments]
+    return _outputs_and_gradients(look_up, users.to(device), items.to(device), moved, weights)
+
+
+class _Amid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return amid_nans(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def test_nothing_outside_the_tables_is_read(run: Callable[..., Any]) -> None:
+    results = _both(run, _fused_amid_nans, *_ids(30, 3), _arguments(5, 7, 21))
+    for result, exact in results:
+        torch.testing.assert_close(result.double(), exact, rtol=0, atol=1e-4)
+
+
+def _autocast(device: str, *arguments: Any) -> Result:
+    with torch.autocast(device, dtype=torch.bfloat16):
+        return _fused(device, *arguments)
+
+
+def test_autocast_rounds_products_and_keeps_tables(run: Callable[..., Any]) -> None:
+    results = list(_both(run, _autocast, *_ids(30, 3), _arguments(8, 16, 16)))
+    types = [result.dtype for result, _ in results]
+    assert types == [torch.float32, torch.bfloat16, *[torch.float32] * 6]
+    errors = [float((result.double() - exact).abs().max() / exact.abs().max()) for result, exact in results]
+    product, hidden, *gradients = errors
+    assert product < 1e-6  # element by element, not rounded
+    assert 1e-4 < hidden < 2e-2
+    assert max(gradients) < 2e-2

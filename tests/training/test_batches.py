@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from ncf import Interactions
+from ncf.training.batches import TrainingBatches
+
+from ..conftest import random_interactions
+
+
+def test_fault_6_negatives_are_fresh_in_every_epoch() -> None:
+    batches = TrainingBatches(random_interactions(10, 50, 5), batch_size=10_000)
+    negatives = []
+    for epoch in (0, 1, 0):
+        (batch,) = batches.epoch(epoch)
+        order = (batch.users[0] * 50 + batch.items[0, :, 0]).argsort()
+        negatives.append(batch.items[0, order, 1:])
+    assert torch.equal(negatives[0], negatives[2])
+    assert float((negatives[0] == negatives[1]).float().mean()) < 0.2
+
+
+@pytest.mark.parametrize("per_chunk", [1, 3])
+def test_fault_16_every_positive_is_in_some_batch(interactions: Interactions, per_chunk: int) -> None:
+    batches = TrainingBatches(interactions, batch_size=35, negatives=4)
+    pairs, sizes = [], []
+    for chunk in batches.epoch(0, per_chunk=per_chunk):
+        pairs += (chunk.users * 60 + chunk.items[..., 0]).flatten().tolist()
+        sizes += [chunk.users.shape[1]] * len(chunk.users)
+    assert sorted(pairs) == sorted((interactions.users * 60 + interactions.items).tolist())
+    assert len(sizes) == len(batches)
+    assert sizes == [7] * (480 // 7) + [480 % 7]
+
+
+def test_a_user_who_has_touched_everything_is_left_out() -> None:
+    train = Interactions.from_arrays([0, 0, 0, 1], [0, 1, 2, 0])
+    (batch,) = TrainingBatches(train, batch_size=100).epoch(0)
+    assert batch.users.flatten().tolist() == [1]
+    with pytest.raises(ValueError, match="nothing to train on"):
+        TrainingBatches(Interactions.from_arrays([0, 0], [0, 1]), batch_size=100)
+
+
+@pytest.mark.parametrize("law", ["uniform", "popularity"])
+def test_fault_10_no_negative_is_a_training_item_of_its_user(interactions: Interactions, law: str) -> None:
+    own = set((interactions.users * 60 + interactions.items).tolist())
+    batches = TrainingBatches(interactions, batch_size=64, negatives=6, law=law, seed=3)  # type: ignore[arg-type]
+    for chunk in batches.epoch(1, per_chunk=2):
+        users, items, _ = chunk
+        assert users.dtype == items.dtype == torch.int64
+        assert items.shape == (*users.shape, 7)
+        pairs = users[..., None] * 60 + items
+        assert set(pairs[..., 0].flatten().tolist()) <= own
+        assert not set(pairs[..., 1:].flatten().tolist()) & own
+
+
+def test_the_order_is_a_fresh_permutation_in_every_epoch() -> None:
+    batches = TrainingBatches(random_interactions(5, 8, 2), batch_size=10**6, negatives=1)
+    firsts = torch.zeros(10, dtype=torch.int64)
+    for epoch in range(1000):
+        (batch,) = batches.epoch(epoch)
+        firsts[(batches.users * 8 + batches.items == batch.users[0, 0] * 8 + batch.items[0, 0, 0])] += 1
+    assert chisquare(firsts.numpy()).pvalue > 1e-4
+
+
+def test_an_epoch_depends_on_seed_and_number_alone(interactions: Interactions) -> None:
+    def items(number: int, seed: int = 0, before: int = 0) -> torch.Tensor:
+        batches = TrainingBatches(interactions, batch_size=64, seed=seed)
+        for epoch in range(before):
+            next(batches.epoch(epoch))
+        return torch.cat([chunk.items.flatten() for chunk in batches.epoch(number)])
+
+    assert torch.equal(items(2), items(2, before=2))
+    assert not torch.equal(items(2), items(3))
+    assert not torch.equal(items(2), items(2, seed=1))
+
+
+def test_chunks_hold_the_same_batches_as_single_ones(interactions: Interactions) -> None:
+    batches = TrainingBatches(interactions, batch_size=35)
+    single = [chunk.items[0] for chunk in batches.epoch(0)]
+    chunked = [items for chunk in batches.epoch(0, per_chunk=5) for items in chunk.items]
+    assert all(torch.equal(a, b) for a, b in zip(single, chunked, strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [50, 60])  # 480 positives: 48 whole batches, and 40 of 12
+def test_every_place_to_go_on_from(interactions: Interactions, batch_size: int) -> None:
+    batches = TrainingBatches(interactions, batch_size=batch_size)
+    whole = [chunk.users for chunk in batches.epoch(0)]
+    for start in range(len(batches) + 1):
+        rest = [chunk.users for chunk in batches.epoch(0, start=start)]
+        assert all(torch.equal(a, b) for a, b in zip(whole[start:], rest, strict=True))
+
+
+def test_after_the_last_and_smaller_batch_nothing_is_left(interactions: Interactions) -> None:
+    batches = TrainingBatches(interactions, batch_size=35)
+    assert 480 % 7
+    assert [len(list(batches.epoch(0, start=len(batches) - back))) for back in (0, 1, 2)] == [0, 1, 2]
+
+
+def test_sizes(interactions: Interactions) -> None:
+    batches = TrainingBatches(interactions, batch_size=3, negatives=4)  # rounded up to one positive
+    assert len(batches) == 480
+    assert batches.samples == 2400
+    for arguments in ({"start": -1}, {"start": 481}, {"per_chunk": 0}):
+        ((name, value),) = arguments.items()
+        with pytest.raises(ValueError, match=f"{name} = {value}"):
+            next(batches.epoch(0, **arguments))
+    for arguments in ({"batch_size": 0}, {"batch_size": 5, "negatives": 0}):
+        with pytest.raises(ValueError, match="= 0: give a whole number of at least 1"):
+            TrainingBatches(interactions, **arguments)

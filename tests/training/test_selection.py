@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ncf import GMF, History, Split, Trainer, evaluate, sample_candidates
+from ncf.training import selection as selecting
+from ncf.training.selection import judge, what_to_judge
+
+
+@pytest.mark.parametrize(("selection", "part"), [("validation", "validation"), ("paper", "test")])
+def test_fault_7_what_is_judged_is_the_held_out_item_of_the_named_part(
+    split: Split, selection: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+
+    def spy(model: object, candidates: object, k: int) -> object:
+        judged.append(candidates)
+        return evaluate(model, candidates, k=k)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(selecting, "evaluate", spy)
+    Trainer(GMF(40, 60), epochs=2, selection=selection).fit(split)  # type: ignore[arg-type]
+    assert len(judged) == 2
+    for candidates in judged:
+        assert torch.equal(candidates.positives, getattr(split, part).items)
+
+
+def test_the_part_to_select_on_must_be_there(split: Split) -> None:
+    with pytest.raises(ValueError, match="needs the validation part"):
+        Trainer(GMF(40, 60)).fit(split.merged())
+    with pytest.raises(ValueError, match='"paper" needs the test part'):
+        what_to_judge(Split(split.train, split.validation, None), "paper")
+    assert what_to_judge(Split(split.train, None, None), "last") is None
+
+
+def test_each_selection_looks_at_its_metric_and_writes_both(split: Split) -> None:
+    model, candidates = GMF(40, 60, init_std=1.0), sample_candidates(split, num_negatives=20)
+    ranking = evaluate(model, candidates, k=5)
+    looked_at = {"validation": ranking.ndcg, "paper": ranking.hr, "last": None}
+    for selection, metric in looked_at.items():
+        history = History(selection)
+        assert judge(model, candidates, history, k=5) == metric
+        assert judge(model, None, history) is None
+        assert (history.hr, history.ndcg) == ([ranking.hr, None], [ranking.ndcg, None])

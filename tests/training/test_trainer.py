@@ -1,0 +1,387 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ncf import (
+    GMF,
+    History,
+    Interactions,
+    NeuMF,
+    Split,
+    Trainer,
+    evaluate,
+    leave_one_out,
+    sample_candidates,
+    whole_catalogue,
+)
+from ncf.training import trainer as trainer_module
+from ncf.training.batches import Batch, TrainingBatches
+from ncf.training.native_step import NativeStep
+from ncf.training.steps import CompiledStep, EagerStep, can_be_compiled
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in model.state_dict().values()])
+
+
+def test_the_loss_falls(split: Split) -> None:
+    history = Trainer(NeuMF(40, 60, init_std=0.1), epochs=8, batch_size=64, learning_rate=1e-2).fit(split)
+    assert history.loss[-1] < 0.9 * history.loss[0]
+    assert history.epochs == list(range(1, 9))
+    assert history.samples_per_second > 0
+
+
+def test_fault_5_the_learning_rate_reaches_the_optimizer(split: Split) -> None:
+    moved = []
+    for rate in (1e-4, 1e-2):
+        model = GMF(40, 60)
+        before = weights(model).clone()
+        Trainer(model, epochs=1, learning_rate=rate, schedule="constant", selection="last").fit(split)
+        moved.append(float((weights(model) - before).abs().max()))
+    assert moved[1] > 20 * moved[0]
+
+
+def test_the_learning_rate_falls_linearly_to_nothing(split: Split) -> None:
+    trainer = Trainer(GMF(40, 60), epochs=2, batch_size=100, learning_rate=0.5, selection="last")
+    seen = []
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda *a, **kw: (seen.append(trainer.optimizer.param_groups[0]["lr"]), step())[
+        1
+    ]  # type: ignore[method-assign,func-returns-value]
+    trainer.fit(split)
+    total = len(seen)
+    assert seen == pytest.approx([0.5 * (1 - k / total) for k in range(total)])
+
+
+def test_the_best_epoch_on_the_validation_part_is_kept(split: Split) -> None:
+    model = NeuMF(40, 60, init_std=0.1)
+    candidates = sample_candidates(split, "validation", num_negatives=20)
+    history = Trainer(model, epochs=6, batch_size=64, learning_rate=2e-2).fit(split, candidates)
+    best = max(value for value in history.ndcg if value is not None)
+    assert history.ndcg[history.best_epoch - 1] == best
+    assert evaluate(model, candidates).ndcg == pytest.approx(best, abs=1e-12)
+
+
+def test_fault_7_selection_by_validation_never_sees_the_test_part(split: Split) -> None:
+    shifted = Interactions(
+        split.test.users, (split.test.items + 1) % 60, None, split.test.num_users, split.test.num_items
+    )
+    results = []
+    for test in (split.test, shifted):
+        model = GMF(40, 60)
+        candidates = sample_candidates(split, "validation", num_negatives=20)
+        Trainer(model, epochs=3, batch_size=64).fit(Split(split.train, split.validation, test), candidates)
+        results.append(weights(model))
+    assert torch.equal(results[0], results[1])
+
+
+def test_paper_selection_says_so(split: Split) -> None:
+    history = Trainer(GMF(40, 60), epochs=2, selection="paper").fit(split)
+    assert "chosen on the test part" in str(history)
+
+
+def test_fault_4_repeated_evaluation_gives_the_same_figures(split: Split) -> None:
+    model, candidates = GMF(40, 60), sample_candidates(split, num_negatives=20)
+    assert len({str(evaluate(model, candidates)) for _ in range(3)}) == 1
+
+
+def test_patience_stops(split: Split) -> None:
+    history = Trainer(GMF(40, 60), epochs=50, learning_rate=0.0, patience=2).fit(split)
+    assert history.epochs == [1, 2, 3]
+    assert history.best_epoch == 1
+
+
+def test_ctrl_c_leaves_the_best_model_so_far(split: Split) -> None:
+    kept: dict[int, torch.Tensor] = {}
+    model = NeuMF(40, 60, init_std=0.1)
+
+    def interrupt(history: History) -> None:
+        kept[len(history)] = weights(model).clone()
+        if len(history) == 3:
+            raise KeyboardInterrupt
+
+    history = Trainer(model, epochs=9, batch_size=64).fit(split, on_epoch=interrupt)
+    assert history.interrupted
+    assert len(history) == 3
+    assert torch.equal(weights(model), kept[history.best_epoch])
+
+
+def test_a_loss_that_is_no_number_names_epoch_and_step(split: Split) -> None:
+    model = GMF(40, 60)
+    with torch.no_grad():
+        model.embeddings.weight("item_gmf").fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="epoch 1, step 1"):
+        Trainer(model, epochs=1).fit(split)
+
+
+def test_dropout_comes_from_the_seed_and_leaves_the_global_generator_alone(split: Split) -> None:
+    results = []
+    for _ in range(2):
+        model = NeuMF(40, 60, dropout=0.5)
+        state = torch.get_rng_state()
+        Trainer(model, epochs=2, batch_size=64, selection="last").fit(split)
+        assert torch.equal(state, torch.get_rng_state())
+        results.append(weights(model))
+    assert torch.equal(results[0], results[1])
+
+
+def test_weight_decay_shrinks(split: Split) -> None:
+    norms = []
+    for decay in (0.0, 0.1):
+        model = GMF(40, 60, init_std=0.1)
+        Trainer(model, epochs=2, weight_decay=decay, selection="last").fit(split)
+        norms.append(float(weights(model).norm()))
+    assert norms[1] < norms[0]
+
+
+@pytest.mark.parametrize("loss", ["bce", "bpr"])
+@pytest.mark.slow
+def test_the_compiled_step_trains_as_the_eager_one(split: Split, loss: str) -> None:
+    results, losses = [], []
+    for compiled in (False, True):
+        model = NeuMF(40, 60, factors=4, layers=(8, 4), init_std=0.1)
+        trainer = Trainer(
+            model,
+            epochs=2,
+            batch_size=400,
+            weight_decay=1e-4,
+            loss=loss,
+            compile=compiled,
+            selection="last",  # type: ignore[arg-type]
+        )
+        losses.append(trainer.fit(split).loss)
+        results.append(weights(model))
+    # The head's bias comes last; BPR's loss does not depend on it, so Adam there magnifies rounding errors.
+    end = None if loss == "bce" else -1
+    torch.testing.assert_close(results[0][:end], results[1][:end], atol=2e-5, rtol=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 0}, "epochs = 0"),
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"negatives": 0}, "negatives = 0"),
+        ({"loss": "hinge"}, "loss = 'hinge'"),
+        ({"selection": "test"}, "selection = 'test'"),
+        ({"schedule": "cosine"}, "schedule = 'cosine'"),
+        ({"optimizer": "lion"}, "optimizer = 'lion'"),
+        ({"learning_rate": -1.0}, r"learning_rate = -1\.0"),
+        ({"learning_rate": float("nan")}, "learning_rate = nan"),
+        ({"patience": 0}, "patience = 0"),
+        ({"epochs": 2.5}, r"epochs = 2\.5: give a whole number of at least 1"),
+        ({"batch_size": "many"}, "batch_size = 'many': give a whole number"),
+        ({"learning_rate": "high"}, "learning_rate = 'high': give a number"),
+        ({"seed": 0.5}, r"seed = 0\.5: give a whole number"),
+        ({"k": 0}, "k = 0"),
+        ({"threads": 0}, "threads = 0"),
+        ({"compile": "yes"}, "compile = 'yes': choose None, True or False"),
+    ],
+)
+def test_bad_arguments(split: Split, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Trainer(GMF(40, 60), **arguments).fit(split)
+
+
+def test_a_split_that_does_not_fit(split: Split) -> None:
+    with pytest.raises(TypeError, match=r"split must be Split, got Interactions: leave_one_out"):
+        Trainer(GMF(40, 60)).fit(split.train)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_users = 40, the model 39"):
+        Trainer(GMF(39, 60)).fit(split)
+    with pytest.raises(ValueError, match="nothing to train on"):
+        Trainer(GMF(40, 60)).fit(Split(None, None, split.test))
+
+
+def test_the_last_epoch_is_kept_where_nothing_is_selected(split: Split) -> None:
+    kept = []
+    model = NeuMF(40, 60, init_std=0.1)
+    history = Trainer(model, epochs=4, batch_size=64, selection="last").fit(
+        split, on_epoch=lambda _: kept.append(weights(model).clone())
+    )
+    assert history.best_epoch == 4
+    assert torch.equal(weights(model), kept[-1])
+    assert not torch.equal(kept[-1], kept[-2])
+    assert history.hr == [None] * 4
+
+
+def test_the_paper_keeps_the_epoch_with_the_best_hit_rate(split: Split) -> None:
+    model = NeuMF(40, 60, init_std=0.1)
+    candidates = sample_candidates(split, num_negatives=20)
+    history = Trainer(model, epochs=6, batch_size=64, learning_rate=2e-2, selection="paper", k=3).fit(
+        split, candidates
+    )
+    rates = [rate for rate in history.hr if rate is not None]
+    assert history.best_epoch == 1 + rates.index(max(rates))
+    assert evaluate(model, candidates, k=3).hr == pytest.approx(max(rates))
+
+
+def test_it_may_be_judged_on_the_whole_catalogue(split: Split) -> None:
+    catalogue = whole_catalogue(split, "validation")
+    model = GMF(40, 60)
+    history = Trainer(model, epochs=2).fit(split, catalogue)  # type: ignore[arg-type]
+    best = history.ndcg[history.best_epoch - 1]
+    assert evaluate(model, catalogue).ndcg == pytest.approx(best)
+
+
+def stop_at(patch: pytest.MonkeyPatch, kind: type[EagerStep] | type[NativeStep], at: int) -> None:
+    """Ctrl-C in a given step of a run."""
+    original, done = kind.__call__, []
+
+    def step(self: Any, chunk: Batch, rates: Any) -> torch.Tensor:
+        done.extend(rates)
+        if len(done) > at:
+            raise KeyboardInterrupt
+        return original(self, chunk, rates)
+
+    patch.setattr(kind, "__call__", step)
+
+
+@pytest.mark.parametrize(("at", "ended"), [(0, 0), (3, 0), (20, 2)])
+@pytest.mark.parametrize(("compiled", "kind"), [(None, NativeStep), (False, EagerStep)])
+def test_ctrl_c_in_the_middle_of_an_epoch(
+    split: Split, monkeypatch: pytest.MonkeyPatch, at: int, ended: int, compiled: bool | None, kind: Any
+) -> None:
+    model = NeuMF(40, 60, init_std=0.1)
+    kept = {0: weights(model).clone()}
+    # 400 positives, 50 in a batch: 8 steps an epoch
+    trainer = Trainer(model, epochs=9, batch_size=250, compile=compiled, checkpoint_every=1)
+    stop_at(monkeypatch, kind, at)
+    history = trainer.fit(split, on_epoch=lambda h: kept.update({len(h): weights(model).clone()}))
+    assert history.interrupted
+    assert len(history) == ended
+    assert torch.equal(weights(model), kept[history.best_epoch])
+    assert not model.training
+    assert "interrupted" in str(history)
+
+
+def test_a_loss_that_diverges_later_leaves_the_best_weights(split: Split) -> None:
+    model = NeuMF(40, 60, init_std=0.1)
+    kept = {}
+
+    def poison(history: History) -> None:
+        kept[len(history)] = weights(model).clone()
+        if len(history) == 2:
+            with torch.no_grad():
+                model.head.weight.fill_(float("inf"))
+
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at epoch 3, step 1: lower the"):
+        Trainer(model, epochs=5, batch_size=64).fit(split, on_epoch=poison)
+    assert any(torch.equal(weights(model), each) for each in kept.values())
+    assert bool(weights(model).isfinite().all())
+
+
+def test_bpr_learns_to_rank(split: Split) -> None:
+    def auc(model: GMF) -> float:
+        train = split.train
+        assert train is not None
+        every = model.score(torch.arange(40), torch.arange(60).expand(40, -1))
+        own = torch.zeros(40, 60, dtype=torch.bool)
+        own[train.users, train.items] = True
+        return float(
+            torch.stack(
+                [(a[m][:, None] > a[~m]).float().mean() for a, m in zip(every, own, strict=True)]
+            ).mean()
+        )
+
+    model = GMF(40, 60, init_std=0.1)
+    before = auc(model)
+    history = Trainer(model, epochs=20, batch_size=64, learning_rate=1e-2, loss="bpr", selection="last").fit(
+        split
+    )
+    assert history.loss[0] == pytest.approx(0.693, abs=0.01)
+    assert history.loss[-1] < 0.8 * history.loss[0]
+    assert auc(model) > before + 0.2
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
+def test_one_step_is_that_of_pytorchs_optimizer(split: Split, optimizer: str) -> None:
+    """Against a step written with PyTorch alone, on the very batch that the trainer draws.
+
+    In double precision: Adam's first step is nearly the gradient's sign, which magnifies rounding errors.
+    """
+    ours, theirs = (NeuMF(40, 60, init_std=0.5).double() for _ in range(2))
+    trainer = Trainer(
+        ours,
+        epochs=1,
+        batch_size=10**6,
+        learning_rate=0.1,
+        weight_decay=0.01,
+        optimizer=optimizer,  # type: ignore[arg-type]
+        selection="last",
+        seed=8,
+    )
+    history = trainer.fit(split)
+    assert split.train is not None
+    (batch,) = TrainingBatches(split.train, batch_size=10**6, seed=8).epoch(0)
+    users, items = batch.users[0], batch.items[0]
+    logits = theirs(users[:, None].expand_as(items).reshape(-1), items.reshape(-1))
+    labels = torch.tensor([1.0, 0, 0, 0, 0], dtype=torch.float64).repeat(len(users))
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    loss.backward()
+    name = {"adam": "Adam", "adagrad": "Adagrad", "sgd": "SGD"}[optimizer]
+    getattr(torch.optim, name)(theirs.parameters(), lr=0.1, weight_decay=0.01).step()
+    torch.testing.assert_close(weights(ours), weights(theirs), atol=1e-8, rtol=1e-6)
+    assert history.loss == [pytest.approx(float(loss.detach()), rel=1e-5)]
+
+
+def test_the_seed_of_dropout_matters(split: Split) -> None:
+    results = []
+    for seed in (0, 1):
+        model = NeuMF(40, 60, dropout=0.5, init_std=0.1)
+        trainer = Trainer(model, epochs=1, batch_size=10**6, selection="last", seed=seed)
+        trainer.fit(split)
+        results.append(weights(model))
+    assert not torch.equal(results[0], results[1])
+
+
+def test_threads_are_set_back(split: Split) -> None:
+    before = torch.get_num_threads()
+    seen = []
+    Trainer(GMF(40, 60), epochs=1, threads=2).fit(
+        split, on_epoch=lambda _: seen.append(torch.get_num_threads())
+    )
+    assert seen == [2]
+    assert torch.get_num_threads() == before
+
+
+def test_the_vocabularies_come_with_the_training() -> None:
+    users = [f"u{n % 7}" for n in range(42)]
+    split = leave_one_out(Interactions.from_arrays(users, [(n * 5) % 23 for n in range(42)]))
+    assert split.train is not None
+    model = GMF(split.train.num_users, split.train.num_items)
+    Trainer(model, epochs=1).fit(split)
+    assert model.user_ids is split.train.user_ids
+    assert model.item_ids is split.train.item_ids
+
+
+@pytest.mark.parametrize(
+    ("worth", "more", "kind"),
+    [
+        (1, {}, NativeStep),
+        (1, {"loss": "bpr"}, NativeStep),
+        (1, {"compile": False}, EagerStep),
+        (10**8, {"compile": True}, CompiledStep),
+        (1, {"optimizer": "sgd"}, EagerStep),
+    ],
+)
+def test_which_step_is_taken(
+    split: Split, monkeypatch: pytest.MonkeyPatch, worth: int, more: dict, kind: type
+) -> None:
+    monkeypatch.setattr(trainer_module, "_WORTH_COMPILING", worth)
+    trainer = Trainer(GMF(40, 60), **more)
+    assert split.train is not None
+    batches = TrainingBatches(split.train, batch_size=100)
+    assert type(trainer._step(batches)) is kind
+    if not more:  # where ncf was installed without a C compiler
+        monkeypatch.setattr(trainer_module, "can_be_native", lambda *of: False)
+        assert type(trainer._step(batches)) is CompiledStep
+        monkeypatch.setattr(trainer_module, "_WORTH_COMPILING", 10**8)
+        assert type(trainer._step(batches)) is EagerStep
+    assert not can_be_compiled(GMF(40, 60, dropout=0.1), trainer.optimizer)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("PATH", "")
+    assert not can_be_compiled(GMF(40, 60), trainer.optimizer)
