@@ -53,6 +53,7 @@ lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 benchmarks: install
 	@$(BIN)/python -m pytest benchmarks

@@ -39,7 +39,13 @@ kernel = Extension(
     py_limited_api=True,  # it uses nothing of Python
     optional=True,
 )
-extras["dev"] = [*chain.from_iterable(extras.values()), "mypy>=1.14", "ruff>=0.9", "pre-commit>=4"]
+extras["dev"] = [
+    *chain.from_iterable(extras.values()),
+    "mypy>=1.14",
+    "import-linter>=2.3",
+    "ruff>=0.9",
+    "pre-commit>=4",
+]
 
 setup(
     name="ncf",

@@ -9,13 +9,13 @@ import torch
 
 from ncf import Candidates, NeuMF, Ranking, Split, Trainer, evaluate, leave_one_out, sample_candidates
 from ncf.datasets import movielens
-from ncf.models.base import Recommender
+from ncf.models.base import EmbeddingModel
 
 
 class Naive:
     """Scores pair by pair through the network, as it is trained."""
 
-    def __init__(self, model: Recommender) -> None:
+    def __init__(self, model: EmbeddingModel) -> None:
         self.model = model.eval()
 
     def score(self, users: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ncf.distributed.sharding import shard
 from ncf.models import GMF, NeuMF
-from ncf.models.base import Recommender
+from ncf.models.base import EmbeddingModel
 from ncf.training.batches import Batch
 from ncf.training.losses import LOSSES
 from ncf.training.optimizers import make_optimizer
@@ -18,7 +18,7 @@ from ncf.training.steps import CollectiveStep
 DIM, NEGATIVES, SAMPLES = 64, 4, 8192
 
 
-def build(name: str, rows: int, *, constant: bool = False, device: str = "meta") -> Recommender:
+def build(name: str, rows: int, *, constant: bool = False, device: str = "meta") -> EmbeddingModel:
     """A model whose tables have ``rows`` rows of 64 columns: two of ``gmf``, four of ``neumf``.
 
     Args:
@@ -27,7 +27,7 @@ def build(name: str, rows: int, *, constant: bool = False, device: str = "meta")
         device: ``"meta"``, or ``"cpu"`` for whole tables.
         constant: fill the tables with one number, where only time matters, since drawing millions of rows takes some.
     """
-    model: Recommender
+    model: EmbeddingModel
     if name == "gmf":
         model = GMF(rows, rows, factors=DIM, device=device)
     else:
@@ -59,6 +59,6 @@ def training_step(sharded: nn.Module) -> Callable[[Batch], Tensor]:
     return lambda one: step(one, [1.0])
 
 
-def sharded(model: Recommender, sharding: str) -> nn.Module:
+def sharded(model: EmbeddingModel, sharding: str) -> nn.Module:
     """What `shard` makes of a model, without a word."""
     return shard(model, sharding, verbose=False)

@@ -33,7 +33,7 @@ from ncf import (
     sample_candidates,
 )
 from ncf.datasets import movielens, read_ncf
-from ncf.models.base import Recommender
+from ncf.models.base import EmbeddingModel
 
 # HR@10 and NDCG@10 on MovieLens-1M, from the paper's tables 2, 3 and 4.
 PUBLISHED = {
@@ -54,7 +54,7 @@ PUBLISHED = {
 DEPTHS = (0, 1, 2, 3, 4)
 MODELS = ("GMF", "MLP", "NeuMF", "NeuMF pre-trained")  # of the study of factors
 
-Trained = dict[tuple[str, int, int], Recommender]  # by name, factors and seed
+Trained = dict[tuple[str, int, int], EmbeddingModel]  # by name, factors and seed
 
 
 def main() -> int:
@@ -117,7 +117,7 @@ def train(
     # The tower halves at each layer and ends at the predictive factors; without one the two rows are its output.
     layers = tuple(factors * 2**power for power in range(max(depth, 1), 0 if depth == 0 else -1, -1))
     optimizer, epochs = "adam", args.epochs
-    model: Recommender
+    model: EmbeddingModel
     if name == "GMF":
         model = GMF(users, items, factors=factors, init_std=0.01, seed=seed)
     elif name.startswith("MLP"):

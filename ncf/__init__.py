@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from ncf.evaluation.ranking import Ranking
     from ncf.inference.topk import recommend
     from ncf.models.baselines import ALS, EASE, ItemKNN, ItemPop
+    from ncf.models.loading import load
     from ncf.models.matrix_factorization import MatrixFactorization
     from ncf.models.neural import GMF, MLP, NeuMF
-    from ncf.models.saving import load
     from ncf.training.history import History
     from ncf.training.trainer import Trainer
 
@@ -79,7 +79,7 @@ _HOMES = {
     "Ranking": "evaluation.ranking",
     "compare": "evaluation.comparison",
     "recommend": "inference.topk",
-    "load": "models.saving",
+    "load": "models.loading",
 }
 
 _named, _ = lazy_names(__name__, _HOMES)

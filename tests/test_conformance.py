@@ -12,10 +12,10 @@ import torch
 
 import ncf
 from ncf import GMF, MLP, MatrixFactorization, NeuMF, Split, Trainer
-from ncf.models.base import Recommender
+from ncf.models.base import EmbeddingModel
 
 USERS, ITEMS = 40, 60
-MODELS: dict[str, Callable[..., Recommender]] = {
+MODELS: dict[str, Callable[..., EmbeddingModel]] = {
     "GMF": lambda **kw: GMF(USERS, ITEMS, factors=8, **kw),
     "MLP": lambda **kw: MLP(USERS, ITEMS, layers=(16, 8, 4), **kw),
     "MLP without a hidden layer": lambda **kw: MLP(USERS, ITEMS, layers=(16,), **kw),
@@ -26,7 +26,7 @@ MODELS: dict[str, Callable[..., Recommender]] = {
 
 
 @pytest.fixture(params=MODELS.values(), ids=MODELS.keys())
-def build(request: pytest.FixtureRequest) -> Callable[..., Recommender]:
+def build(request: pytest.FixtureRequest) -> Callable[..., EmbeddingModel]:
     return request.param
 
 
@@ -38,7 +38,7 @@ def ids(seed: int = 0, count: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def test_logits_of_pairs_and_of_several_items_agree(build: Callable[..., Recommender]) -> None:
+def test_logits_of_pairs_and_of_several_items_agree(build: Callable[..., EmbeddingModel]) -> None:
     model, (users, items) = build(init_std=1.0), ids()
     many = model(users, items)
     assert many.shape == (17, 3)
@@ -49,7 +49,7 @@ def test_logits_of_pairs_and_of_several_items_agree(build: Callable[..., Recomme
         torch.testing.assert_close(single, many[:, column], atol=1e-5, rtol=1e-5)
 
 
-def test_probabilities_stay_inside_the_open_interval(build: Callable[..., Recommender]) -> None:
+def test_probabilities_stay_inside_the_open_interval(build: Callable[..., EmbeddingModel]) -> None:
     model, (users, items) = build(init_std=30.0), ids()
     probabilities = model.predict(users, items)
     assert bool(((probabilities > 0) & (probabilities < 1)).all())
@@ -57,7 +57,7 @@ def test_probabilities_stay_inside_the_open_interval(build: Callable[..., Recomm
     torch.testing.assert_close(plain.predict(users, items), torch.sigmoid(plain(users, items)).detach())
 
 
-def test_the_gradient_reaches_every_parameter(build: Callable[..., Recommender]) -> None:
+def test_the_gradient_reaches_every_parameter(build: Callable[..., EmbeddingModel]) -> None:
     model, (users, items) = build(init_std=1.0), ids()
     model(users, items).square().sum().backward()
     for name, parameter in model.named_parameters():
@@ -65,7 +65,7 @@ def test_the_gradient_reaches_every_parameter(build: Callable[..., Recommender])
         assert bool((parameter.grad != 0).any()), name
 
 
-def test_scores_for_ranking_equal_the_logits(build: Callable[..., Recommender]) -> None:
+def test_scores_for_ranking_equal_the_logits(build: Callable[..., EmbeddingModel]) -> None:
     model = build(init_std=1.0)
     users, items = ids(count=9)
     scores = model.score(users, items)
@@ -76,13 +76,13 @@ def test_scores_for_ranking_equal_the_logits(build: Callable[..., Recommender]) 
     )
 
 
-def test_padding_scores_minus_infinity(build: Callable[..., Recommender]) -> None:
+def test_padding_scores_minus_infinity(build: Callable[..., EmbeddingModel]) -> None:
     model = build()
     scores = model.score(torch.tensor([1, 2]), torch.tensor([[3, -1], [-1, 4]]))
     assert scores.isinf().tolist() == [[False, True], [True, False]]
 
 
-def test_a_scorer_is_frozen(build: Callable[..., Recommender]) -> None:
+def test_a_scorer_is_frozen(build: Callable[..., EmbeddingModel]) -> None:
     model, (users, items) = build(init_std=1.0), ids()
     scorer = model.scorer()
     before = scorer.score(users, items)
@@ -94,7 +94,7 @@ def test_a_scorer_is_frozen(build: Callable[..., Recommender]) -> None:
 
 
 def test_fault_15_saved_and_loaded_scores_are_equal_to_the_bit(
-    build: Callable[..., Recommender], tmp_path: Path
+    build: Callable[..., EmbeddingModel], tmp_path: Path
 ) -> None:
     model, (users, items) = build(init_std=1.0, seed=3), ids()
     model.save(tmp_path)
@@ -105,7 +105,7 @@ def test_fault_15_saved_and_loaded_scores_are_equal_to_the_bit(
     assert not list(tmp_path.glob("*.p*t*l*"))  # no pickle
 
 
-def test_the_same_seed_trains_to_the_same_bits(build: Callable[..., Recommender], split: Split) -> None:
+def test_the_same_seed_trains_to_the_same_bits(build: Callable[..., EmbeddingModel], split: Split) -> None:
     weights = []
     for seed in (1, 1, 2):
         model = build(seed=seed)
@@ -116,7 +116,7 @@ def test_the_same_seed_trains_to_the_same_bits(build: Callable[..., Recommender]
 
 
 @pytest.mark.parametrize("method", ["score", "predict"])
-def test_ids_out_of_range_are_named(build: Callable[..., Recommender], method: str) -> None:
+def test_ids_out_of_range_are_named(build: Callable[..., EmbeddingModel], method: str) -> None:
     call = getattr(build(), method)
     with pytest.raises(ValueError, match=rf"users\[1\] = {USERS} is out of range for num_users = {USERS}"):
         call(torch.tensor([0, USERS]), torch.tensor([[0], [0]]))
@@ -128,7 +128,7 @@ def test_ids_out_of_range_are_named(build: Callable[..., Recommender], method: s
         call(torch.tensor([0, 1]), torch.tensor([[0]]))
 
 
-def test_predict_leaves_the_mode_and_the_gradients_alone(build: Callable[..., Recommender]) -> None:
+def test_predict_leaves_the_mode_and_the_gradients_alone(build: Callable[..., EmbeddingModel]) -> None:
     model, (users, items) = build(dropout=0.5, init_std=1.0), ids()
     for mode in (True, False):
         model.train(mode)
@@ -139,7 +139,7 @@ def test_predict_leaves_the_mode_and_the_gradients_alone(build: Callable[..., Re
         torch.testing.assert_close(torch.sigmoid(model.score(users, items)), first)
 
 
-def test_no_ids_and_no_candidates_give_empty_answers(build: Callable[..., Recommender]) -> None:
+def test_no_ids_and_no_candidates_give_empty_answers(build: Callable[..., EmbeddingModel]) -> None:
     model, none = build(), torch.empty(0, dtype=torch.int64)
     assert model(none, none).shape == (0,)
     assert model.predict(none, none.view(0, 1)).shape == (0, 1)
@@ -147,7 +147,7 @@ def test_no_ids_and_no_candidates_give_empty_answers(build: Callable[..., Recomm
     assert model.score(torch.tensor([1]), none.view(1, 0)).shape == (1, 0)
 
 
-def test_padding_in_a_list_shared_by_all_users(build: Callable[..., Recommender]) -> None:
+def test_padding_in_a_list_shared_by_all_users(build: Callable[..., EmbeddingModel]) -> None:
     model = build(init_std=1.0)
     users, shared = torch.tensor([3, 0, 3]), torch.tensor([5, -1, 0, -1])
     expected = model(users, shared.clamp(min=0).expand(3, -1)).detach()
@@ -157,7 +157,7 @@ def test_padding_in_a_list_shared_by_all_users(build: Callable[..., Recommender]
     assert bool(model.score(users, torch.full((3, 2), -1)).isneginf().all())
 
 
-def test_the_config_builds_the_same_model_again(build: Callable[..., Recommender]) -> None:
+def test_the_config_builds_the_same_model_again(build: Callable[..., EmbeddingModel]) -> None:
     model = build(seed=4, init_std=0.3, dropout=0.2)
     again = type(model)(**json.loads(json.dumps(model.config)))
     assert again.config == model.config
@@ -166,7 +166,7 @@ def test_the_config_builds_the_same_model_again(build: Callable[..., Recommender
 
 
 def test_a_loaded_model_trains_on_as_the_saved_one(
-    build: Callable[..., Recommender], split: Split, tmp_path: Path
+    build: Callable[..., EmbeddingModel], split: Split, tmp_path: Path
 ) -> None:
     model = build(seed=3)
     model.save(tmp_path)
@@ -177,7 +177,7 @@ def test_a_loaded_model_trains_on_as_the_saved_one(
     assert torch.equal(results[0], results[1])
 
 
-def test_parameters_are_named_alike_in_every_model(build: Callable[..., Recommender]) -> None:
+def test_parameters_are_named_alike_in_every_model(build: Callable[..., EmbeddingModel]) -> None:
     names = set(build().state_dict())
     tables = {name for name in names if name.startswith("embeddings.ebc.embedding_bags.")}
     assert tables
@@ -188,6 +188,6 @@ def test_parameters_are_named_alike_in_every_model(build: Callable[..., Recommen
 
 
 @pytest.mark.parametrize("bad", [[0], np.array([0]), None])
-def test_ids_that_are_no_tensor_are_refused(build: Callable[..., Recommender], bad: object) -> None:
+def test_ids_that_are_no_tensor_are_refused(build: Callable[..., EmbeddingModel], bad: object) -> None:
     with pytest.raises(ValueError, match="users must be an int64 tensor of ids, got"):
         build().predict(bad, torch.tensor([0]))  # type: ignore[arg-type]

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from ncf.data.complement import Complement
 from ncf.data.interactions import Interactions
-from ncf.data.splitting import Split, check_rank
-from ncf.utils.arguments import of_type, whole
-from ncf.utils.ids import check_ids
+from ncf.data.splitting import Split
+from ncf.utils.checks import check_ids, check_rank, of_type, whole
 from ncf.utils.jagged import offsets_of, take_lists
 
 Part = Literal["validation", "test"]

@@ -14,7 +14,7 @@ from ncf.data.columns import time_column
 from ncf.data.filters import core, latest, sorted_keys
 from ncf.data.readers import read_columns, table_columns
 from ncf.data.vocabulary import Vocabulary, encode_column
-from ncf.utils.ids import check_ids
+from ncf.utils.checks import check_ids
 from ncf.utils.jagged import offsets_of
 
 __all__ = ["Interactions", "Vocabulary"]

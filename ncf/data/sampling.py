@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ncf.data.complement import Complement
 from ncf.data.interactions import Interactions
-from ncf.utils.arguments import whole
-from ncf.utils.ids import check_ids
+from ncf.utils.checks import check_ids, whole
 
 _TOTAL_WEIGHT = 2**31  # of the popularity law: fine enough for any catalogue, small enough for 64-bit keys
 

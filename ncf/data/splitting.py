@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ncf.data.interactions import Interactions
-from ncf.utils.arguments import of_type, whole
+from ncf.utils.checks import check_rank, of_type, whole
 from ncf.utils.jagged import offsets_of
 
 
@@ -162,20 +162,6 @@ def leave_one_out(interactions: Interactions, *, validation: bool = True, min_in
         None if before is None else interactions.take(before),
         interactions.take(test),
     )
-
-
-def check_rank(rank: int, world_size: int) -> None:
-    """Refuse, with a ValueError, the number of a process that is not there.
-
-    Example::
-
-        >>> from ncf.data.splitting import check_rank
-        >>> check_rank(4, world_size=4)
-        Traceback (most recent call last):
-        ValueError: rank = 4 is out of range for world_size = 4
-    """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank = {rank} is out of range for world_size = {world_size}")
 
 
 def _last(interactions: Interactions, among: Tensor) -> Tensor:

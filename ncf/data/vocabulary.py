@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ncf.data.columns import from_tensor, id_column, kind, to_tensor
-from ncf.utils.ids import check_ids
+from ncf.utils.checks import check_ids
 
 
 class Vocabulary:

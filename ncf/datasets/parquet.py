@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ncf.data.columns import to_tensor
 from ncf.data.interactions import Interactions, Vocabulary
-from ncf.data.splitting import check_rank
+from ncf.utils.checks import check_rank
 
 _FORMAT = 1
 _GROUPS_PER_PART = 64  # at least, where there are as many users: what is shared out is a number of groups

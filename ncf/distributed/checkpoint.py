@@ -30,7 +30,7 @@ from ncf.distributed.checkpoint_files import (
     write,
 )
 from ncf.distributed.collectives import gathered, rank, together, world_size
-from ncf.utils.arguments import whole
+from ncf.utils.checks import whole
 
 if TYPE_CHECKING:
     from ncf.distributed.checkpoint_planner import Pieces

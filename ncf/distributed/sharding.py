@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ncf.distributed.collectives import together
-from ncf.models.base import Recommender
 from ncf.utils.warnings import hush, quiet
 
 _CHOICES = {
@@ -33,7 +32,7 @@ _FUSED: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 
 
 def shard(
-    model: Recommender,
+    model: Any,
     sharding: str | Mapping[str, str] = "auto",
     *,
     optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad",
@@ -79,7 +78,7 @@ def shard(
 
 
 def _shard(
-    model: Recommender, sharding: str | Mapping[str, str], optimizer: str, learning_rate: float, verbose: bool
+    model: Any, sharding: str | Mapping[str, str], optimizer: str, learning_rate: float, verbose: bool
 ) -> nn.Module:
     from torch.distributed.optim import _apply_optimizer_in_backward  # type: ignore[attr-defined]
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -168,7 +167,7 @@ def rectangles(sharded: nn.Module, table: str) -> Iterator[tuple[Tensor, int, in
         yield local.tensor.detach(), row, column
 
 
-def describe(plan: Any, model: Recommender) -> str:
+def describe(plan: Any, model: Any) -> str:
     """A plan as a table: each table's size, how it is cut, and where the parts are.
 
     Example::
@@ -194,9 +193,7 @@ def describe(plan: Any, model: Recommender) -> str:
     return "\n".join(lines)
 
 
-def _types_by_table(
-    model: Recommender, sharding: str | Mapping[str, str], device: str, world: int
-) -> dict[str, str]:
+def _types_by_table(model: Any, sharding: str | Mapping[str, str], device: str, world: int) -> dict[str, str]:
     names = [table.name for table in model.embeddings.tables]
     types = dict.fromkeys(names, sharding) if isinstance(sharding, str) else dict(sharding)
     if unknown := sorted(types.keys() - set(names)):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ncf.data.candidates import Candidates, Catalogue
 from ncf.distributed.collectives import joined, together
-from ncf.evaluation.ranking import Ranking, check_k
+from ncf.evaluation.ranking import Ranking
 from ncf.models.scorers import (
     USERS_PER_PASS,
     SupportsScore,
@@ -22,8 +22,7 @@ from ncf.models.scorers import (
     user_blocks,
 )
 from ncf.models.scoring import Scorer
-from ncf.utils.arguments import whole
-from ncf.utils.ids import check_ids
+from ncf.utils.checks import check_ids, check_k, whole
 
 __all__ = ["Ranking", "evaluate", "ranks_of"]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ncf.utils.arguments import whole
+from ncf.utils.checks import whole
 
 _DRAWS_AT_ONCE = 1 << 22  # 32 MB of float64
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,18 +17,27 @@ from ncf.evaluation.figures import FAINT, INK, new_figure, save_figure
 from ncf.evaluation.metrics import metric_label
 from ncf.evaluation.ranking import Ranking
 
-if TYPE_CHECKING:
-    from ncf.evaluation.comparison import Comparison
-    from ncf.training.history import History
-
 # Okabe & Ito's colours, which colour-blind readers can tell apart; their yellow is too pale for a line.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _BEST, _ALIKE, _WORSE = "#0072B2", "#7FB8D8", "#C4C4C4"
 
 
+class TrainingHistory(Protocol):
+    """Losses and metrics by epoch, as `ncf.History` has them."""
+
+    epochs: list[int]
+    loss: list[float]
+    hr: list[float | None]
+    ndcg: list[float | None]
+    best_epoch: int
+    selection: str
+
+    def __len__(self) -> int: ...
+
+
 def learning_curves(
-    histories: Mapping[str, History | Sequence[History]],
+    histories: Mapping[str, TrainingHistory | Sequence[TrainingHistory]],
     path: str | PathLike[str],
     *,
     k: int = 10,
@@ -141,7 +150,7 @@ def rank_histogram(rankings: Ranking | Mapping[str, Ranking], path: str | PathLi
     save_figure(figure, path)
 
 
-def comparison(result: Comparison, path: str | PathLike[str]) -> None:
+def comparison(result: Any, path: str | PathLike[str]) -> None:
     """Draw HR and NDCG of every model with 95% intervals, best on top.
 
     The best is in dark blue; the reference of the test, and what cannot be told from it, in light blue.
@@ -156,7 +165,8 @@ def comparison(result: Comparison, path: str | PathLike[str]) -> None:
     Example::
 
         >>> import tempfile, torch
-        >>> from ncf import Ranking, plots
+        >>> from ncf import Ranking
+        >>> from ncf.evaluation import plots
         >>> from ncf.evaluation.comparison import Comparison
         >>> users, sizes = torch.arange(40), torch.full((40,), 101)
         >>> rankings = {name: Ranking(users, users // part, sizes) for name, part in (("good", 8), ("fair", 2))}
@@ -204,7 +214,7 @@ def comparison(result: Comparison, path: str | PathLike[str]) -> None:
 _Series = Literal["loss", "hr", "ndcg"]
 
 
-def _curve(axis: Any, runs: list[History], series: _Series, name: str, look: dict[str, str]) -> None:
+def _curve(axis: Any, runs: list[TrainingHistory], series: _Series, name: str, look: dict[str, str]) -> None:
     """Draw the mean over runs, at the epochs that all of them have been judged in."""
     found = []
     for run in runs:
@@ -229,7 +239,7 @@ def _curve(axis: Any, runs: list[History], series: _Series, name: str, look: dic
                   markeredgecolor=look["color"], markeredgewidth=1.4, zorder=4)  # fmt: skip
 
 
-def _best_epoch(runs: Mapping[str, list[History]], k: int) -> str:
+def _best_epoch(runs: Mapping[str, list[TrainingHistory]], k: int) -> str:
     """The title of the learning curves: which model comes highest, judged at the epochs kept."""
     label = metric_label("ndcg", k)
     kept = {name: [v for v in map(_kept_ndcg, group) if v is not None] for name, group in runs.items()}
@@ -243,12 +253,12 @@ def _best_epoch(runs: Mapping[str, list[History]], k: int) -> str:
     return f"{best} comes highest: {label} {means[best]:.3f}{part}{seeds}"
 
 
-def _kept_ndcg(run: History) -> float | None:
+def _kept_ndcg(run: TrainingHistory) -> float | None:
     judged = dict(zip(run.epochs, run.ndcg, strict=False))
     return judged.get(run.best_epoch)
 
 
-def _verdict(result: Comparison) -> str:
+def _verdict(result: Any) -> str:
     """The title of a comparison: which model is best, and from which it cannot be told apart."""
     mean = {name: f"{ranking.mean(result.metric):.3f}" for name, ranking in result.rankings.items()}
     title = f"{result.best} ranks best: {_label(result)} {mean[result.best]}"
@@ -260,7 +270,7 @@ def _verdict(result: Comparison) -> str:
     return f"{title}, clearly above the others" if len(result.names) > 1 else title
 
 
-def _label(result: Comparison) -> str:
+def _label(result: Any) -> str:
     return metric_label(result.metric, result.rankings[result.best].k)
 
 

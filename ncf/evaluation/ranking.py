@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ncf.evaluation.intervals import Interval, bootstrap_interval, normal_interval, wilson_interval
 from ncf.evaluation.metrics import METRICS, Metric, metric_label, metric_values
-from ncf.utils.arguments import is_whole
+from ncf.utils.checks import check_k
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,19 +157,3 @@ class Ranking:
 
     def __repr__(self) -> str:
         return f"Ranking({len(self)} users, {self})"
-
-
-def check_k(k: int, most: int) -> None:
-    """Refuse a list longer than what there is to rank.
-
-    Example::
-
-        >>> from ncf.evaluation.ranking import check_k
-        >>> check_k(200, most=101)
-        Traceback (most recent call last):
-        ValueError: k = 200: a user has at most 101 candidates, choose a whole number from 1 to 101
-    """
-    if not is_whole(k) or not 1 <= k <= most:
-        raise ValueError(
-            f"k = {k!r}: a user has at most {most} candidates, choose a whole number from 1 to {most}"
-        )

@@ -11,7 +11,6 @@ from torch import Tensor
 from ncf.data.columns import id_column, kind, to_tensor
 from ncf.data.interactions import Interactions, Vocabulary
 from ncf.distributed.collectives import together
-from ncf.evaluation.ranking import check_k
 from ncf.models.scorers import (
     USERS_PER_PASS,
     SupportsScore,
@@ -24,7 +23,7 @@ from ncf.models.scorers import (
     user_blocks,
 )
 from ncf.models.scoring import Scorer
-from ncf.utils.ids import check_ids
+from ncf.utils.checks import check_ids, check_k
 from ncf.utils.jagged import take_lists
 
 _SCORES_PER_BLOCK = 1 << 22  # 16 MB of scores at a time, whatever the number of users

@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING
 
 from ncf.utils.lazy import lazy_names
 
-__all__ = ["GMF", "MLP", "MatrixFactorization", "NeuMF", "Recommender", "load"]
+__all__ = ["GMF", "MLP", "EmbeddingModel", "MatrixFactorization", "NeuMF", "load"]
 
 if TYPE_CHECKING:
-    from ncf.models.base import Recommender
+    from ncf.models.base import EmbeddingModel
+    from ncf.models.loading import load
     from ncf.models.matrix_factorization import MatrixFactorization
     from ncf.models.neural import GMF, MLP, NeuMF
-    from ncf.models.saving import load
 
 _HOMES = {
-    "Recommender": "base",
+    "EmbeddingModel": "base",
     "GMF": "neural",
     "MLP": "neural",
     "MatrixFactorization": "matrix_factorization",
     "NeuMF": "neural",
-    "load": "saving",
+    "load": "loading",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ncf.models.embeddings import Table, UserItemEmbeddings
-from ncf.utils.arguments import whole
-from ncf.utils.ids import check_ids
+from ncf.utils.checks import check_ids, whole
 from ncf.utils.threads import cpu_threads
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 _FEW_ROWS = 1 << 14
 
 
-class Recommender(nn.Module):
+class EmbeddingModel(nn.Module):
     """Embeddings, towers and a head.
 
     A subclass says which tables and towers it has, how it turns looked-up rows into logits, and how its
@@ -48,9 +47,9 @@ class Recommender(nn.Module):
         >>> import torch
         >>> from ncf.models.embeddings import Table
         >>> from ncf.kernels.scoring_tables import ScoringTables
-        >>> from ncf.models.base import Recommender
+        >>> from ncf.models.base import EmbeddingModel
         >>> from ncf.models.towers import SumHead
-        >>> class DotProduct(Recommender):
+        >>> class DotProduct(EmbeddingModel):
         ...     def __init__(self, num_users, num_items, seed=0, device=None):
         ...         tables = [Table("user", "user", 4, 0.1), Table("item", "item", 4, 0.1)]
         ...         parts = {"tables": tables, "towers": {}, "head": SumHead()}

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ncf.kernels.scoring_tables import ScoringTables
-from ncf.models.base import Recommender
+from ncf.models.base import EmbeddingModel
 from ncf.models.embeddings import Table
 from ncf.models.towers import GMFTower, SumHead
-from ncf.utils.arguments import whole
+from ncf.utils.checks import whole
 
 
-class MatrixFactorization(Recommender):
+class MatrixFactorization(EmbeddingModel):
     """The dot product with biases, the baseline that a neural model has to beat (Rendle et al. 2020).
 
     The logit is ⟨p, q⟩ + bᵤ + bᵢ + b; "Neural Collaborative Filtering vs. Matrix Factorization Revisited",
@@ -67,7 +67,7 @@ class MatrixFactorization(Recommender):
         )
 
     def logits(self, rows: dict[str, Tensor]) -> Tensor:
-        """See `Recommender.logits`."""
+        """See `EmbeddingModel.logits`."""
         factors = self.config["factors"]
         user, item = rows["user_mf"], rows["item_mf"]  # [..., F + 1 + padding]
         product = self.towers["dot"](user[..., :factors], item[..., :factors])  # [..., F]
@@ -75,7 +75,7 @@ class MatrixFactorization(Recommender):
         return logits
 
     def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:
-        """See `Recommender.scoring_tables`."""
+        """See `EmbeddingModel.scoring_tables`."""
         rows = self.embeddings.weights() if rows is None else rows
         factors = self.config["factors"]
         user, item = rows["user_mf"], rows["item_mf"]

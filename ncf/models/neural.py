@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ncf.kernels.scoring_tables import ScoringTables
-from ncf.models.base import Recommender
+from ncf.models.base import EmbeddingModel
 from ncf.models.embeddings import Table
 from ncf.models.matrix_factorization import MatrixFactorization
 from ncf.models.towers import GMFTower, MLPTower, linear_head
-from ncf.utils.arguments import whole
+from ncf.utils.checks import whole
 
 __all__ = ["GMF", "MLP", "MatrixFactorization", "NeuMF"]
 
@@ -29,7 +29,7 @@ def _mlp_tables(layers: Sequence[int], std: float) -> list[Table]:
     return [Table("user_mlp", "user", layers[0] // 2, std), Table("item_mlp", "item", layers[0] // 2, std)]
 
 
-class GMF(Recommender):
+class GMF(EmbeddingModel):
     """Generalized matrix factorization: a weighted dot product (He et al. 2017, section 3.2).
 
     Args:
@@ -74,20 +74,20 @@ class GMF(Recommender):
         )
 
     def logits(self, rows: dict[str, Tensor]) -> Tensor:
-        """See `Recommender.logits`."""
+        """See `EmbeddingModel.logits`."""
         product = self.towers["gmf"](rows["user_gmf"], rows["item_gmf"])  # [..., F]
         logits: Tensor = self.head(product).squeeze(-1)
         return logits
 
     def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:
-        """See `Recommender.scoring_tables`: the head's weights are folded into the user rows."""
+        """See `EmbeddingModel.scoring_tables`: the head's weights are folded into the user rows."""
         rows = self.embeddings.weights() if rows is None else rows
         return ScoringTables(
             user_gmf=rows["user_gmf"] * self.head.weight, item_gmf=rows["item_gmf"], bias=self.head.bias
         )
 
 
-class MLP(Recommender):
+class MLP(EmbeddingModel):
     """A perceptron over the concatenated embeddings (He et al. 2017, section 3.3).
 
     Args:
@@ -132,18 +132,18 @@ class MLP(Recommender):
         )
 
     def logits(self, rows: dict[str, Tensor]) -> Tensor:
-        """See `Recommender.logits`."""
+        """See `EmbeddingModel.logits`."""
         hidden = self.towers["mlp"](rows["user_mlp"], rows["item_mlp"])  # [..., layers[-1]]
         logits: Tensor = self.head(hidden).squeeze(-1)
         return logits
 
     def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:
-        """See `Recommender.scoring_tables`: the first layer's two halves are worked out per row."""
+        """See `EmbeddingModel.scoring_tables`: the first layer's two halves are worked out per row."""
         rows = self.embeddings.weights() if rows is None else rows
         return ScoringTables(**_mlp_halves(self, rows, self.head.weight), bias=self.head.bias)
 
 
-class NeuMF(Recommender):
+class NeuMF(EmbeddingModel):
     """Neural matrix factorization: GMF and MLP, each with its own tables, under one head.
 
     He et al. 2017, section 3.4, equation 12.
@@ -260,14 +260,14 @@ class NeuMF(Recommender):
         return model
 
     def logits(self, rows: dict[str, Tensor]) -> Tensor:
-        """See `Recommender.logits`."""
+        """See `EmbeddingModel.logits`."""
         product = self.towers["gmf"](rows["user_gmf"], rows["item_gmf"])  # [..., F]
         hidden = self.towers["mlp"](rows["user_mlp"], rows["item_mlp"])  # [..., layers[-1]]
         logits: Tensor = self.head(torch.cat([product, hidden], dim=-1)).squeeze(-1)
         return logits
 
     def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:
-        """See `Recommender.scoring_tables`."""
+        """See `EmbeddingModel.scoring_tables`."""
         rows = self.embeddings.weights() if rows is None else rows
         of_gmf, of_mlp = self.head.weight.split(
             [self.config["factors"], self.towers["mlp"].out_features], dim=1
@@ -280,7 +280,7 @@ class NeuMF(Recommender):
         )
 
 
-def _mlp_halves(model: Recommender, rows: Mapping[str, Tensor], head: Tensor) -> dict[str, Any]:
+def _mlp_halves(model: EmbeddingModel, rows: Mapping[str, Tensor], head: Tensor) -> dict[str, Any]:
     """The MLP's part of `ScoringTables`; without a hidden layer it is a bias per user and per item."""
     user, item = rows["user_mlp"], rows["item_mlp"]
     layers = model.towers["mlp"].layers

@@ -20,7 +20,7 @@ class Scorer:
     other types than fp32, and where ncf was installed without a C compiler, `ncf.kernels.score_candidates` does.
 
     Args:
-        tables: the model's parameters laid out for ranking; see `ncf.models.base.Recommender.scoring_tables`. They
+        tables: the model's parameters laid out for ranking; see `ncf.models.base.EmbeddingModel.scoring_tables`. They
             are copied.
 
     Example::
@@ -52,7 +52,7 @@ class Scorer:
             Scores, ``[U, C]``; padding has ``-inf``.
 
         Raises:
-            IndexError: on a CPU, if an id is unknown; see `Recommender.score` for ids that were not checked.
+            IndexError: on a CPU, if an id is unknown; see `EmbeddingModel.score` for ids that were not checked.
         """
         shared = len(users) > 1 and candidates.stride(0) == 0
         if self._packed is not None and (self._tables is None or not shared):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ncf.models.base import Recommender
 from ncf.models.scoring import Scorer
 
 
@@ -31,7 +32,7 @@ class CollectiveScorer:
 
     collective = True
 
-    def __init__(self, model: Recommender) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor
 from ncf.data.interactions import Interactions
 from ncf.data.sampling import NegativeSampler
 from ncf.distributed.collectives import gathered, rank, summed, together
-from ncf.utils.arguments import whole
+from ncf.utils.checks import whole
 from ncf.utils.seeding import stream
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ncf.distributed.collectives import rank
-from ncf.models.base import Recommender
+from ncf.models.base import EmbeddingModel
 from ncf.training.history import History
 from ncf.training.optimizers import state_tensors
 
@@ -48,7 +48,7 @@ class TrainingState:
 
     def __init__(
         self,
-        model: Recommender,
+        model: EmbeddingModel,
         wrapped: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
@@ -162,7 +162,7 @@ class TrainingState:
         return tensors | {"losses": self.losses} | state_tensors(self.wrapped, self.optimizer)
 
 
-def local_weights(model: Recommender) -> Iterator[Tensor]:
+def local_weights(model: EmbeddingModel) -> Iterator[Tensor]:
     """The weights that this process holds: those of its shards where the tables are sharded.
 
     Example::

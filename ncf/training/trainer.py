@@ -15,7 +15,7 @@ from ncf.data.splitting import Split
 from ncf.distributed.checkpoint import Checkpoints
 from ncf.distributed.collectives import gathered, rank, together
 from ncf.distributed.interrupt import Interruption
-from ncf.models.base import Recommender
+from ncf.models.base import EmbeddingModel
 from ncf.training.batches import TrainingBatches, collective_batches
 from ncf.training.epoch import run_epoch
 from ncf.training.history import History
@@ -25,7 +25,7 @@ from ncf.training.optimizers import learning_rate_at, make_optimizer
 from ncf.training.run import TrainingState
 from ncf.training.selection import SELECTIONS, judge, what_to_judge
 from ncf.training.steps import CollectiveStep, CompiledStep, EagerStep, Step, can_be_compiled
-from ncf.utils.arguments import of_type, whole, whole_or_none
+from ncf.utils.checks import of_type, whole, whole_or_none
 from ncf.utils.threads import cpu_threads
 
 __all__ = ["History", "Trainer"]
@@ -117,9 +117,9 @@ class Trainer:
         if compile not in (None, True, False):
             raise ValueError(f"compile = {compile!r}: choose None, True or False")
         inner = getattr(model, "module", model)
-        if not isinstance(inner, Recommender):
+        if not isinstance(inner, EmbeddingModel):
             raise TypeError(f"{type(model).__name__} is not one of ncf's models")
-        self.model: Recommender = inner
+        self.model: EmbeddingModel = inner
         self.wrapped: nn.Module = model
         self.collective = inner.embeddings.is_sharded
         if self.collective and model is inner:

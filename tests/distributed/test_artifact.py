@@ -18,7 +18,7 @@ from ncf import GMF, MLP, MatrixFactorization, NeuMF
 from ncf.data.interactions import Vocabulary
 from ncf.distributed.sharded_safetensors import write_sharded_tensors
 from ncf.distributed.sharding import shard
-from ncf.models.base import Recommender
+from ncf.models.base import EmbeddingModel
 from ncf.utils import files
 
 from .workers import launch
@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def scores_are_equal(sharded: torch.nn.Module, local: Recommender, rank: int) -> None:
+def scores_are_equal(sharded: torch.nn.Module, local: EmbeddingModel, rank: int) -> None:
     generator = torch.Generator().manual_seed(rank)
     users = torch.randint(0, 50, (8 + rank,), generator=generator)
     items = torch.randint(0, 70, (8 + rank, 5), generator=generator)

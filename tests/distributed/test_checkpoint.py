@@ -22,7 +22,7 @@ from torch.distributed._shard.sharded_tensor import Shard, init_from_local_shard
 from ncf import MatrixFactorization
 from ncf.distributed.checkpoint import Checkpoint, Checkpoints
 from ncf.distributed.sharding import shard
-from ncf.models.base import Recommender
+from ncf.models.base import EmbeddingModel
 from ncf.utils.warnings import quiet
 
 from .workers import fork, statuses
@@ -126,7 +126,7 @@ def expected_state(before: dict[str, Tensor], name: str, columns: int) -> Tensor
 
 
 def reference_step(
-    state: dict[str, Tensor], sums: dict[str, Tensor], model: Recommender, number: int
+    state: dict[str, Tensor], sums: dict[str, Tensor], model: EmbeddingModel, number: int
 ) -> dict[str, Tensor]:
     """Row-wise Adagrad written out: a sum of mean squares for each row of each part of the columns."""
     model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})

@@ -7,7 +7,7 @@ import torch
 
 from ncf import GMF, MLP, MatrixFactorization, NeuMF
 from ncf.distributed.sharding import rectangles, shard
-from ncf.models.base import Recommender
+from ncf.models.base import EmbeddingModel
 from ncf.training.losses import binary_cross_entropy
 
 from .workers import launch
@@ -36,11 +36,11 @@ def batch(rank: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return users, torch.randint(0, 70, (8, 5), generator=generator)
 
 
-def table_values(model: Recommender, name: str) -> torch.Tensor:
+def table_values(model: EmbeddingModel, name: str) -> torch.Tensor:
     return model.embeddings.weight(name).detach()
 
 
-def check_tables(sharded: torch.nn.Module, local: Recommender, tolerance: float) -> None:
+def check_tables(sharded: torch.nn.Module, local: EmbeddingModel, tolerance: float) -> None:
     for table in local.embeddings.tables:
         whole = table_values(local, table.name)
         for part, row, column in rectangles(sharded, table.name):
@@ -109,7 +109,7 @@ class _Reference:
     """
 
     def __init__(
-        self, model: Recommender, optimizer: str, rate: float, plan: str | dict[str, str], world: int
+        self, model: EmbeddingModel, optimizer: str, rate: float, plan: str | dict[str, str], world: int
     ) -> None:
         self.model, self.rate = model, rate
         self.sums = {}

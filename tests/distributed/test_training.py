@@ -20,7 +20,7 @@ from ncf import (
     whole_catalogue,
 )
 from ncf.distributed.sharding import shard
-from ncf.models.base import Recommender
+from ncf.models.base import EmbeddingModel
 from ncf.training.batches import TrainingBatches
 
 from .test_sharding import PLANS, _Reference, check_tables
@@ -136,7 +136,7 @@ def bad_input(rank: int, world: int) -> None:
 
 
 def compare_rankings(
-    rank: int, world: int, sharded: torch.nn.Module, local: Recommender, judged: list, split: Split
+    rank: int, world: int, sharded: torch.nn.Module, local: EmbeddingModel, judged: list, split: Split
 ) -> None:
     for candidates in judged:
         expected = evaluate(local, candidates)

@@ -91,7 +91,7 @@ def test_damaged_files_are_one_clear_error(folder: Path, device: str) -> None:
         ({"files": {}}, "does not describe a model"),
         ({"format": 99}, "format 99"),
         ({"model": "Popen"}, "names the model 'Popen'"),
-        ({"model": "Recommender"}, "names the model 'Recommender'"),
+        ({"model": "EmbeddingModel"}, "names the model 'EmbeddingModel'"),
         ({"model": ["GMF"]}, "names the model"),
         ({"config": None}, "cannot be built"),
         ({"config": [5, 7]}, "cannot be built"),

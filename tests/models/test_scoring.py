@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ncf import MLP, NeuMF
-from ncf.models.base import Recommender
+from ncf.models.base import EmbeddingModel
 
 USERS, ITEMS = 9, 13
 
 
-def naive(model: Recommender, users: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+def naive(model: EmbeddingModel, users: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
     """Pair by pair through the network, as it is trained."""
     pairs = users[:, None].expand_as(candidates)
     logits = model(pairs.reshape(-1), candidates.clamp(min=0).reshape(-1)).view(candidates.shape)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ncf import GMF, MLP, Interactions, MatrixFactorization, NeuMF, Trainer, leave_one_out
-from ncf.models.base import Recommender
+from ncf.models.base import EmbeddingModel
 from ncf.training.batches import Batch
 from ncf.training.losses import Loss, binary_cross_entropy, bpr
 from ncf.training.native_step import NativeStep, can_be_native
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no 
 USERS, ITEMS = 9, 13
 
 
-def build(name: str, factors: int, half: int, hidden: list[int]) -> Recommender:
+def build(name: str, factors: int, half: int, hidden: list[int]) -> EmbeddingModel:
     sizes: dict[str, Any] = {"init_std": 0.7, "seed": 3}
     if name != "MLP":
         sizes["factors"] = factors
     if name in ("MLP", "NeuMF"):
         sizes["layers"] = (2 * half, *hidden)
     classes = {"GMF": GMF, "MLP": MLP, "NeuMF": NeuMF, "MatrixFactorization": MatrixFactorization}
-    model: Recommender = classes[name](USERS, ITEMS, **sizes)
+    model: EmbeddingModel = classes[name](USERS, ITEMS, **sizes)
     with torch.no_grad():  # biases start at zero
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -200,7 +200,7 @@ class Other(GMF):
         (Other(3, 4), "adam", False),
     ],
 )
-def test_where_it_is_possible(model: Recommender, optimizer: str, possible: bool) -> None:
+def test_where_it_is_possible(model: EmbeddingModel, optimizer: str, possible: bool) -> None:
     made = make_optimizer(model, optimizer, learning_rate=0.1)
     assert can_be_native(model, made, binary_cross_entropy) is possible
     assert not can_be_native(model, made, lambda logits: logits.sum())

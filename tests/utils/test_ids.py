@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ncf.utils.ids import check_ids
+from ncf.utils.checks import check_ids
 
 
 @pytest.mark.parametrize(

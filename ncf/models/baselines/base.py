@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ncf.data.interactions import Interactions
-from ncf.utils.arguments import of_type
-from ncf.utils.ids import check_ids
+from ncf.utils.checks import check_ids, of_type
 
 _SCORES_PER_BLOCK = 1 << 22  # 16 MB of float32
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ncf.data.interactions import Interactions
 from ncf.models.baselines.base import Baseline, blocks_of, training_interactions
-from ncf.utils.arguments import whole
+from ncf.utils.checks import whole
 from ncf.utils.jagged import take_lists
 
 

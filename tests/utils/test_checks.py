@@ -6,7 +6,7 @@ import torch
 
 from ncf import EASE, Interactions, ItemKNN, ItemPop, Split, leave_one_out, recommend, sample_candidates
 from ncf.models.baselines import ALS
-from ncf.utils.arguments import of_type, whole
+from ncf.utils.checks import of_type, whole
 
 
 @pytest.mark.parametrize("value", [3, np.int32(3), np.uint8(3)])
