@@ -37,7 +37,7 @@ from ncf import (
     whole_catalogue,
 )
 from ncf.datasets import movielens
-from ncf.distributed.collectives import rank, together, world_size
+from ncf.distributed.collectives import raise_on_all_ranks, rank, world_size
 from ncf.training.optimizers import weight_decay_for
 
 MODELS = ("ItemPop", "EASE", "MatrixFactorization", "GMF", "MLP", "NeuMF", "NeuMF-pretrained")
@@ -59,7 +59,7 @@ def main() -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Train, judge, print and write."""
-    with together():  # fetched once; the other processes find it in the cache
+    with raise_on_all_ranks():  # fetched once; the other processes find it in the cache
         if rank() == 0:
             movielens.load(args.dataset)
     data = movielens.load(args.dataset)

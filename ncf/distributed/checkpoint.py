@@ -29,7 +29,7 @@ from ncf.distributed.checkpoint_files import (
     part_of,
     write,
 )
-from ncf.distributed.collectives import gathered, rank, together, world_size
+from ncf.distributed.collectives import all_gather_object, raise_on_all_ranks, rank, world_size
 from ncf.utils.checks import whole
 
 if TYPE_CHECKING:
@@ -86,10 +86,10 @@ class Checkpoint:
         """
         from ncf.distributed import checkpoint_planner as pieces
 
-        with together():
+        with raise_on_all_ranks():
             here = pieces.shapes(tensors)
-        wanted = {name: shape for shapes in gathered(here) for name, shape in shapes.items()}
-        with together():
+        wanted = {name: shape for shapes in all_gather_object(here) for name, shape in shapes.items()}
+        with raise_on_all_ranks():
             pieces.fill(self.folder, tensors, wanted, strict=strict)
 
 
@@ -159,7 +159,7 @@ class Checkpoints:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
             if world_size() > 1:  # the training goes on talking over its own
                 self._group = dist.new_group(backend="gloo")
-        with together():
+        with raise_on_all_ranks():
             description = {
                 "step": step,
                 "best": best,
@@ -168,7 +168,7 @@ class Checkpoints:
             }
             target = self._make_room(step) if rank() == 0 else Path()
             pieces = Pieces(tensors, copy=self.in_background)
-        target = gathered(target)[0]
+        target = all_gather_object(target)[0]
         if self._thread is None:
             self._write(pieces, description, target)
         else:
@@ -207,23 +207,23 @@ class Checkpoints:
 
     def _newest(self, *, only_best: bool) -> Checkpoint | None:
         self.wait()
-        with together():
+        with raise_on_all_ranks():
             folders = folders_in(self.folder) if rank() == 0 else []
         found = None
         damaged: dict[str, str] = {}
-        for folder in reversed(gathered(folders)[0]):
-            with together():
+        for folder in reversed(all_gather_object(folders)[0]):
+            with raise_on_all_ranks():
                 description = described(folder) if rank() == 0 else None
-            description = gathered(description)[0]
+            description = all_gather_object(description)[0]
             if isinstance(description, dict):
                 if only_best and not description["best"]:
                     continue
                 files = sorted(description["files"].items())[rank() :: world_size()]
-                with together():
+                with raise_on_all_ranks():
                     damage = next(
                         filter(None, (damage_of(folder / name, **file) for name, file in files)), None
                     )
-                damage = next(filter(None, gathered(damage)), None)
+                damage = next(filter(None, all_gather_object(damage)), None)
                 if damage is None:
                     found = Checkpoint(folder, description["step"], description["about"])
                     break
@@ -264,7 +264,7 @@ class Checkpoints:
 
     def _write(self, pieces: Pieces, description: dict[str, Any], target: Path) -> None:
         write(target, pieces, description, self._group)
-        with together(group=self._group):
+        with raise_on_all_ranks(group=self._group):
             if rank() == 0:
                 self._remove_old(target, description["best"])
 

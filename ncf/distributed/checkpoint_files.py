@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from ncf.distributed.collectives import gathered, rank, together
+from ncf.distributed.collectives import all_gather_object, raise_on_all_ranks, rank
 from ncf.utils.files import hash_of
 from ncf.utils.version import __version__
 
@@ -125,12 +125,12 @@ def write(folder: Path, pieces: Pieces, description: dict[str, Any], group: dist
     part = part_of(folder)
     try:
         write_pieces(part, pieces, group)
-        with together(group=group):
+        with raise_on_all_ranks(group=group):
             own = [*part.glob(f"__{rank()}_*"), *([part / ".metadata"] if rank() == 0 else [])]
             files = {file.name: {"size": file.stat().st_size, "sha256": hash_of(file)} for file in own}
-        for others in gathered(files, group):
+        for others in all_gather_object(files, group):
             files |= others
-        with together(group=group):
+        with raise_on_all_ranks(group=group):
             if rank() == 0:
                 _describe(part, {"format": _FORMAT, "ncf": __version__, **description, "files": files})
                 _sync(part)

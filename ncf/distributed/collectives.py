@@ -35,13 +35,13 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def gathered(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+def all_gather_object(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """What each process says, by rank; every process must ask.
 
     Example::
 
-        >>> from ncf.distributed.collectives import gathered, rank
-        >>> gathered(f"I am {rank()}")
+        >>> from ncf.distributed.collectives import all_gather_object, rank
+        >>> all_gather_object(f"I am {rank()}")
         ['I am 0']
     """
     values = [value]
@@ -51,14 +51,14 @@ def gathered(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     return values
 
 
-def summed(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over the processes of a tensor of one shape; every process must ask.
 
     Example::
 
         >>> import torch
-        >>> from ncf.distributed.collectives import summed
-        >>> summed(torch.ones(2))
+        >>> from ncf.distributed.collectives import all_reduce_sum
+        >>> all_reduce_sum(torch.ones(2))
         tensor([1., 1.])
     """
     if world_size() > 1:
@@ -67,19 +67,19 @@ def summed(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def joined(rows: Tensor) -> Tensor:
+def all_gather_rows(rows: Tensor) -> Tensor:
     """The rows of every process, ``[R, ...]`` each, one below the other by rank; every process must ask.
 
     Example::
 
         >>> import torch
-        >>> from ncf.distributed.collectives import joined
-        >>> joined(torch.tensor([[3, 4]]))
+        >>> from ncf.distributed.collectives import all_gather_rows
+        >>> all_gather_rows(torch.tensor([[3, 4]]))
         tensor([[3, 4]])
     """
     if world_size() == 1:
         return rows
-    lengths = gathered(len(rows))
+    lengths = all_gather_object(len(rows))
     padded = rows.new_zeros(max(lengths), *rows.shape[1:])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in lengths]
@@ -88,7 +88,7 @@ def joined(rows: Tensor) -> Tensor:
 
 
 @contextmanager
-def together(collective: bool = True, group: dist.ProcessGroup | None = None) -> Iterator[None]:
+def raise_on_all_ranks(collective: bool = True, group: dist.ProcessGroup | None = None) -> Iterator[None]:
     """What fails in one process fails in all, with the same error: nobody waits for one that is gone.
 
     Nothing inside may wait for another process.
@@ -102,8 +102,8 @@ def together(collective: bool = True, group: dist.ProcessGroup | None = None) ->
 
     Example::
 
-        >>> from ncf.distributed.collectives import rank, together
-        >>> with together():
+        >>> from ncf.distributed.collectives import rank, raise_on_all_ranks
+        >>> with raise_on_all_ranks():
         ...     if rank() == 0:
         ...         print("the others wait to hear whether this worked")
         the others wait to hear whether this worked
@@ -114,7 +114,7 @@ def together(collective: bool = True, group: dist.ProcessGroup | None = None) ->
     except Exception as error:
         failure = error
     if collective and world_size() > 1:
-        failures = gathered(failure, group)
+        failures = all_gather_object(failure, group)
         if failure is None:
             for number, other in enumerate(failures):
                 if other is not None:

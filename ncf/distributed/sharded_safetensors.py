@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ncf.distributed.collectives import rank, together
+from ncf.distributed.collectives import raise_on_all_ranks, rank
 from ncf.utils.files import header, rows_at_once, written_beside
 
 
@@ -40,7 +40,7 @@ def write_sharded_tensors(path: str | PathLike[str], tensors: Mapping[str, Tenso
         {'head.bias': tensor([1., 1.])}
     """
     with ExitStack() as stack:
-        with together():
+        with raise_on_all_ranks():
             start, names = header(tensors)
             if rank() == 0:
                 beside = stack.enter_context(written_beside(path))
@@ -48,10 +48,10 @@ def write_sharded_tensors(path: str | PathLike[str], tensors: Mapping[str, Tenso
                 file.write(start)
         for name in names:
             for block in _blocks(tensors[name]):
-                with together():
+                with raise_on_all_ranks():
                     if rank() == 0:
                         file.write(block.reshape(-1).view(torch.uint8).numpy().data)
-        with together():
+        with raise_on_all_ranks():
             stack.close()  # flushed and renamed: this, too, may fail
 
 

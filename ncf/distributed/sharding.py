@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ncf.distributed.collectives import together
+from ncf.distributed.collectives import raise_on_all_ranks
 from ncf.utils.warnings import hush, quiet
 
 _CHOICES = {
@@ -126,7 +126,7 @@ def _shard(
     sharded: nn.Module = DistributedModelParallel(
         model, env=ShardingEnv.from_process_group(group), device=device, plan=plan, sharders=sharders
     )
-    with together():
+    with raise_on_all_ranks():
         for table in model.embeddings.tables:
             for out, row, column in rectangles(sharded, table.name):
                 if table.name in values:

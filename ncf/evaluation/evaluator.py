@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ncf.data.candidates import Candidates, Catalogue
-from ncf.distributed.collectives import joined, together
+from ncf.distributed.collectives import all_gather_rows, raise_on_all_ranks
 from ncf.evaluation.ranking import Ranking
 from ncf.models.scorers import (
     USERS_PER_PASS,
@@ -71,13 +71,15 @@ def evaluate(
     model = local_part(model)
     with scoring_view(model) as scorer:
         collective = is_collective(scorer)
-        with together(collective):
+        with raise_on_all_ranks(collective):
             check_k(k, _width(candidates))
             _check_vocabulary(model, candidates)
         ranks, num_candidates = ranks_of(scorer, candidates, block_users=block_users, device=device_of(model))
     users = candidates.users.cpu()
     if collective:
-        users, ranks, num_candidates = joined(torch.stack([users, ranks, num_candidates], dim=1)).unbind(1)
+        users, ranks, num_candidates = all_gather_rows(
+            torch.stack([users, ranks, num_candidates], dim=1)
+        ).unbind(1)
         _refuse_repeated(users)
     return Ranking(users, ranks, num_candidates, k)
 
@@ -141,7 +143,7 @@ def ranks_of(
                 if not collective:
                     raise
                 failure = failure or error  # the other processes are waiting for the blocks that follow
-    with together(collective):
+    with raise_on_all_ranks(collective):
         if failure is not None:
             raise failure
     return ranks, num_candidates

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ncf.data.columns import id_column, kind, to_tensor
 from ncf.data.interactions import Interactions, Vocabulary
-from ncf.distributed.collectives import together
+from ncf.distributed.collectives import raise_on_all_ranks
 from ncf.models.scorers import (
     USERS_PER_PASS,
     SupportsScore,
@@ -82,7 +82,7 @@ def recommend(
     model = local_part(model)
     with scoring_view(model) as scorer:
         collective = is_collective(scorer)
-        with together(collective):
+        with raise_on_all_ranks(collective):
             user_ids, item_ids = (_vocabulary(model, exclude, name) for name in ("user_ids", "item_ids"))
             num_users, num_items = (_size(model, exclude, side) for side in ("user", "item"))
             check_k(k, num_items)
@@ -136,7 +136,7 @@ def _best(
             highest, places = scores.topk(min(k, len(part)), dim=1)
             best.append((highest, places + start))
         values[block], items[block] = best[0] if len(best) == 1 else _best_of(best, k)
-    with together(collective):
+    with raise_on_all_ranks(collective):
         if failure is not None:
             raise failure
     return values, items

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ncf.data.interactions import Vocabulary
-from ncf.distributed.collectives import rank, together
+from ncf.distributed.collectives import raise_on_all_ranks, rank
 from ncf.distributed.sharded_safetensors import write_sharded_tensors
 from ncf.utils.files import hash_of, write_tensors, write_text, written_beside
 from ncf.utils.version import __version__
@@ -63,13 +63,13 @@ def save(model: Any, path: str | PathLike[str]) -> None:
     folder = Path(path)
     sharded = model.embeddings.is_sharded
     weights = folder / ".model.safetensors"
-    with together(sharded):
+    with raise_on_all_ranks(sharded):
         if not sharded or rank() == 0:
             if folder.exists() and not folder.is_dir():
                 raise FileExistsError(f"{folder} is a file: give the folder to write the model to")
             folder.mkdir(parents=True, exist_ok=True)
     (write_sharded_tensors if sharded else write_tensors)(weights, model.state_dict())
-    with together(sharded):
+    with raise_on_all_ranks(sharded):
         if not sharded or rank() == 0:
             _finish(model, folder, weights)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ncf.distributed.collectives import gathered
+from ncf.distributed.collectives import all_gather_object
 
 USERS_PER_PASS = 4096  # of a sharded model: for whom the rows of the whole catalogue travel once
 
@@ -119,7 +119,7 @@ def user_blocks(size: int, step: int, *, collective: bool) -> Iterator[slice]:
         >>> [(block.start, block.stop) for block in user_blocks(5, 2, collective=False)]
         [(0, 2), (2, 4), (4, 5)]
     """
-    longest = max(gathered(size)) if collective else size
+    longest = max(all_gather_object(size)) if collective else size
     for start in range(0, longest, step):
         yield slice(min(start, size), min(start + step, size))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ncf.data.interactions import Interactions
 from ncf.data.sampling import NegativeSampler
-from ncf.distributed.collectives import gathered, rank, summed, together
+from ncf.distributed.collectives import all_gather_object, all_reduce_sum, raise_on_all_ranks, rank
 from ncf.utils.checks import whole
 from ncf.utils.seeding import stream
 
@@ -207,7 +207,7 @@ def collective_batches(
         (torch.Size([1, 3, 5]), tensor([1.]))
     """
     present = train.users.bincount(minlength=num_users).clamp(max=1)
-    twice = (summed(present) > 1).nonzero()
+    twice = (all_reduce_sum(present) > 1).nonzero()
     if len(twice):
         raise ValueError(
             f"user {int(twice[0])} is trained on by more than one process: give each its own users, "
@@ -215,8 +215,8 @@ def collective_batches(
         )
     counts = None
     if law == "popularity":
-        counts = summed(train.items.bincount(minlength=train.num_items))
-    with together():
+        counts = all_reduce_sum(train.items.bincount(minlength=train.num_items))
+    with raise_on_all_ranks():
         batches = TrainingBatches(train, law=law, counts=counts, rank=rank(), **settings)
-    batches.share_out(gathered(len(batches.users)))
+    batches.share_out(all_gather_object(len(batches.users)))
     return batches

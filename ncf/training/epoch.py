@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from ncf.distributed.collectives import rank, summed
+from ncf.distributed.collectives import all_reduce_sum, rank
 from ncf.distributed.interrupt import Interruption
 from ncf.training.batches import TrainingBatches
 from ncf.training.run import TrainingState
@@ -105,7 +105,7 @@ def _look(state: TrainingState, since: int, interruption: Interruption) -> None:
     losses = state.losses[since : state.step]
     if state.collective:
         wanted = losses.new_tensor([float(interruption.wanted)])
-        both = summed(torch.cat([losses, wanted]))
+        both = all_reduce_sum(torch.cat([losses, wanted]))
         losses.copy_(both[:-1])
         if float(both[-1]):
             raise KeyboardInterrupt

@@ -13,7 +13,7 @@ from ncf.data.candidates import Candidates
 from ncf.data.interactions import Interactions
 from ncf.data.splitting import Split
 from ncf.distributed.checkpoint import Checkpoints
-from ncf.distributed.collectives import gathered, rank, together
+from ncf.distributed.collectives import all_gather_object, raise_on_all_ranks, rank
 from ncf.distributed.interrupt import Interruption
 from ncf.models.base import EmbeddingModel
 from ncf.training.batches import TrainingBatches, collective_batches
@@ -174,11 +174,11 @@ class Trainer:
             ValueError: if the split does not fit the model or lacks the part to select on.
             FloatingPointError: if the loss is no longer a finite number; the epoch and step are named.
         """
-        with together(self.collective):
+        with raise_on_all_ranks(self.collective):
             train, candidates = self._checked(split, candidates)
         batches = self._batches(train)
         self.model.user_ids, self.model.item_ids = train.user_ids, train.item_ids
-        samples = sum(gathered(batches.samples)) if self.collective else batches.samples
+        samples = sum(all_gather_object(batches.samples)) if self.collective else batches.samples
         state = TrainingState(
             self.model,
             self.wrapped,
