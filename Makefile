@@ -47,7 +47,7 @@ coverage: install
 sanitize: install
 	@CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest tests/kernels/test_native.py tests/kernels/test_ranks.py tests/test_native_step.py
+		$(BIN)/python -m pytest tests/kernels/test_native.py tests/kernels/test_native_ranks.py tests/training/test_native_step.py
 
 lint: install
 	@$(BIN)/ruff check .

@@ -1,5 +1,5 @@
 /* ncf's kernels for a CPU, in plain C with the vector extension of GCC and Clang. They are called through ctypes by
-   packed.py (scores and ranks) and ncf/training/native_step.py (training steps), which know the layouts.
+   native_scoring.py (scores and ranks) and ncf/training/native_step.py (training steps); native.py has the layouts.
 
    Scores: what PyTorch does layer by layer over millions of pairs is done for PAIRS candidates of one user at a time:
    add the halves of the first layer, go through the small layers, add the product and the biases. No intermediate
@@ -19,6 +19,7 @@
 #define CACHED (32 * 1024) /* floats of item rows that stay in the second-level cache */
 #define TRAINED 240        /* pairs of a training batch whose activations stay in the cache */
 #define MAX_LAYERS 16
+#define NCF_ABI 2 /* ABI of native.py: raise both when a function's arguments or a structure's meaning change */
 
 typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
 
@@ -54,6 +55,13 @@ typedef struct {
 typedef struct {
     float beta1, beta2, epsilon, weight_decay;
 } Adam;
+
+/* The version of this interface, and the sizes of its structures in the order of native.py. */
+int ncf_abi(int64_t *sizes, int count) {
+    const int64_t own[] = {sizeof(Tables), sizeof(Parameter), sizeof(Model), sizeof(Adam)};
+    for (int s = 0; s < count; s++) sizes[s] = s < (int)(sizeof own / sizeof *own) ? own[s] : 0;
+    return NCF_ABI;
+}
 
 /* Mean of −log σ(positive) and −log σ(−negative) over samples. The slopes are those of the mean over `positives`. */
 static double pointwise_loss(const float *logits, float *slopes, int64_t groups, int64_t each, int64_t positives) {

@@ -6,21 +6,70 @@ Where there was no C compiler, there is no kernel, and ncf works in PyTorch: the
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
-from ctypes import c_int64
+import warnings
+from collections.abc import Iterable, Sequence
+from ctypes import POINTER, c_float, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+
+ABI = 2  # NCF_ABI of native.c: raise both when a function's arguments or a structure's meaning change
+MAX_LAYERS = 16  # of native.c
+
+
+class Tables(ctypes.Structure):
+    """`Tables` of native.c."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("users", "items", "user_bias", "item_bias", "head")),
+        *((name, POINTER(c_void_p)) for name in ("weights", "biases")),
+        ("outputs", POINTER(c_int64)),
+        *((name, c_int64) for name in ("num_users", "num_items", "hidden", "factors", "inputs", "layers")),
+        ("widest", c_int64),
+        ("bias", c_float),
+    )
+
+
+class Parameter(ctypes.Structure):
+    """`Parameter` of native.c."""
+
+    _fields_ = (*((name, c_void_p) for name in ("value", "mean", "square", "gradient")), ("size", c_int64))
+
+
+class Model(ctypes.Structure):
+    """`Model` of native.c."""
+
+    _fields_ = (
+        *((name, Parameter) for name in ("user_gmf", "item_gmf", "user_mlp", "item_mlp", "head", "bias")),
+        *((name, Parameter * MAX_LAYERS) for name in ("weights", "biases")),
+        ("all", POINTER(Parameter) * (6 + 2 * MAX_LAYERS)),
+        ("outputs", c_int64 * MAX_LAYERS),
+        *((name, c_int64) for name in ("num_users", "num_items", "factors", "gmf_row", "biased", "dim")),
+        *((name, c_int64) for name in ("layers", "parameters", "pairwise")),
+    )
+
+
+class Adam(ctypes.Structure):
+    """`Adam` of native.c."""
+
+    _fields_ = tuple((name, c_float) for name in ("beta1", "beta2", "epsilon", "weight_decay"))
+
+
+_STRUCTURES = Tables, Parameter, Model, Adam  # in the order of ncf_abi
 
 
 @cache
 def library(folder: Path = Path(__file__).parent) -> Any:
-    """The compiled kernels, or ``None`` if there is none.
+    """The compiled kernels, or ``None`` if there is none that this version of ncf can call.
 
     Args:
         folder: where to look for ``_native*.so``.
+
+    Warns:
+        RuntimeWarning: if all that is there was built from another version's sources.
 
     Example::
 
@@ -31,15 +80,68 @@ def library(folder: Path = Path(__file__).parent) -> Any:
         ...     print(library(Path(empty)))
         None
     """
-    for path in folder.glob("_native*.so"):
+    stale = []
+    for path in sorted(folder.glob("_native*.so")):
         try:
             found = ctypes.CDLL(str(path))
         except OSError:  # built for another machine
             continue
+        if not _is_current(found):
+            stale.append(path.name)
+            continue
         for function in (found.ncf_score, found.ncf_rank, found.ncf_rank_catalogue, found.ncf_train):
             function.restype = c_int64
         return found
+    if stale:
+        warnings.warn(
+            f"{folder / stale[0]} was built from other sources than this version's: ncf works in PyTorch, more slowly, "
+            "until it is built again (pip install, or python setup.py build_ext --inplace)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return None
+
+
+def _is_current(found: Any) -> bool:
+    """The library's structures and functions are those that are declared here."""
+    if not hasattr(found, "ncf_abi"):
+        return False
+    sizes = (c_int64 * len(_STRUCTURES))()
+    return found.ncf_abi(sizes, len(sizes)) == ABI and list(sizes) == [*map(ctypes.sizeof, _STRUCTURES)]
+
+
+def address(name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> c_void_p:
+    """Where a tensor lies, once it is certain that C may use it.
+
+    Args:
+        name: of the tensor, for messages.
+        tensor: whose address is wanted.
+        dtype: that it must have.
+        shape: that it must have.
+
+    Raises:
+        ValueError: if the tensor has another dtype or shape, is not contiguous, or is not on the CPU.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels.native import address
+        >>> address("rows", torch.zeros(2, 3, dtype=torch.float16), torch.float32, (2, 3))
+        Traceback (most recent call last):
+        ValueError: rows is torch.float16 (2, 3) on cpu: the kernel works on contiguous torch.float32 (2, 3) on cpu
+    """
+    if (
+        tensor.dtype != dtype
+        or tensor.shape != tuple(shape)
+        or not tensor.is_cpu
+        or not tensor.is_contiguous()
+    ):
+        kind = "" if tensor.is_contiguous() else "non-contiguous "
+        raise ValueError(
+            f"{name} is {kind}{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}: "
+            f"the kernel works on contiguous {dtype} {tuple(shape)} on cpu"
+        )
+    return c_void_p(tensor.data_ptr())
 
 
 def lanes_for(kernel: Any, widths: Iterable[int]) -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from ctypes import POINTER, byref, c_float, c_int64, c_void_p
+from ctypes import byref, c_int64, c_void_p
 from threading import Thread
 from typing import Any
 
@@ -12,23 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncf.kernels.native import lanes_for, library, refuse
+from ncf.kernels.native import Tables, lanes_for, library, refuse
 from ncf.kernels.scoring_tables import ScoringTables, check_pairs
 
 _PAIRS_PER_THREAD = 1 << 14  # fewer are not worth starting a thread for
-
-
-class _Tables(ctypes.Structure):
-    """`Tables` of native.c."""
-
-    _fields_ = (
-        *((name, c_void_p) for name in ("users", "items", "user_bias", "item_bias", "head")),
-        *((name, POINTER(c_void_p)) for name in ("weights", "biases")),
-        ("outputs", POINTER(c_int64)),
-        *((name, c_int64) for name in ("num_users", "num_items", "hidden", "factors", "inputs", "layers")),
-        ("widest", c_int64),
-        ("bias", c_float),
-    )
 
 
 def fits(tables: ScoringTables) -> bool:
@@ -89,7 +75,7 @@ class PackedTables:
         hidden = inputs + -inputs % self._lanes
         outputs = [len(bias) for bias in layer_biases]
         self._held = (biases, weights, layer_biases, head)  # the structure has only their addresses
-        self._tables = _Tables(
+        self._tables = Tables(
             *(None if t is None else t.data_ptr() for t in (self._users, self._items, *biases, head)),
             *((c_void_p * len(outputs))(*(t.data_ptr() for t in side)) for side in (weights, layer_biases)),
             (c_int64 * len(outputs))(*outputs),

@@ -4,45 +4,19 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_float, c_int64, c_void_p
+from ctypes import byref, c_float, c_int64
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ncf.kernels.native import lanes_for, library, refuse
+from ncf.kernels.native import MAX_LAYERS, Adam, Model, Parameter, address, lanes_for, library, refuse
 from ncf.models.neural import GMF, MLP, MatrixFactorization, NeuMF
 from ncf.training.batches import Batch
 from ncf.training.losses import Loss, binary_cross_entropy, bpr
 from ncf.training.optimizers import adam_scales, started
 
-_LAYERS = 16  # MAX_LAYERS of native.c
 _SAMPLES_PER_CALL = 1 << 14  # a few milliseconds: Ctrl-C and the progress bar wait for no more
-
-
-class _Parameter(ctypes.Structure):
-    """`Parameter` of native.c."""
-
-    _fields_ = (*((name, c_void_p) for name in ("value", "mean", "square", "gradient")), ("size", c_int64))
-
-
-class _Model(ctypes.Structure):
-    """`Model` of native.c."""
-
-    _fields_ = (
-        *((name, _Parameter) for name in ("user_gmf", "item_gmf", "user_mlp", "item_mlp", "head", "bias")),
-        *((name, _Parameter * _LAYERS) for name in ("weights", "biases")),
-        ("all", POINTER(_Parameter) * (6 + 2 * _LAYERS)),
-        ("outputs", c_int64 * _LAYERS),
-        *((name, c_int64) for name in ("num_users", "num_items", "factors", "gmf_row", "biased", "dim")),
-        *((name, c_int64) for name in ("layers", "parameters", "pairwise")),
-    )
-
-
-class _Adam(ctypes.Structure):
-    """`Adam` of native.c."""
-
-    _fields_ = tuple((name, c_float) for name in ("beta1", "beta2", "epsilon", "weight_decay"))
 
 
 class NativeStep:
@@ -95,6 +69,7 @@ class NativeStep:
         self._lanes = lanes_for(self._kernel, self._widths()) if lanes is None else lanes
         self._optimizer = optimizer
         self._parameters = dict(model.named_parameters())
+        self._shapes = {name: value.shape for name, value in self._parameters.items()}
         self._gradients = {name: torch.zeros_like(value) for name, value in self._parameters.items()}
         self._pairwise = loss is bpr
 
@@ -103,21 +78,23 @@ class NativeStep:
 
         Raises:
             IndexError: if a user or an item is unknown to the model.
+            ValueError: if a parameter, or its state, no longer has the type, shape or place that it had.
         """
         group = self._optimizer.param_groups[0]
         states = {name: started(self._optimizer, value) for name, value in self._parameters.items()}
         scales = adam_scales(group, int(next(iter(states.values()))["step"]), rates)
         users, items = chunk.users.contiguous(), chunk.items.contiguous()
-        losses = torch.empty(len(rates))
-        each = items.shape[2]
+        losses = torch.empty(len(rates), dtype=torch.float32, device="cpu")
+        batches, positives, each = items.shape
         failed = self._kernel.ncf_train(
             byref(self._described(states)),
-            byref(_Adam(*group["betas"], group["eps"], group["weight_decay"])),
+            byref(Adam(*group["betas"], group["eps"], group["weight_decay"])),
             self._lanes,
-            *(c_void_p(users.data_ptr()), c_void_p(items.data_ptr())),
-            *(c_int64(len(rates)), c_int64(users.shape[1]), c_int64(each)),
-            *((c_float * len(rates))(*scale) for scale in scales),
-            c_void_p(losses.data_ptr()),
+            address("users", users, torch.int64, (batches, positives)),
+            address("items", items, torch.int64, items.shape),
+            *(c_int64(batches), c_int64(positives), c_int64(each)),
+            *((c_float * batches)(*scale) for scale in scales),
+            address("losses", losses, torch.float32, (batches,)),
         )
         known = self._model.num_users, self._model.num_items
         refuse(failed, users.view(-1), items.view(-1, each), *known)
@@ -131,24 +108,25 @@ class NativeStep:
     def _widths(self) -> list[int]:
         return [self._model.config.get("factors", 0), *(layer.out_features for layer in self._layers())]
 
-    def _described(self, states: dict[str, dict[str, Tensor]]) -> _Model:
+    def _described(self, states: dict[str, dict[str, Tensor]]) -> Model:
         """Where everything is at present."""
         model, layers, held = self._model, self._layers(), {}
         for name, value in self._parameters.items():
             tensors = (value, states[name]["exp_avg"], states[name]["exp_avg_sq"], self._gradients[name])
-            held[name] = _Parameter(*(tensor.data_ptr() for tensor in tensors), value.numel())
+            shape = self._shapes[name]
+            held[name] = Parameter(*(address(name, t, torch.float32, shape) for t in tensors), value.numel())
         table = {
             key.split(".")[-2]: parameter for key, parameter in held.items() if key.startswith("embeddings.")
         }
         factors = model.config.get("factors", 0)
         kind = "mf" if isinstance(model, MatrixFactorization) else "gmf"
-        described = _Model(
+        described = Model(
             *(
-                table.get(f"{side}_{part}", _Parameter())
+                table.get(f"{side}_{part}", Parameter())
                 for part in (kind, "mlp")
                 for side in ("user", "item")
             ),
-            *(held.get(name, _Parameter()) for name in ("head.weight", "head.bias")),
+            *(held.get(name, Parameter()) for name in ("head.weight", "head.bias")),
             num_users=model.num_users,
             num_items=model.num_items,
             factors=factors,
@@ -194,7 +172,7 @@ def can_be_native(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss
     return (
         library() is not None
         and loss in (binary_cross_entropy, bpr)
-        and 1 <= layers <= _LAYERS
+        and 1 <= layers <= MAX_LAYERS
         and not model.config["dropout"]
         and not any(group[option] for option in ("amsgrad", "maximize", "decoupled_weight_decay"))
         and len(optimizer.param_groups) == 1

@@ -163,7 +163,7 @@ def started(optimizer: Any, parameter: Tensor) -> dict[str, Tensor]:
     inner = getattr(optimizer, "_optimizer", optimizer)
     state: dict[str, Tensor] = inner.state[parameter]
     if not state and isinstance(inner, torch.optim.Adam):
-        state["step"] = torch.zeros((), device=parameter.device)
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         state["exp_avg"] = torch.zeros_like(parameter)
         state["exp_avg_sq"] = torch.zeros_like(parameter)
     return state

@@ -187,7 +187,7 @@ class CompiledStep:
                 [each["exp_avg_sq"] for each in state],
                 chunk.users,
                 chunk.items,
-                *torch.tensor(scales, device=chunk.users.device).unbind(),
+                *torch.tensor(scales, dtype=torch.float32, device=chunk.users.device).unbind(),
             )
         for each in state:
             each["step"] += len(rates)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ncf.kernels import score_reference
-from ncf.kernels.native import library
+from ncf.kernels.native import ABI, library
 from ncf.kernels.native_scoring import PackedTables, fits
 from ncf.models import scoring
 from ncf.models.scoring import Scorer
@@ -23,6 +24,33 @@ pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no 
 def test_the_kernel_was_compiled_when_ncf_was_installed() -> None:
     assert library() is not None
     assert library().ncf_lanes() in (4, 8, 16)
+
+
+def compiled(folder: Path, source: str) -> Path:
+    (folder / "other.c").write_text(source)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "_native.so", folder / "other.c"], check=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "int ncf_train(void) { return 0; }",
+        "int ncf_abi(long *sizes, int count) { return count * 0 + 1 + (sizes == 0); }",
+        f"int ncf_abi(long *sizes, int count) {{ while (count--) sizes[count] = 8; return {ABI}; }}",
+    ],
+    ids=["without a number", "another number", "other structures"],
+)
+def test_a_library_of_other_sources_is_not_called(tmp_path: Path, source: str) -> None:
+    with pytest.warns(RuntimeWarning, match="was built from other sources") as warned:
+        assert library(compiled(tmp_path, source)) is None
+    assert len(warned) == 1
+
+
+def test_of_two_builds_side_by_side_the_current_one_is_used(tmp_path: Path, any_processor: Any) -> None:
+    compiled(tmp_path, "int ncf_train(void) { return 0; }")
+    shutil.copy(any_processor._name, tmp_path / "_native_current.so")
+    assert library(tmp_path).ncf_lanes() in (4, 8, 16)
 
 
 @settings(deadline=None, max_examples=200)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -181,6 +182,42 @@ def test_a_loss_that_is_no_number_is_seen() -> None:
         model.towers["mlp"].layers[0].weight[0, 0] = torch.nan
     step = NativeStep(model, make_optimizer(model, "adam", learning_rate=1e-2), bpr, samples_per_batch=30)
     assert step(random_chunk(2, 5, 4), [1.0, 1.0]).isnan().all()
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda model: model.half(),
+        lambda model: model.double(),
+        lambda model: setattr(weight := model.embeddings.weight("user_gmf"), "data", weight.data[:3]),
+        lambda model: setattr(weight := model.towers["mlp"].layers[0].weight, "data", weight.data.T),
+    ],
+    ids=["half", "double", "smaller", "strided"],
+)
+def test_a_model_that_was_changed_between_calls_is_refused(break_it: Callable[[Any], object]) -> None:
+    """The addresses of such tensors once went to C: the heap was corrupted."""
+    model = build("NeuMF", 6, 3, [7, 3])
+    step = NativeStep(model, make_optimizer(model, "adam", learning_rate=1.0), bpr, samples_per_batch=30)
+    step(random_chunk(1, 5, 4), [1.0])
+    break_it(model)
+    with pytest.raises(ValueError, match=r"weight is .*: the kernel works on contiguous torch.float32 \("):
+        step(random_chunk(1, 5, 4), [1.0])
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.float16])
+def test_losses_do_not_depend_on_the_default_dtype(default: torch.dtype) -> None:
+    losses = []
+    for dtype in (torch.float32, default):
+        model = build("NeuMF", 6, 3, [7, 3])
+        optimizer = make_optimizer(model, "adam", learning_rate=1e-2)
+        step = NativeStep(model, optimizer, bpr, samples_per_batch=30)
+        torch.set_default_dtype(dtype)
+        try:
+            losses.append(step(random_chunk(3, 5, 4), [1.0, 1.0, 1.0]))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert losses[1].dtype == torch.float32
+    assert torch.equal(*losses)
 
 
 class Other(GMF):
