@@ -16,7 +16,7 @@ from ncf.data.complement import Complement
 from ncf.data.interactions import Interactions
 from ncf.data.splitting import Split
 from ncf.utils.checks import check_ids, check_rank, of_type, whole
-from ncf.utils.jagged import offsets_of, take_lists
+from ncf.utils.jagged import lengths_to_offsets, select_lists
 
 Part = Literal["validation", "test"]
 
@@ -168,7 +168,7 @@ class Catalogue:
         """Every ``world_size``-th user, from number ``rank`` on: those that one process of several judges."""
         check_rank(rank, world_size)
         mine = torch.arange(len(self), device=self.users.device)[rank::world_size]
-        seen = take_lists(self.seen_offsets, self.seen_items, mine)
+        seen = select_lists(self.seen_offsets, self.seen_items, mine)
         return Catalogue(self.users[mine], self.positives[mine], self.num_items, *seen)
 
     def __repr__(self) -> str:
@@ -239,10 +239,10 @@ def whole_catalogue(split: Split, part: Part = "test") -> Catalogue:
         tensor([0, 1, 2, 3])
     """
     held_out = _held_out(split, part)
-    offsets, seen = take_lists(*split.csr(), held_out.users)
+    offsets, seen = select_lists(*split.csr(), held_out.users)
     rows = torch.repeat_interleave(offsets.diff())  # [S], whose each is
     keep = seen != held_out.items[rows]
-    seen_offsets = offsets_of(torch.bincount(rows[keep], minlength=len(held_out)))
+    seen_offsets = lengths_to_offsets(torch.bincount(rows[keep], minlength=len(held_out)))
     return Catalogue(held_out.users, held_out.items, held_out.num_items, seen_offsets, seen[keep])
 
 

@@ -15,7 +15,7 @@ from ncf.data.filters import core, latest, sorted_keys
 from ncf.data.readers import read_columns, table_columns
 from ncf.data.vocabulary import Vocabulary, encode_column
 from ncf.utils.checks import check_ids
-from ncf.utils.jagged import offsets_of
+from ncf.utils.jagged import lengths_to_offsets
 
 __all__ = ["Interactions", "Vocabulary"]
 
@@ -226,7 +226,7 @@ class Interactions:
                     f"user {user} and item {item} occur together more than once: Interactions.from_arrays keeps each "
                     "pair once"
                 )
-            offsets = offsets_of(torch.bincount(self.users, minlength=self.num_users))
+            offsets = lengths_to_offsets(torch.bincount(self.users, minlength=self.num_users))
             self._csr.append((offsets, keys % self.num_items))
         return self._csr[0]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ncf.data.interactions import Interactions
 from ncf.utils.checks import check_rank, of_type, whole
-from ncf.utils.jagged import offsets_of
+from ncf.utils.jagged import lengths_to_offsets
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Split:
         """
         num_users, num_items = self.test.num_users, self.test.num_items
         keys = torch.cat([part.users * num_items + part.items for part in self.parts]).unique()  # sorted
-        return offsets_of(torch.bincount(keys // num_items, minlength=num_users)), keys % num_items
+        return lengths_to_offsets(torch.bincount(keys // num_items, minlength=num_users)), keys % num_items
 
     def part(self, rank: int, world_size: int) -> Split:
         """The interactions of one process of several: every ``world_size``-th user, from number ``rank`` on.

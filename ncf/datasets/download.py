@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from ncf.utils.files import hash_of, written_beside
+from ncf.utils.files import atomic_write, file_hash
 
 _BLOCK = 1 << 20
 _TIMEOUT = 10  # seconds without an answer, not for the whole download
@@ -64,7 +64,7 @@ def download(url: str, path: str | os.PathLike[str], md5: str) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "ncf"})
     digest = hashlib.md5(usedforsecurity=False)
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer, written_beside(path) as beside:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer, atomic_write(path) as beside:
             total = int(answer.headers.get("Content-Length") or 0)
             with (
                 beside.open("wb") as file,
@@ -133,7 +133,7 @@ def check_md5(path: str | os.PathLike[str], md5: str) -> None:
         >>> with tempfile.NamedTemporaryFile() as empty:
         ...     check_md5(empty.name, "d41d8cd98f00b204e9800998ecf8427e")
     """
-    _same_hash(path, hash_of(path, "md5"), md5)
+    _same_hash(path, file_hash(path, "md5"), md5)
 
 
 def open_archive(path: str | os.PathLike[str], members: list[str]) -> zipfile.ZipFile:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from ncf.data.columns import from_tensor
 from ncf.data.interactions import Interactions, Vocabulary
 from ncf.datasets.download import check_md5, data_home, download, download_wheel, open_archive
-from ncf.utils.files import written_beside
+from ncf.utils.files import atomic_write
 
 __all__ = ["MovieLens", "load"]
 
@@ -281,7 +281,7 @@ def _films(rows: Iterable[tuple[str, str, list[str]]]) -> Any:
 def _write_parquet(table: Any, path: Path) -> None:
     from pyarrow import parquet
 
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         parquet.write_table(table, beside, compression="zstd")
 
 

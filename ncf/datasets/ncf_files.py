@@ -23,8 +23,8 @@ from ncf.data.columns import time_column, to_tensor
 from ncf.data.filters import sorted_keys
 from ncf.data.interactions import Interactions
 from ncf.data.splitting import Split
-from ncf.utils.files import written_beside
-from ncf.utils.jagged import offsets_of
+from ncf.utils.files import atomic_write
+from ncf.utils.jagged import lengths_to_offsets
 
 _COLUMNS = ("user", "item", "rating", "timestamp")
 _LINE = r"^\((\d{1,18}), ?(\d{1,18})\)((?:\t\d{1,18})*)\s*$"
@@ -103,15 +103,15 @@ def write_ncf(prefix: str | PathLike[str], split: Split, candidates: Candidates)
     _check_same((split.test.users, split.test.items, None), candidates, "split.test", "candidates")
     train = split.merged().train
     with (
-        written_beside(test_file) as test_beside,
-        written_beside(negative_file) as negative_beside,
+        atomic_write(test_file) as test_beside,
+        atomic_write(negative_file) as negative_beside,
     ):
         _write_ratings(split.test, test_beside)
         _write_negatives(candidates, negative_beside)
         if train is None:
             train_file.unlink(missing_ok=True)  # an older one would be read with the new test files
         else:
-            with written_beside(train_file) as train_beside:
+            with atomic_write(train_file) as train_beside:
                 _write_ratings(train, train_beside)
 
 
@@ -248,7 +248,7 @@ def _write_ratings(interactions: Interactions, path: Path) -> None:
 def _write_negatives(candidates: Candidates, path: Path) -> None:
     negatives = candidates.negatives.cpu()
     there = negatives >= 0
-    offsets = offsets_of(there.sum(1))
+    offsets = lengths_to_offsets(there.sum(1))
     flat = pa.array(negatives[there].numpy()).cast(pa.string())
     tails = pc.binary_join(pa.LargeListArray.from_arrays(pa.array(offsets.numpy()), flat), "\t")
     users, positives = (

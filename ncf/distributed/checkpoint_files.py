@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from ncf.distributed.collectives import all_gather_object, raise_on_all_ranks, rank
-from ncf.utils.files import hash_of
+from ncf.utils.files import file_hash
 from ncf.utils.version import __version__
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def write(folder: Path, pieces: Pieces, description: dict[str, Any], group: dist
         write_pieces(part, pieces, group)
         with raise_on_all_ranks(group=group):
             own = [*part.glob(f"__{rank()}_*"), *([part / ".metadata"] if rank() == 0 else [])]
-            files = {file.name: {"size": file.stat().st_size, "sha256": hash_of(file)} for file in own}
+            files = {file.name: {"size": file.stat().st_size, "sha256": file_hash(file)} for file in own}
         for others in all_gather_object(files, group):
             files |= others
         with raise_on_all_ranks(group=group):
@@ -193,7 +193,7 @@ def damage_of(file: Path, size: int, sha256: str) -> str | None:
         found = file.stat().st_size
         if found != size:
             return f"{file} has {found} bytes instead of {size}"
-        if hash_of(file) != sha256:
+        if file_hash(file) != sha256:
             return f"{file} is not what was written: its SHA-256 is another"
     except FileNotFoundError:
         return f"{file} is missing"

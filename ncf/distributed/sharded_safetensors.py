@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ncf.distributed.collectives import raise_on_all_ranks, rank
-from ncf.utils.files import header, rows_at_once, written_beside
+from ncf.utils.files import atomic_write, header, rows_per_block
 
 
 def write_sharded_tensors(path: str | PathLike[str], tensors: Mapping[str, Tensor]) -> None:
@@ -28,22 +28,12 @@ def write_sharded_tensors(path: str | PathLike[str], tensors: Mapping[str, Tenso
 
     Raises:
         OSError: in every process, if the file cannot be written.
-
-    Example::
-
-        >>> import tempfile, torch
-        >>> from ncf.distributed.sharded_safetensors import write_sharded_tensors
-        >>> from ncf.utils.files import read_tensors
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_sharded_tensors(f"{folder}/model.safetensors", {"head.bias": torch.ones(2)})
-        ...     read_tensors(f"{folder}/model.safetensors", ["head.bias"])
-        {'head.bias': tensor([1., 1.])}
     """
     with ExitStack() as stack:
         with raise_on_all_ranks():
             start, names = header(tensors)
             if rank() == 0:
-                beside = stack.enter_context(written_beside(path))
+                beside = stack.enter_context(atomic_write(path))
                 file = stack.enter_context(beside.open("wb"))
                 file.write(start)
         for name in names:
@@ -63,7 +53,7 @@ def _blocks(tensor: Any) -> Iterator[Tensor]:
     local = {tuple(part.metadata.shard_offsets): part.tensor.detach() for part in tensor.local_shards()}
     parts = tensor.metadata().shards_metadata
     count, columns = tensor.shape
-    step = rows_at_once(columns)
+    step = rows_per_block(columns)
     for first in range(0, count, step):
         block = torch.empty(min(step, count - first) if rank() == 0 else 0, columns, dtype=tensor.dtype)
         for part in parts:

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ncf.utils.files import written_beside
+from ncf.utils.files import atomic_write
 
 INK, FAINT = "#333333", "#777777"
 
@@ -64,5 +64,5 @@ def save_figure(figure: Any, path: str | PathLike[str]) -> None:
         '<?xml'
     """
     suffix = Path(path).suffix.lstrip(".") or "png"
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         figure.savefig(beside, format=suffix, dpi=150)

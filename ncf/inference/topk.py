@@ -24,7 +24,7 @@ from ncf.models.scorers import (
 )
 from ncf.models.scoring import Scorer
 from ncf.utils.checks import check_ids, check_k
-from ncf.utils.jagged import take_lists
+from ncf.utils.jagged import select_lists
 
 _SCORES_PER_BLOCK = 1 << 22  # 16 MB of scores at a time, whatever the number of users
 
@@ -150,7 +150,7 @@ def _best_of(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor
 
 def _seen(exclude: Interactions, users: Tensor) -> tuple[Tensor, Tensor]:
     """Row and column, in a block of scores, of everything its users have seen."""
-    offsets, items = take_lists(*exclude.csr(), users)
+    offsets, items = select_lists(*exclude.csr(), users)
     return torch.arange(len(users)).repeat_interleave(offsets.diff()), items
 
 

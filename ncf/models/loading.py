@@ -16,7 +16,7 @@ from ncf.data.vocabulary import Vocabulary
 from ncf.models import neural as models
 from ncf.models.base import EmbeddingModel
 from ncf.models.saving import FORMAT, MODELS, VOCABULARIES
-from ncf.utils.files import read_rectangle, read_tensors
+from ncf.utils.files import read_slice, read_tensors
 
 
 def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> EmbeddingModel:
@@ -82,7 +82,7 @@ def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Em
     if later:
         for table in model.embeddings.tables:
             name = f"embeddings.ebc.embedding_bags.{table.name}.weight"
-            model.embeddings.sources[table.name] = partial(read_rectangle, file, name)
+            model.embeddings.sources[table.name] = partial(read_slice, file, name)
     model.requires_grad_(True)
     for name in VOCABULARIES:
         if name in description["files"]:

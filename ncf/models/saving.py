@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from ncf.data.interactions import Vocabulary
 from ncf.distributed.collectives import raise_on_all_ranks, rank
 from ncf.distributed.sharded_safetensors import write_sharded_tensors
-from ncf.utils.files import hash_of, write_tensors, write_text, written_beside
+from ncf.utils.files import atomic_write, file_hash, write_tensors, write_text
 from ncf.utils.version import __version__
 
 FORMAT = 1
@@ -81,7 +81,7 @@ def _finish(model: Any, folder: Path, weights: Path) -> None:
         vocabulary: Vocabulary | None = getattr(model, name)
         if vocabulary is not None:
             place = folder / f".{name}.parquet"
-            with written_beside(place) as beside:
+            with atomic_write(place) as beside:
                 pq.write_table(pa.table({"id": vocabulary.values}), beside)
             files[name] = _settle(place, name, ".parquet")
     description = {
@@ -99,6 +99,6 @@ def _finish(model: Any, folder: Path, weights: Path) -> None:
 
 def _settle(file: Path, stem: str, suffix: str) -> str:
     """Rename a finished file after its content."""
-    final = file.with_name(f"{stem}-{hash_of(file)[:12]}{suffix}")
+    final = file.with_name(f"{stem}-{file_hash(file)[:12]}{suffix}")
     file.replace(final)
     return final.name

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ _BLOCK = 2**22  # numbers: 16 MB of float32
 
 
 @contextmanager
-def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success rename it to ``path``, on failure remove it.
 
     The path lies in a hidden folder of its own, ``.<name>.<random>.part``: a library that itself writes beside the
@@ -30,43 +32,38 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Yields:
         The path to write to; no file is there yet.
-
-    Example::
-
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from ncf.utils.files import written_beside
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with written_beside(f"{folder}/a.txt") as beside:
-        ...         size = beside.write_text("whole")
-        ...     [file.name for file in Path(folder).iterdir()]
-        ['a.txt']
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".part", dir=target.parent) as folder:
         beside = Path(folder) / target.name
+        beside.touch()  # a new file's permissions, without a change of the process's umask
+        mode = beside.stat().st_mode
+        beside.unlink()
         yield beside
-        beside.chmod(0o666 & ~_umask())
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
+        beside.chmod(mode)
+        flush_to_disk(beside)
         beside.replace(target)
+    flush_to_disk(target.parent)
 
 
-def hash_of(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
+def flush_to_disk(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder; a folder cannot be flushed on Windows."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_hash(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
     """The hash of a file's content, in hexadecimal digits; read in blocks.
 
     Args:
         path: the file.
         algorithm: as `hashlib` names it; against damage, not against malice.
-
-    Example::
-
-        >>> import tempfile
-        >>> from ncf.utils.files import hash_of
-        >>> with tempfile.NamedTemporaryFile() as empty:
-        ...     hash_of(empty.name)[:12], hash_of(empty.name, "md5")[:12]
-        ('e3b0c44298fc', 'd41d8cd98f00')
     """
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as content:
@@ -76,38 +73,28 @@ def hash_of(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a UTF-8 text file, complete or not at all.
-
-    Example::
-
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from ncf.utils.files import write_text
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_text(f"{folder}/a.txt", "Amélie")
-        ...     Path(folder, "a.txt").read_text(encoding="utf-8")
-        'Amélie'
-    """
-    with written_beside(path) as beside:
+    """Write a UTF-8 text file, complete or not at all."""
+    with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors as a safetensors file, complete or not at all.
 
-    Example::
-
-        >>> import tempfile, torch
-        >>> from ncf.utils.files import read_tensors, write_tensors
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_tensors(f"{folder}/a.safetensors", {"bias": torch.ones(2)})
-        ...     read_tensors(f"{folder}/a.safetensors", ["bias"])
-        {'bias': tensor([1., 1.])}
+    Raises:
+        OSError: if it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with written_beside(path) as beside:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(beside))
+    with atomic_write(path) as beside:
+        try:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(beside)
+            )
+        except SafetensorError as error:  # an error of the disk has its number in the text alone
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
 
 
 def header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
@@ -118,14 +105,6 @@ def header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
 
     Returns:
         The first bytes of the file, and the names in the order in which the tensors' bytes follow.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.utils.files import header
-        >>> start, names = header({"weight": torch.empty(2, 3, device="meta"), "bias": torch.empty(2, device="meta")})
-        >>> int.from_bytes(start[:8], "little") == len(start) - 8, names
-        (True, ['bias', 'weight'])
     """
     from safetensors.torch import save
 
@@ -141,28 +120,20 @@ def header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
     return len(text).to_bytes(8, "little") + text, list(description)
 
 
-def read_tensors(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Tensor]:
+def read_tensors(path: str | os.PathLike[str], names: Sequence[str] | None = None) -> dict[str, Tensor]:
     """Read exactly the named tensors of a safetensors file.
 
     Args:
         path: a file that `write_tensors` wrote.
-        names: the tensors that must be there, and no others.
+        names: the tensors that must be there, and no others; by default those that are there.
 
     Returns:
-        The tensors by name.
+        The tensors by name, mapped from the file: their values are read when they are first used, processes share
+        them, and what is written to them stays in memory.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, or lacks a tensor, or holds one more.
-
-    Example::
-
-        >>> import tempfile, torch
-        >>> from ncf.utils.files import read_tensors, write_tensors
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_tensors(f"{folder}/a.safetensors", {"bias": torch.ones(2)})
-        ...     read_tensors(f"{folder}/a.safetensors", names=["bias"])["bias"].shape
-        torch.Size([2])
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -173,6 +144,8 @@ def read_tensors(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str
         tensors: dict[str, Tensor] = load_file(str(path))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error}): write it again") from error
+    if names is None:
+        return tensors
     missing, extra = sorted(set(names) - tensors.keys()), sorted(tensors.keys() - set(names))
     if missing or extra:
         raise ValueError(
@@ -181,7 +154,7 @@ def read_tensors(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str
     return tensors
 
 
-def read_rectangle(path: str | os.PathLike[str], name: str, out: Tensor, *, row: int, column: int) -> None:
+def read_slice(path: str | os.PathLike[str], name: str, out: Tensor, *, row: int, column: int) -> None:
     """Read a part of a matrix in a safetensors file; no more than the part and a small piece is ever in memory.
 
     Args:
@@ -194,17 +167,6 @@ def read_rectangle(path: str | os.PathLike[str], name: str, out: Tensor, *, row:
     Raises:
         FileNotFoundError: if there is no such file any more.
         ValueError: if it is damaged, or lacks the matrix, or the matrix is smaller.
-
-    Example::
-
-        >>> import tempfile, torch
-        >>> from ncf.utils.files import read_rectangle, write_tensors
-        >>> part = torch.empty(1, 2)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_tensors(f"{folder}/a.safetensors", {"weight": torch.arange(12.0).view(3, 4)})
-        ...     read_rectangle(f"{folder}/a.safetensors", "weight", part, row=1, column=2)
-        >>> part
-        tensor([[6., 7.]])
     """
     from safetensors import SafetensorError, safe_open
 
@@ -216,7 +178,7 @@ def read_rectangle(path: str | os.PathLike[str], name: str, out: Tensor, *, row:
             # Opened anew for each block: what was read of an open file stays in the process's memory.
             with safe_open(str(path), framework="pt") as file:
                 stored = file.get_slice(name)
-                part = out[done : done + rows_at_once(stored.get_shape()[1])]
+                part = out[done : done + rows_per_block(stored.get_shape()[1])]
                 rows = slice(row + done, row + done + len(part))
                 values = stored[rows, column : column + out.shape[1]]
                 if values.shape != part.shape:
@@ -230,19 +192,6 @@ def read_rectangle(path: str | os.PathLike[str], name: str, out: Tensor, *, row:
         done += len(part)
 
 
-def rows_at_once(columns: int) -> int:
-    """How many rows of a table to copy in one go.
-
-    Example::
-
-        >>> from ncf.utils.files import rows_at_once
-        >>> rows_at_once(columns=64)
-        65536
-    """
+def rows_per_block(columns: int) -> int:
+    """How many rows of a table to copy in one go."""
     return max(1, _BLOCK // columns)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

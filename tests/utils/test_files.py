@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from ncf.utils import files
-from ncf.utils.files import header, read_rectangle, read_tensors, write_tensors, write_text, written_beside
+from ncf.utils.files import atomic_write, header, read_slice, read_tensors, write_tensors, write_text
 
 
 def test_a_file_appears_whole_in_a_folder_made_for_it(tmp_path: Path) -> None:
     place = tmp_path / "a" / "b.txt"
-    with written_beside(place) as beside:
+    with atomic_write(place) as beside:
         beside.write_text("half")
         assert not place.exists()
         assert beside.parent.parent == place.parent  # a rename across file systems would be a copy
@@ -29,7 +29,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     write_text(place, "old")
 
     def interrupted() -> None:
-        with written_beside(place) as beside:
+        with atomic_write(place) as beside:
             beside.write_text("half of the n")
             raise KeyboardInterrupt
 
@@ -124,22 +124,22 @@ def test_any_rectangle_is_that_of_the_matrix(tmp_path: Path, data: st.DataObject
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "_BLOCK", data.draw(st.integers(1, 60)))
-        read_rectangle(tmp_path / "t", "whole", out, row=row, column=column)
+        read_slice(tmp_path / "t", "whole", out, row=row, column=column)
     assert torch.equal(out, whole[row : row + len(out), column : column + out.shape[1]].float())
 
 
 def test_a_rectangle_of_a_file_that_is_gone_damaged_or_another_is_refused(tmp_path: Path) -> None:
     place, out = tmp_path / "t", torch.zeros(3, 2)
     with pytest.raises(FileNotFoundError, match="t is gone, and weight with it: load the model again"):
-        read_rectangle(place, "weight", out, row=0, column=0)
+        read_slice(place, "weight", out, row=0, column=0)
     for smaller in (torch.ones(4, 3), torch.ones(1, 4), torch.ones(5, 1)):
         write_tensors(place, {"weight": smaller})
         with pytest.raises(ValueError, match="has another shape of weight by now"):
-            read_rectangle(place, "weight", out, row=2, column=1)
+            read_slice(place, "weight", out, row=2, column=1)
     write_tensors(place, {"bias": torch.ones(5, 4)})
     with pytest.raises(ValueError, match="does not contain tensor weight"):
-        read_rectangle(place, "weight", out, row=2, column=1)
+        read_slice(place, "weight", out, row=2, column=1)
     place.write_bytes(place.read_bytes()[:-1])
     with pytest.raises(ValueError, match="not a complete safetensors file"):
-        read_rectangle(place, "weight", out, row=2, column=1)
+        read_slice(place, "weight", out, row=2, column=1)
     assert not out.any()

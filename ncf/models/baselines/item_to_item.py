@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ncf.data.interactions import Interactions
 from ncf.models.baselines.base import Baseline, blocks_of, training_interactions
 from ncf.utils.checks import whole
-from ncf.utils.jagged import take_lists
+from ncf.utils.jagged import select_lists
 
 
 class _ItemToItem(Baseline):
@@ -43,7 +43,7 @@ class _ItemToItem(Baseline):
         return scores
 
     def _of_all(self, users: Tensor) -> Tensor:
-        offsets, history = take_lists(self._offsets, self._items, users)
+        offsets, history = select_lists(self._offsets, self._items, users)
         return F.embedding_bag(history, self.weights, offsets[:-1], mode="sum")
 
 
