@@ -23,6 +23,8 @@ settings.load_profile("untimed")
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    # `NCF_TEST_DTYPE=float64 pytest`: nothing may depend on what a script has made PyTorch's default.
+    torch.set_default_dtype(getattr(torch, os.environ.get("NCF_TEST_DTYPE", "float32")))
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +35,11 @@ def _same_numbers_in_any_order() -> None:
 def random_interactions(num_users: int, num_items: int, per_user: int, seed: int = 0) -> Interactions:
     """Each user's distinct random items, in random order of time."""
     generator = torch.Generator().manual_seed(seed)
-    items = torch.rand(num_users, num_items, generator=generator).argsort(dim=1)[:, :per_user]
-    users = torch.arange(num_users).repeat_interleave(per_user)
-    times = torch.randint(0, 10 * per_user, (len(users),), generator=generator)  # with ties
+    here: dict[str, Any] = {"generator": generator, "device": "cpu"}
+    order = torch.rand(num_users, num_items, dtype=torch.float32, **here)
+    items = order.argsort(dim=1)[:, :per_user]
+    users = torch.arange(num_users, device="cpu").repeat_interleave(per_user)
+    times = torch.randint(0, 10 * per_user, (len(users),), **here)  # with ties
     return Interactions(users, items.reshape(-1), times, num_users, num_items)
 
 

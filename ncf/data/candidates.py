@@ -167,7 +167,7 @@ class Catalogue:
     def part(self, rank: int, world_size: int) -> Catalogue:
         """Every ``world_size``-th user, from number ``rank`` on: those that one process of several judges."""
         check_rank(rank, world_size)
-        mine = torch.arange(len(self), device=self.users.device)[rank::world_size]
+        mine = torch.arange(len(self), dtype=torch.int64, device=self.users.device)[rank::world_size]
         seen = select_lists(self.seen_offsets, self.seen_items, mine)
         return Catalogue(self.users[mine], self.positives[mine], self.num_items, *seen)
 

@@ -41,14 +41,14 @@ class Complement:
     ) -> None:
         device = items.device
         counts = offsets.diff()
-        users = torch.repeat_interleave(torch.arange(len(counts), device=device), counts)
+        users = torch.repeat_interleave(torch.arange(len(counts), dtype=torch.int64, device=device), counts)
         self.num_items = num_items
         self.offsets = offsets
         self._ends: Tensor | None = None
         self._skipped: Tensor | None = None
         if weights is None:
             total = num_items
-            position = torch.arange(len(items), device=device) - offsets[users]
+            position = torch.arange(len(items), dtype=torch.int64, device=device) - offsets[users]
             shifted = items - position
             self.sizes = num_items - counts  # [num_users], how much there is to draw from
         else:

@@ -42,7 +42,7 @@ def latest(pairs: Tensor, times: Tensor | None) -> Tensor | None:
     if times is not None:
         rows = rows[times[rows].argsort(stable=True)]
     rows = rows[pairs[rows].argsort(stable=True)]  # by pair, then time, then file order
-    last = torch.ones(len(rows), dtype=torch.bool)
+    last = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     last[:-1] = pairs[rows[1:]] != pairs[rows[:-1]]
     keep = ~among
     keep[rows[last]] = True

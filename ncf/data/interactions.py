@@ -117,7 +117,7 @@ class Interactions:
                 )
         rows = latest(user_numbers * len(item_ids) + item_numbers, times)
         if min_user_count > 1 or min_item_count > 1:
-            every = torch.arange(len(user_numbers)) if rows is None else rows
+            every = torch.arange(len(user_numbers), dtype=torch.int64, device="cpu") if rows is None else rows
             rows = core(user_numbers, item_numbers, every, min_user_count, min_item_count)
             if len(rows) == 0 < len(user_numbers):
                 raise ValueError(

@@ -49,7 +49,7 @@ class Split:
     def unheld(self) -> Tensor:
         """Users who are trained on but have too few interactions to be tested, ascending, int64."""
         if self.train is None:
-            return torch.empty(0, dtype=torch.int64)
+            return torch.empty(0, dtype=torch.int64, device="cpu")
         trained, tested = (part.users.bincount(minlength=part.num_users) for part in (self.train, self.test))
         return ((trained > 0) & (tested == 0)).nonzero()[:, 0]
 

@@ -59,7 +59,7 @@ class Vocabulary:
         """
         column = id_column(raw, name)
         if len(column) == 0:
-            return torch.empty(0, dtype=torch.int64)
+            return torch.empty(0, dtype=torch.int64, device="cpu")
         if column.type != self.values.type:
             raise ValueError(f"{name} holds {kind(column)}, the vocabulary {kind(self.values)}: convert them")
         found = pc.index_in(column, value_set=self.values)
@@ -102,6 +102,6 @@ def encode_column(values: Any, name: str) -> tuple[Tensor, Vocabulary]:
     """
     encoded = id_column(values, name).dictionary_encode()
     order = pc.sort_indices(encoded.dictionary)
-    rank = torch.empty(len(order), dtype=torch.int64)
-    rank[to_tensor(order)] = torch.arange(len(order))
+    rank = torch.empty(len(order), dtype=torch.int64, device="cpu")
+    rank[to_tensor(order)] = torch.arange(len(order), dtype=torch.int64, device="cpu")
     return rank[to_tensor(encoded.indices)], Vocabulary(encoded.dictionary.take(order))

@@ -171,8 +171,8 @@ def _read_negatives(file: Path, num_negatives: int | None) -> Candidates:
         raise ValueError(
             f"{file}, row {row + 1} has {int(counts[row])} negatives, num_negatives = {num_negatives} were asked for"
         )
-    padded = torch.full((len(counts), 2 + int(counts.max())), -1)
-    there = torch.arange(padded.shape[1]) < counts[:, None] + 2  # [U, 2 + C]
+    padded = torch.full((len(counts), 2 + int(counts.max())), -1, dtype=torch.int64, device="cpu")
+    there = torch.arange(padded.shape[1], dtype=torch.int64, device="cpu") < counts[:, None] + 2  # [U, 2 + C]
     padded[there] = to_tensor(pc.list_flatten(cells).cast(pa.int64()))
     return Candidates(padded[:, 0].contiguous(), padded[:, 1].contiguous(), padded[:, 2:].contiguous())
 

@@ -116,7 +116,9 @@ def read_parquet(folder: str | PathLike[str], *, rank: int = 0, world_size: int 
     folder = Path(folder)
     check_rank(rank, world_size)
     manifest = _read_manifest(folder)
-    rows = torch.tensor([group[1] for part in manifest["parts"] for group in part["groups"]])
+    rows = torch.tensor(
+        [group[1] for part in manifest["parts"] for group in part["groups"]], dtype=torch.int64, device="cpu"
+    )
     if world_size > len(rows):
         raise ValueError(
             f"{folder} cannot be shared by world_size = {world_size}: it has {len(rows)} groups of users, and no rank "
@@ -152,7 +154,7 @@ def _bounds(rows: Tensor, pieces: int) -> list[int]:
         Where the pieces start, and ``N``.
     """
     ends = rows.cumsum(0)
-    inner = torch.arange(1, pieces)
+    inner = torch.arange(1, pieces, dtype=torch.int64, device="cpu")
     wanted = inner * (int(ends[-1]) / pieces)
     cuts = torch.searchsorted(ends.double(), wanted)  # the count that the ideal cut would split
     cuts += ((ends[cuts] - wanted) < (wanted - (ends - rows)[cuts])).long()  # after it, if that is nearer

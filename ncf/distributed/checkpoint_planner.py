@@ -211,7 +211,11 @@ def fill(
     cuts = recut(wanted, had)
     _check(folder, wanted, had, cuts, strict)
     # DCP reads a vector of the stored cut; what this process has of the new one is made from it.
-    vectors = {name: torch.empty(there[name].size) for name in cuts if name in tensors}
+    vectors = {
+        name: torch.empty(there[name].size, dtype=torch.float32, device="cpu")
+        for name in cuts
+        if name in tensors
+    }
     try:
         with quiet():
             load(

@@ -89,7 +89,7 @@ def mean_over_columns(sums: Tensor, old: Columns, new: Columns, offset: int, len
     by_part = sums.view(len(old), -1)  # [P, R]
     part, row = divmod(offset, by_part.shape[1])
     first, width = new[part]
-    mean = torch.zeros(length, dtype=torch.float64)
+    mean = torch.zeros(length, dtype=torch.float64, device="cpu")
     for (old_first, old_width), values in zip(old, by_part, strict=True):
         overlap = min(first + width, old_first + old_width) - max(first, old_first)
         if overlap > 0:

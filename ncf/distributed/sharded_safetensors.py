@@ -55,14 +55,16 @@ def _blocks(tensor: Any) -> Iterator[Tensor]:
     count, columns = tensor.shape
     step = rows_per_block(columns)
     for first in range(0, count, step):
-        block = torch.empty(min(step, count - first) if rank() == 0 else 0, columns, dtype=tensor.dtype)
+        block = torch.empty(
+            min(step, count - first) if rank() == 0 else 0, columns, dtype=tensor.dtype, device="cpu"
+        )
         for part in parts:
             (row, column), (height, width) = part.shard_offsets, part.shard_sizes
             start, stop = max(first, row), min(first + step, row + height)
             if start >= stop:
                 continue
             owner = part.placement.rank()
-            rows = torch.empty(0)
+            rows = torch.empty(0, dtype=tensor.dtype, device="cpu")
             if owner == rank():
                 rows = local[row, column][start - row : stop - row]
                 if owner != 0:

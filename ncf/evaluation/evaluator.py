@@ -126,7 +126,7 @@ def ranks_of(
     if block_users is None:
         block_users = USERS_PER_PASS if collective else max(1, pairs // width)
     block_users = whole("block_users", block_users)
-    ranks = torch.empty(len(candidates.users), dtype=torch.int64)
+    ranks = torch.empty(len(candidates.users), dtype=torch.int64, device="cpu")
     num_candidates = torch.empty_like(ranks)
     failure: ValueError | None = None
     with torch.no_grad():
@@ -179,10 +179,12 @@ def _rank_catalogue(
             return ranks, num_items - offsets.diff()
     seen_items = catalogue.seen_items[int(offsets[0]) : int(offsets[-1])].to(device)
     rows = torch.repeat_interleave(offsets.diff()).to(device)
-    items = torch.arange(num_items, device=device).expand(len(users), -1)  # [b, I], one list for all
+    items = torch.arange(num_items, dtype=torch.int64, device=device).expand(
+        len(users), -1
+    )  # [b, I], one list for all
     scores = scores_of(scorer, users, items)
     left_out = rows * num_items + seen_items  # positions in the flattened block
-    own = torch.arange(len(users), device=device) * num_items + positives
+    own = torch.arange(len(users), dtype=torch.int64, device=device) * num_items + positives
     if may_hold_nan(scores):
         real = torch.ones(scores.shape, dtype=torch.bool, device=device)
         real.view(-1)[left_out] = False
@@ -200,13 +202,13 @@ def _rank_catalogue_by_parts(
     offsets = catalogue.seen_offsets[block.start : block.stop + 1]
     seen = catalogue.seen_items[int(offsets[0]) : int(offsets[-1])].to(device)
     left_out = torch.cat([seen, positives])  # [S + b]
-    rows = torch.arange(len(users), device=device)
+    rows = torch.arange(len(users), dtype=torch.int64, device=device)
     rows = torch.cat([rows.repeat_interleave(offsets.diff().to(device)), rows])
     own = scores_of(scorer, users, positives[:, None])  # [b, 1]
     below = torch.zeros(len(users), dtype=torch.int64, device=device)
     broken: Tensor = own.isnan().any()
     for start in range(0, catalogue.num_items, width):
-        items = torch.arange(start, min(start + width, catalogue.num_items), device=device)
+        items = torch.arange(start, min(start + width, catalogue.num_items), dtype=torch.int64, device=device)
         scores = scores_of(scorer, users, items.expand(len(users), -1))
         here = (left_out >= start) & (left_out < start + width)
         scores[rows[here], left_out[here] - start] = -torch.inf

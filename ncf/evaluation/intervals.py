@@ -123,7 +123,9 @@ def bootstrap_interval(
     users = len(values)
     means = []
     for rows in draws_at_once(resamples, users):
-        drawn = torch.randint(users, (rows, users), generator=generator, device=values.device)
+        drawn = torch.randint(
+            users, (rows, users), generator=generator, dtype=torch.int64, device=values.device
+        )
         means.append(values[drawn].mean(dim=1))  # [rows]
     ends = torch.tensor([tail, 1 - tail], dtype=torch.float64, device=values.device)
     low, high = torch.quantile(torch.cat(means), ends).tolist()
@@ -191,7 +193,11 @@ def draws_at_once(resamples: int, width: int) -> list[int]:
 
 def _quantile(confidence: float) -> float:
     """How many standard errors to each side."""
-    return float(torch.special.ndtri(torch.tensor((1 + _confidence(confidence)) / 2, dtype=torch.float64)))
+    return float(
+        torch.special.ndtri(
+            torch.tensor((1 + _confidence(confidence)) / 2, dtype=torch.float64, device="cpu")
+        )
+    )
 
 
 def _confidence(confidence: float) -> float:

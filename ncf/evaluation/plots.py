@@ -6,6 +6,7 @@ server and beside a notebook's own figures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, Protocol
@@ -224,7 +225,7 @@ def _curve(axis: Any, runs: list[TrainingHistory], series: _Series, name: str, l
     if not epochs:
         return
     table = torch.tensor(
-        [[run[epoch] for epoch in epochs] for run in found], dtype=torch.float64
+        [[run[epoch] for epoch in epochs] for run in found], dtype=torch.float64, device="cpu"
     )  # [runs, E]
     mean = table.mean(0)
     axis.plot(epochs, mean.tolist(), label=name, linewidth=1.8, markersize=4, zorder=3,
@@ -277,9 +278,11 @@ def _label(result: Any) -> str:
 def _bin_edges(k: int, most: int, wide: bool) -> Tensor:
     """Between places, from 0.5: one bin a place, or a few per decade, with an edge behind place ``k``."""
     if not wide:
-        return torch.arange(most + 1, dtype=torch.float64) + 0.5
-    steps = torch.logspace(0, float(torch.tensor(most + 1.0).log10()), 45, dtype=torch.float64).round()
-    edges: Tensor = torch.unique(torch.cat([steps, torch.tensor([k + 1.0], dtype=torch.float64)]))
+        return torch.arange(most + 1, dtype=torch.float64, device="cpu") + 0.5
+    steps = torch.logspace(0, math.log10(most + 1.0), 45, dtype=torch.float64, device="cpu").round()
+    edges: Tensor = torch.unique(
+        torch.cat([steps, torch.tensor([k + 1.0], dtype=torch.float64, device="cpu")])
+    )
     return edges - 0.5
 
 

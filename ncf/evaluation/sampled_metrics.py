@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,7 +108,7 @@ def correct_for_sampling(
         if not torch.equal(catalogue.users.cpu(), ranking.users):
             raise ValueError("the users of the catalogue and the ranking differ: take both from one split")
         catalogue = catalogue.num_items - catalogue.seen_offsets.diff().cpu()
-    sizes = torch.as_tensor(catalogue, dtype=torch.int64).expand(len(ranking))
+    sizes = torch.as_tensor(catalogue, dtype=torch.int64, device="cpu").expand(len(ranking))
     small = (sizes < ranking.num_candidates).nonzero()
     if len(small):
         row = int(small[0])
@@ -122,16 +123,21 @@ def correct_for_sampling(
     alike = (sizes.to(torch.float64).log() / _SIZES_ALIKE).floor().to(torch.int64)
     groups = torch.stack([ranking.num_candidates, alike], dim=1)
     groups, group_of = torch.unique(groups, dim=0, return_inverse=True)  # [G, 2], [U]
-    estimates = torch.empty(len(ranking), dtype=torch.float64)
-    likelihood = torch.empty(len(ranking), _MEAN_RANKS, dtype=torch.float64)
-    biases = torch.zeros(_MEAN_RANKS, dtype=torch.float64)  # of each geometric law
+    estimates = torch.empty(len(ranking), dtype=torch.float64, device="cpu")
+    likelihood = torch.empty(len(ranking), _MEAN_RANKS, dtype=torch.float64, device="cpu")
+    biases = torch.zeros(_MEAN_RANKS, dtype=torch.float64, device="cpu")  # of each geometric law
     for group, (num_candidates, _) in enumerate(groups.tolist()):
         chosen = group_of == group
         ranks = ranking.ranks[chosen]
         size = int(sizes[chosen].to(torch.float64).mean().round())
-        target = metric_values(metric, torch.arange(size), torch.tensor(size), ranking.k)  # [n]
+        target = metric_values(
+            metric,
+            torch.arange(size, dtype=torch.int64, device="cpu"),
+            torch.tensor(size, dtype=torch.int64, device="cpu"),
+            ranking.k,
+        )  # [n]
         law = sampled_rank_law(size, num_candidates - 1)  # [n, m + 1]
-        prior = 1 / (torch.arange(size, dtype=torch.float64) + ranking.k)
+        prior = 1 / (torch.arange(size, dtype=torch.float64, device="cpu") + ranking.k)
         steady = method == "bias-variance"
         values = _steady_values(law, target, prior, gamma) if steady else _rank_values(target, law.shape[1])
         geometric = _geometric_laws(size)  # [L, n]
@@ -162,7 +168,7 @@ def sampled_rank_law(size: int, drawn: int) -> Tensor:
                 [0.3333, 0.6667],
                 [0.0000, 1.0000]], dtype=torch.float64)
     """
-    log_factorial = torch.arange(size + 1, dtype=torch.float64).clamp(min=1).log().cumsum(0)
+    log_factorial = torch.arange(size + 1, dtype=torch.float64, device="cpu").clamp(min=1).log().cumsum(0)
 
     def log_choose(n: Tensor, k: Tensor) -> Tensor:
         inside = (k >= 0) & (k <= n)
@@ -170,8 +176,14 @@ def sampled_rank_law(size: int, drawn: int) -> Tensor:
         ways = log_factorial[n] - log_factorial[k] - log_factorial[(n - k).clamp(min=0)]
         return ways.masked_fill(~inside, -torch.inf)
 
-    ahead, hits = torch.arange(size)[:, None], torch.arange(drawn + 1)[None, :]
-    every = log_choose(torch.tensor(size - 1), torch.tensor(drawn))
+    ahead, hits = (
+        torch.arange(size, dtype=torch.int64, device="cpu")[:, None],
+        torch.arange(drawn + 1, dtype=torch.int64, device="cpu")[None, :],
+    )
+    every = log_choose(
+        torch.tensor(size - 1, dtype=torch.int64, device="cpu"),
+        torch.tensor(drawn, dtype=torch.int64, device="cpu"),
+    )
     return (log_choose(ahead, hits) + log_choose(size - 1 - ahead, drawn - hits) - every).exp()
 
 
@@ -186,15 +198,15 @@ def _steady_values(law: Tensor, target: Tensor, prior: Tensor, gamma: float) -> 
 
 def _rank_values(target: Tensor, num: int) -> Tensor:
     """The metric at the rank estimated from every sampled rank."""
-    sampled = torch.arange(num, dtype=torch.float64)
+    sampled = torch.arange(num, dtype=torch.float64, device="cpu")
     return target[((len(target) - 1) * sampled / max(1, num - 1)).round().to(torch.int64)]
 
 
 def _geometric_laws(size: int) -> Tensor:
     """Geometric laws of the rank, cut at the catalogue's end, means from 0 to far beyond; ``[L, n]``."""
-    means = torch.logspace(-2, torch.tensor(4.0 * size).log10().item(), _MEAN_RANKS, dtype=torch.float64)
+    means = torch.logspace(-2, math.log10(4.0 * size), _MEAN_RANKS, dtype=torch.float64, device="cpu")
     log_ratio = (means / (1 + means)).log()
-    laws = torch.exp(log_ratio[:, None] * torch.arange(size))
+    laws = torch.exp(log_ratio[:, None] * torch.arange(size, dtype=torch.int64, device="cpu"))
     return laws / laws.sum(1, keepdim=True)
 
 
@@ -202,7 +214,7 @@ def _mixture_weights(likelihood: Tensor) -> Tensor:
     """Maximum-likelihood weights of a mixture, by expectation maximisation: ``[U, L]`` to ``[L]``."""
     rows, counts = torch.unique(likelihood, dim=0, return_counts=True)
     shares = counts.to(torch.float64) / counts.sum()
-    weights = torch.full((likelihood.shape[1],), 1 / likelihood.shape[1], dtype=torch.float64)
+    weights = torch.full((likelihood.shape[1],), 1 / likelihood.shape[1], dtype=torch.float64, device="cpu")
     for _ in range(_EM_STEPS):
         joint = rows * weights
         weights = shares @ (joint / joint.sum(1, keepdim=True))

@@ -111,14 +111,15 @@ def _best(
     # A sharded model brings the rows of a few items at a time, for many users.
     step = USERS_PER_PASS if collective else max(1, _SCORES_PER_BLOCK // num_items)
     width = max(1, _SCORES_PER_BLOCK // step) if collective else num_items
-    values, items = torch.empty(len(users), k), torch.empty(len(users), k, dtype=torch.int64)
+    values = torch.empty(len(users), k, dtype=torch.float32, device="cpu")
+    items = torch.empty(len(users), k, dtype=torch.int64, device="cpu")
     failure: ValueError | None = None
     for block in user_blocks(len(users), step, collective=collective):
         some = users[block]
         best: list[tuple[Tensor, Tensor]] = []  # of each part of the catalogue, [b, ≤ k]
         rows, seen = (None, None) if exclude is None else _seen(exclude, some)
         for start in range(0, num_items, width):
-            part = torch.arange(start, min(start + width, num_items), device=device)
+            part = torch.arange(start, min(start + width, num_items), dtype=torch.int64, device=device)
             candidates = part.expand(len(some), -1)  # [b, w], one list for all
             scores = scores_of(scorer, some.to(part.device), candidates)
             # Copied before it is written to: it may be another model's own memory, or one row for all.
@@ -128,7 +129,7 @@ def _best(
                 here = (seen >= start) & (seen < start + width)
                 scores[rows[here], seen[here] - start] = -torch.inf
             try:
-                refuse_nan(scores, some, candidates, torch.tensor(True))
+                refuse_nan(scores, some, candidates, torch.ones_like(scores, dtype=torch.bool))
             except ValueError as error:
                 if not collective:
                     raise
@@ -151,7 +152,7 @@ def _best_of(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor
 def _seen(exclude: Interactions, users: Tensor) -> tuple[Tensor, Tensor]:
     """Row and column, in a block of scores, of everything its users have seen."""
     offsets, items = select_lists(*exclude.csr(), users)
-    return torch.arange(len(users)).repeat_interleave(offsets.diff()), items
+    return torch.arange(len(users), dtype=torch.int64, device="cpu").repeat_interleave(offsets.diff()), items
 
 
 def _rows(users: Any, user_ids: Vocabulary | None, num_users: int) -> Tensor:

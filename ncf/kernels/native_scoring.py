@@ -107,7 +107,7 @@ class PackedTables:
         """
         check_pairs(users, candidates, self._users.device)
         width = candidates.shape[1]
-        scores = torch.empty(candidates.shape)
+        scores = torch.empty(candidates.shape, dtype=torch.float32, device="cpu")
         users, candidates = users.contiguous(), _rows(candidates)
 
         def work(mine: slice) -> None:
@@ -197,7 +197,9 @@ class PackedTables:
     def _side_by_side(self, *rows: Tensor | None) -> Tensor:
         parts = [part for part in rows if part is not None]
         widths = [part.shape[1] + -part.shape[1] % self._lanes for part in parts]
-        packed = torch.zeros(len(parts[0]), sum(widths))  # one copy, since a table may be large
+        packed = torch.zeros(
+            len(parts[0]), sum(widths), dtype=torch.float32, device="cpu"
+        )  # one copy, since a table may be large
         for part, place in zip(parts, packed.split(widths, dim=1), strict=True):
             place[:, : part.shape[1]] = part
         return packed

@@ -115,8 +115,8 @@ class Lookup:
         # As many parts as fill the device; the parts are then added up in a fixed order.
         chunks = triton.cdiv(self.num_pairs, self._chunk)
         parts = max(1, resident_programs(self.device, chunks) // (tiles[0] * tiles[1]))
-        weights = torch.empty(parts, self.hidden, 2 * self.dim, device=self.device)
-        biases = torch.empty(parts, self.hidden, device=self.device)
+        weights = torch.empty(parts, self.hidden, 2 * self.dim, dtype=torch.float32, device=self.device)
+        biases = torch.empty(parts, self.hidden, dtype=torch.float32, device=self.device)
         own = {
             "weight_gradient": weights,
             "bias_gradient": biases,

@@ -133,7 +133,7 @@ class UserItemEmbeddings(nn.Module):
         self.ebc = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
         if device is None or torch.device(device).type != "meta":
             for table in self.tables:
-                weight = torch.empty(rows[table.side], table.dim, device=device)
+                weight = torch.empty(rows[table.side], table.dim, dtype=torch.float32, device=device or "cpu")
                 self.sources[table.name](weight, row=0, column=0)
                 self.ebc.embedding_bags[table.name].weight = nn.Parameter(weight)
 

@@ -45,4 +45,4 @@ class CollectiveScorer:
         rows = self.model.embeddings.collective_lookup(users, items[padding:])
         scorer = Scorer(self.model.scoring_tables(rows))
         places = (places.view(listed.shape) - padding).expand(candidates.shape)
-        return scorer.score(torch.arange(len(users), device=users.device), places)
+        return scorer.score(torch.arange(len(users), dtype=torch.int64, device=users.device), places)

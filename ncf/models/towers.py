@@ -80,7 +80,9 @@ class MLPTower(nn.Module):
         self.dropout = _probability(dropout)
         self.layers = nn.ModuleList()
         for index, (fan_in, fan_out) in enumerate(pairwise(self.widths)):
-            layer: nn.Linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
+            layer: nn.Linear = nn.utils.skip_init(
+                nn.Linear, fan_in, fan_out, dtype=torch.float32, device="cpu"
+            )
             uniform_(
                 layer.weight, gain=2, fans=fan_in + fan_out, seed=seed, name=f"{name}.layers.{index}.weight"
             )
@@ -126,7 +128,7 @@ def linear_head(in_features: int, seed: int) -> nn.Linear:
         >>> head(torch.zeros(3, 4)).shape, head.bias.item()
         (torch.Size([3, 1]), 0.0)
     """
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, in_features, 1)
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, in_features, 1, dtype=torch.float32, device="cpu")
     uniform_(head.weight, gain=1, fans=in_features, seed=seed, name="head.weight")
     nn.init.zeros_(head.bias)
     return head
@@ -145,7 +147,7 @@ class SumHead(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.zeros(1, dtype=torch.float32, device="cpu"))
 
     def forward(self, features: Tensor) -> Tensor:
         """Add up."""

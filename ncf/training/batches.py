@@ -92,7 +92,9 @@ class TrainingBatches:
         self.sampler = NegativeSampler(train, law=law, counts=counts, device=device)
         self._shares: tuple[list[int], Tensor] | None = None
         offsets, items = train.csr()
-        users = torch.repeat_interleave(torch.arange(train.num_users), offsets.diff()).to(device)
+        users = torch.repeat_interleave(
+            torch.arange(train.num_users, dtype=torch.int64, device="cpu"), offsets.diff()
+        ).to(device)
         trainable = self.sampler.available[users]
         self.users = users[trainable]  # [N], ascending
         self.items = items.to(device)[trainable]  # [N]
@@ -127,7 +129,7 @@ class TrainingBatches:
                 f"give at least {len(rows) * (1 + self.negatives)}"
             )
         steps = -(-sum(rows) // self.positives_per_batch)
-        edges = torch.arange(steps + 1)
+        edges = torch.arange(steps + 1, dtype=torch.int64, device="cpu")
         sizes = torch.stack([(edges * size // steps).diff() for size in rows])  # [processes, steps]
         own = sizes[self.rank]
         self._shares = own.tolist(), (own / sizes.sum(0)).to(self.device)
@@ -156,7 +158,7 @@ class TrainingBatches:
         self.sampler.generator = random
         drawn = self.sampler.sample(self.users, self.negatives)  # [N, n]
         items = torch.cat([self.items[:, None], drawn], dim=1).to(torch.int32)  # [N, 1 + n]
-        order = torch.randperm(len(items), generator=random, device=self.device)
+        order = torch.randperm(len(items), generator=random, dtype=torch.int64, device=self.device)
         if self._shares is not None:
             sizes, weights = self._shares
             for step, rows in enumerate(order.split(sizes)):

@@ -67,7 +67,7 @@ class TrainingState:
         self.epoch = 0  # epochs done
         self.step = 0  # steps done of the epoch that runs
         self.seconds = 0.0  # that it has taken
-        self.losses = torch.zeros(steps, device=model.device)
+        self.losses = torch.zeros(steps, dtype=torch.float32, device=model.device)
         self.best_score = -1.0
         self._best = [weight.clone() for weight in local_weights(model)]
 

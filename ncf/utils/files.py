@@ -109,7 +109,7 @@ def header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
     from safetensors.torch import save
 
     # The library's own, which knows the order and the types' names, of tensors with nothing in them.
-    empty = save({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in tensors.items()})
+    empty = save({name: torch.empty(0, dtype=tensor.dtype, device="cpu") for name, tensor in tensors.items()})
     description: dict[str, dict[str, Any]] = json.loads(empty[8:])
     end = 0
     for name, entry in description.items():

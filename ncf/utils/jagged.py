@@ -34,4 +34,4 @@ def select_lists(offsets: Tensor, values: Tensor, chosen: Tensor) -> tuple[Tenso
     counts = offsets.diff()[chosen]
     taken = lengths_to_offsets(counts)
     moved = (offsets[chosen] - taken[:-1]).repeat_interleave(counts)  # by how much each value moves
-    return taken, values[torch.arange(len(moved), device=moved.device) + moved]
+    return taken, values[torch.arange(len(moved), dtype=torch.int64, device=moved.device) + moved]

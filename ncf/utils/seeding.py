@@ -66,7 +66,7 @@ def normal_rows(
         out[:, drawn:] = 0.0
         for first in range(row - row % _ROWS_PER_STREAM, end, _ROWS_PER_STREAM):
             last = min(first + _ROWS_PER_STREAM, end)
-            block = torch.empty(_ROWS_PER_STREAM, width)
+            block = torch.empty(_ROWS_PER_STREAM, width, dtype=torch.float32, device="cpu")
             block.normal_(0.0, std, generator=stream(seed, table, first))
             start = max(first, row)
             out[start - row : last - row, :drawn] = block[start - first : last - first, columns].to(
@@ -96,6 +96,8 @@ def uniform_(weight: Tensor, *, gain: float, fans: int, seed: int, name: str) ->
         True
     """
     bound = math.sqrt(3 * gain / fans)
-    values = torch.empty(weight.shape).uniform_(-bound, bound, generator=stream(seed, name))
+    values = torch.empty(weight.shape, dtype=torch.float32, device="cpu").uniform_(
+        -bound, bound, generator=stream(seed, name)
+    )
     with torch.no_grad():
         weight.copy_(values)

@@ -52,7 +52,7 @@ class ALS(Baseline):
         except ImportError as error:
             raise ImportError("ALS comes from the package implicit: pip install implicit") from error
         offsets, items = (tensor.cpu().numpy() for tensor in train.csr())
-        ones = torch.ones(len(items)).numpy()
+        ones = torch.ones(len(items), dtype=torch.float32, device="cpu").numpy()
         history = csr_matrix((ones, items, offsets), (self.num_users, self.num_items))
         with threadpool_limits(1, "blas"):  # implicit runs its own threads, and warns of any other
             model = AlternatingLeastSquares(
@@ -69,7 +69,7 @@ class ALS(Baseline):
     def _score(self, users: Tensor, candidates: Tensor) -> Tensor:
         if len(candidates) == 1:
             return self.user_factors[users] @ self.item_factors[candidates[0]].T
-        scores = torch.empty(candidates.shape, device=self.device)
+        scores = torch.empty(candidates.shape, dtype=torch.float32, device=self.device)
         for block in blocks_of(len(users), candidates.shape[1] * self.item_factors.shape[1]):
             of_users = self.user_factors[users[block], :, None]  # [b, F, 1]
             scores[block] = torch.bmm(self.item_factors[candidates[block]], of_users)[:, :, 0]

@@ -70,7 +70,7 @@ class Baseline:
         listed = candidates[:1] if shared else candidates
         self._check(users, candidates)
         if not candidates.numel():
-            return torch.empty(candidates.shape, device=self.device)
+            return torch.empty(candidates.shape, dtype=torch.float32, device=self.device)
         scores = self._score(users, listed.clamp(min=0)).expand(candidates.shape).contiguous()
         return scores.masked_fill(listed < 0, -torch.inf) if bool((listed < 0).any()) else scores
 

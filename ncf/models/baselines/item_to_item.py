@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +31,10 @@ class _ItemToItem(Baseline):
 
     def _score(self, users: Tensor, candidates: Tensor) -> Tensor:
         columns = candidates[0] if len(candidates) == 1 else None
-        whole = columns is not None and torch.equal(columns, torch.arange(self.num_items, device=self.device))
-        scores = torch.empty(len(users), candidates.shape[1], device=self.device)
+        whole = columns is not None and torch.equal(
+            columns, torch.arange(self.num_items, dtype=torch.int64, device=self.device)
+        )
+        scores = torch.empty(len(users), candidates.shape[1], dtype=torch.float32, device=self.device)
         for block in blocks_of(len(users), self.num_items):
             of_all = self._of_all(users[block])  # [b, I]
             if whole:
@@ -80,7 +83,9 @@ class ItemKNN(_ItemToItem):
         _refuse_many_items(train, max_items, "ItemKNN", bytes_each=4)
         neighbours = min(neighbours, train.num_items)
         norms = torch.bincount(train.items, minlength=train.num_items).to(torch.float32).sqrt()  # [I]
-        weights = torch.empty(train.num_items, train.num_items, device=train.items.device)
+        weights = torch.empty(
+            train.num_items, train.num_items, dtype=torch.float32, device=train.items.device
+        )
         for block, common in _co_occurrence(train):
             similarity = common / (norms[block, None] * norms + shrinkage).clamp(min=1e-9)  # [b, I]
             similarity.diagonal(block.start).zero_()
@@ -136,18 +141,22 @@ class EASE(_ItemToItem):
 def _co_occurrence(train: Interactions) -> Iterator[tuple[slice, Tensor]]:
     """How many users two items have in common: blocks of rows of XᵀX, ``[b, I]``, float32."""
     size = (train.num_users, train.num_items)
-    ones = torch.ones(len(train), device=train.items.device)
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": train.items.device}
+    ones = torch.ones(len(train), **kind)
     order = train.items.argsort()
     items, users = train.items[order], train.users[order]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls its sparse tensors unfinished
-        everything = torch.sparse_coo_tensor(torch.stack([train.users, train.items]), ones, size).coalesce()
+        places = torch.stack([train.users, train.items])
+        everything = torch.sparse_coo_tensor(places, ones, size, **kind).coalesce()
         for block in blocks_of(train.num_items, train.num_items):
             first, last = torch.searchsorted(
-                items, torch.tensor([block.start, block.stop], device=items.device)
+                items, torch.tensor([block.start, block.stop], dtype=torch.int64, device=items.device)
             ).tolist()
             rows = torch.stack([items[first:last] - block.start, users[first:last]])
-            of_block = torch.sparse_coo_tensor(rows, ones[first:last], (block.stop - block.start, size[0]))
+            of_block = torch.sparse_coo_tensor(
+                rows, ones[first:last], (block.stop - block.start, size[0]), **kind
+            )
             yield block, torch.sparse.mm(of_block, everything).to_dense()
 
 
