@@ -4,7 +4,7 @@ from ncf.data.candidates import Candidates, Catalogue, sample_candidates, whole_
 from ncf.data.interactions import Interactions
 from ncf.data.sampling import NegativeSampler
 from ncf.data.splitting import Split, leave_one_out
-from ncf.data.vocabulary import Vocabulary
+from ncf.data.vocabulary import Vocabulary, check_same_ids
 
 __all__ = [
     "Candidates",
@@ -13,6 +13,7 @@ __all__ = [
     "NegativeSampler",
     "Split",
     "Vocabulary",
+    "check_same_ids",
     "leave_one_out",
     "sample_candidates",
     "whole_catalogue",

@@ -5,6 +5,8 @@ Both are drawn once and written down, so that every model is judged on the same 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Literal
@@ -31,6 +33,7 @@ class Candidates:
         users: users to judge, ``[U]``, int64.
         positives: the held-out item of each user, ``[U]``, int64.
         negatives: the sampled items of each user, ``[U, C]``, int64; ``-1`` is padding.
+        fingerprint: of the vocabularies behind the ids, see `Vocabulary.fingerprint`.
 
     Raises:
         ValueError: if the shapes or the types do not fit together.
@@ -48,6 +51,7 @@ class Candidates:
     users: Tensor
     positives: Tensor
     negatives: Tensor
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         for name, dims in (("users", 1), ("positives", 1), ("negatives", 2)):
@@ -75,31 +79,41 @@ class Candidates:
 
     def to(self, device: torch.device | str) -> Candidates:
         """The same candidates on another device."""
-        return Candidates(self.users.to(device), self.positives.to(device), self.negatives.to(device))
+        users, positives, negatives = (
+            tensor.to(device) for tensor in (self.users, self.positives, self.negatives)
+        )
+        return Candidates(users, positives, negatives, self.fingerprint)
 
     def part(self, rank: int, world_size: int) -> Candidates:
         """Every ``world_size``-th user, from number ``rank`` on: those that one process of several judges."""
         check_rank(rank, world_size)
         mine = slice(rank, None, world_size)
-        return Candidates(self.users[mine], self.positives[mine], self.negatives[mine])
+        return Candidates(self.users[mine], self.positives[mine], self.negatives[mine], self.fingerprint)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the candidates to a safetensors file, beside it first and then renamed."""
         from ncf.utils.files import write_tensors
 
         tensors = {"users": self.users, "positives": self.positives, "negatives": self.negatives}
-        write_tensors(path, tensors)
+        metadata = {"fingerprint": self.fingerprint or "", "digest": _digest(tensors, self.fingerprint)}
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Candidates:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: if the file does not hold the three tensors of candidates.
+            ValueError: if the file does not hold the three tensors of candidates, or is damaged.
         """
-        from ncf.utils.files import read_tensors
+        from ncf.utils.files import read_metadata, read_tensors
 
-        return cls(**read_tensors(path, names=("users", "positives", "negatives")))
+        tensors = read_tensors(path, names=("users", "positives", "negatives"))
+        metadata = read_metadata(path)
+        fingerprint = metadata.get("fingerprint") or None
+        digest = _digest(tensors, fingerprint)
+        if metadata.get("digest", digest) != digest:
+            raise ValueError(f"{path} is damaged, its digest does not fit: save the candidates again")
+        return cls(**tensors, fingerprint=fingerprint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +126,7 @@ class Catalogue:
         num_items: size of the catalogue.
         seen_offsets: where each user's seen items start in ``seen_items``, ``[U + 1]``.
         seen_items: the items to leave out, ascending within a user, ``[S]``; never the user's positive.
+        fingerprint: of the vocabularies behind the ids, see `Vocabulary.fingerprint`.
 
     Raises:
         ValueError: if the shapes, types or ids do not fit together.
@@ -129,6 +144,7 @@ class Catalogue:
     num_items: int
     seen_offsets: Tensor
     seen_items: Tensor
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         offsets, seen = self.seen_offsets, self.seen_items
@@ -169,7 +185,7 @@ class Catalogue:
         check_rank(rank, world_size)
         mine = torch.arange(len(self), dtype=torch.int64, device=self.users.device)[rank::world_size]
         seen = select_lists(self.seen_offsets, self.seen_items, mine)
-        return Catalogue(self.users[mine], self.positives[mine], self.num_items, *seen)
+        return Catalogue(self.users[mine], self.positives[mine], self.num_items, *seen, self.fingerprint)
 
     def __repr__(self) -> str:
         return f"Catalogue({len(self)} users, {self.num_items} items less those seen)"
@@ -213,7 +229,7 @@ def sample_candidates(
         untouched.draw_distinct(users, num_negatives, generator)
         for users in held_out.users.split(_USERS_PER_BLOCK)
     ]
-    return Candidates(held_out.users, held_out.items, torch.cat(blocks))
+    return Candidates(held_out.users, held_out.items, torch.cat(blocks), split.fingerprint)
 
 
 def whole_catalogue(split: Split, part: Part = "test") -> Catalogue:
@@ -243,7 +259,17 @@ def whole_catalogue(split: Split, part: Part = "test") -> Catalogue:
     rows = torch.repeat_interleave(offsets.diff())  # [S], whose each is
     keep = seen != held_out.items[rows]
     seen_offsets = lengths_to_offsets(torch.bincount(rows[keep], minlength=len(held_out)))
-    return Catalogue(held_out.users, held_out.items, held_out.num_items, seen_offsets, seen[keep])
+    return Catalogue(
+        held_out.users, held_out.items, held_out.num_items, seen_offsets, seen[keep], split.fingerprint
+    )
+
+
+def _digest(tensors: Mapping[str, Tensor], fingerprint: str | None) -> str:
+    digest = hashlib.blake2b(repr(fingerprint).encode(), digest_size=16)
+    for name in sorted(tensors):
+        digest.update(repr((name, tuple(tensors[name].shape))).encode())
+        digest.update(tensors[name].cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _held_out(split: Split, part: Part) -> Interactions:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from ncf.data.columns import time_column
 from ncf.data.filters import core, latest, sorted_keys
 from ncf.data.readers import read_columns, table_columns
-from ncf.data.vocabulary import Vocabulary, encode_column
+from ncf.data.vocabulary import Vocabulary, encode_column, fingerprint_of
 from ncf.utils.checks import check_ids
 from ncf.utils.jagged import lengths_to_offsets
 
@@ -207,6 +209,19 @@ class Interactions:
 
     def __repr__(self) -> str:
         return f"Interactions({len(self)} rows, {self.num_users} users, {self.num_items} items)"
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of both vocabularies, see `Vocabulary.fingerprint`; ``None`` where ids are plain numbers."""
+        return fingerprint_of(self.user_ids, self.item_ids)
+
+    @cached_property
+    def content_fingerprint(self) -> str:
+        """Digest of the rows and their order: users, items and the sizes of both vocabularies."""
+        digest = hashlib.blake2b(f"{self.num_users} {self.num_items} ".encode(), digest_size=16)
+        for column in (self.users, self.items):
+            digest.update(column.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def csr(self) -> tuple[Tensor, Tensor]:
         """The items of each user, ascending; worked out once.

@@ -46,6 +46,11 @@ class Split:
         return [part for part in (self.train, self.validation, self.test) if part is not None]
 
     @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of both vocabularies, see `Vocabulary.fingerprint`; ``None`` where ids are plain numbers."""
+        return self.test.fingerprint
+
+    @property
     def unheld(self) -> Tensor:
         """Users who are trained on but have too few interactions to be tested, ascending, int64."""
         if self.train is None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -43,6 +46,29 @@ class Vocabulary:
 
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} {kind(self.values)})"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the ids, their type and their order: equal for equal vocabularies in any process.
+
+        Example::
+
+            >>> from ncf.data import Vocabulary
+            >>> Vocabulary([7, 8]).fingerprint == Vocabulary([7, 8]).fingerprint
+            True
+            >>> Vocabulary([7, 8]).fingerprint == Vocabulary(["7", "8"]).fingerprint
+            False
+        """
+        digest = hashlib.blake2b(f"{kind(self.values)} {len(self)} ".encode(), digest_size=16)
+        _, *buffers = self.values.buffers()
+        first, length = self.values.offset, len(self)
+        starts = np.frombuffer(buffers[0] or b"", np.int64)[first : first + length + len(buffers) - 1]
+        if len(buffers) == 1:
+            digest.update(starts.data)  # the numbers themselves
+        elif length:
+            digest.update((starts - starts[0]).data)
+            digest.update(memoryview(buffers[1] or b"")[starts[0] : starts[-1]])
+        return digest.hexdigest()
 
     def encode(self, raw: Any, name: str = "raw") -> Tensor:
         """The numbers of raw ids.
@@ -105,3 +131,59 @@ def encode_column(values: Any, name: str) -> tuple[Tensor, Vocabulary]:
     rank = torch.empty(len(order), dtype=torch.int64, device="cpu")
     rank[to_tensor(order)] = torch.arange(len(order), dtype=torch.int64, device="cpu")
     return rank[to_tensor(encoded.indices)], Vocabulary(encoded.dictionary.take(order))
+
+
+def fingerprint_of(user_ids: Vocabulary | None, item_ids: Vocabulary | None) -> str | None:
+    """Fingerprint of both vocabularies, ``"users/items"``; ``None`` where ids are plain numbers.
+
+    A side without a vocabulary is ``-``.
+    """
+    if user_ids is None and item_ids is None:
+        return None
+    return "/".join("-" if ids is None else ids.fingerprint for ids in (user_ids, item_ids))
+
+
+def check_same_ids(this: Any, other: Any, this_name: str, other_name: str, remedy: str = "") -> None:
+    """Raise where the same number stands for different raw ids on two sides.
+
+    A side without vocabularies fits everything: its ids are plain numbers.
+
+    Args:
+        this: a model, or `Interactions`, a `Split`, `Candidates` or a `Catalogue`: anything that has a ``fingerprint``,
+            or ``user_ids`` and ``item_ids``.
+        other: as ``this``.
+        this_name: what to call ``this`` in an error.
+        other_name: what to call ``other`` in an error.
+        remedy: what to do about it; by default, to read the data with the vocabularies of ``this``.
+
+    Raises:
+        ValueError: if both have vocabularies, and they differ.
+
+    Example::
+
+        >>> from ncf import Interactions
+        >>> from ncf.data import check_same_ids
+        >>> spring, summer = (Interactions.from_arrays(["ann"], [drink]) for drink in ("tea", "beer"))
+        >>> check_same_ids(spring, spring, "spring", "itself")
+        >>> check_same_ids(spring, summer, "spring", "summer")
+        Traceback (most recent call last):
+        ValueError: spring and summer number different item ids, so that the same number means different items: ...
+    """
+    prints = [_fingerprint(side) or "-/-" for side in (this, other)]
+    for kind_of, own, others in zip(("user", "item"), *(one.split("/") for one in prints), strict=True):
+        if own != others and "-" not in (own, others):
+            raise ValueError(
+                f"{this_name} and {other_name} number different {kind_of} ids, so that the same number means different "
+                f"{kind_of}s: "
+                + (
+                    remedy
+                    or f"number the data as {this_name} does, Interactions.from_table(..., user_ids=..., "
+                    f"item_ids=...) with the vocabularies of {this_name}"
+                )
+            )
+
+
+def _fingerprint(side: Any) -> str | None:
+    if hasattr(side, "fingerprint"):
+        return side.fingerprint  # type: ignore[no-any-return]
+    return fingerprint_of(getattr(side, "user_ids", None), getattr(side, "item_ids", None))

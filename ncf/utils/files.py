@@ -78,8 +78,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors as a safetensors file, complete or not at all.
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write named tensors, and some words about them, as a safetensors file, complete or not at all.
 
     Raises:
         OSError: if it cannot be written.
@@ -89,9 +91,8 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
 
     with atomic_write(path) as beside:
         try:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(beside)
-            )
+            contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(contents, str(beside), metadata)
         except SafetensorError as error:  # an error of the disk has its number in the text alone
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
@@ -152,6 +153,14 @@ def read_tensors(path: str | os.PathLike[str], names: Sequence[str] | None = Non
             f"{path} does not fit: missing {missing or 'nothing'}, unexpected {extra or 'nothing'}"
         )
     return tensors
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the words that `write_tensors` wrote beside the tensors."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        return file.metadata() or {}
 
 
 def read_slice(path: str | os.PathLike[str], name: str, out: Tensor, *, row: int, column: int) -> None:
