@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import ncf
 
@@ -98,3 +99,21 @@ def test_without_fbgemm_one_error_says_what_to_install(absent: str) -> None:
 
 def test_the_version_is_that_of_the_package() -> None:
     assert importlib.metadata.version("ncf") == ncf.__version__
+
+
+def test_what_a_prompt_shows_of_a_public_object_is_one_line_that_names_it() -> None:
+    """Before, some showed an address, and Comparison and History all their numbers."""
+    users = torch.arange(20).repeat_interleave(5)
+    split = ncf.leave_one_out(ncf.Interactions.from_arrays(users, (users * 7 + torch.arange(100)) % 30))
+    candidates = ncf.sample_candidates(split, num_negatives=5)
+    popular = ncf.ItemPop(split.train)
+    trainer = ncf.Trainer(ncf.GMF(20, 30, factors=4), epochs=1, k=3)
+    objects = [
+        split, split.train, candidates, popular, trainer, trainer.fit(split), ncf.NegativeSampler(split.train),
+        ncf.whole_catalogue(split), ncf.evaluate(popular, candidates, k=3), ncf.EASE(split.train),
+        ncf.compare({"popularity": popular}, candidates, k=3), split.train.user_ids,
+    ]  # fmt: skip
+    for shown in map(repr, objects):
+        assert " object at 0x" not in shown
+        assert "\n" not in shown
+        assert len(shown) < 160

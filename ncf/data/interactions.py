@@ -17,6 +17,7 @@ from ncf.data.filters import core, latest, sorted_keys
 from ncf.data.readers import read_columns, table_columns
 from ncf.data.vocabulary import Vocabulary, encode_column, fingerprint_of
 from ncf.utils.checks import check_ids
+from ncf.utils.html import html_table
 from ncf.utils.jagged import lengths_to_offsets
 
 __all__ = ["Interactions", "Vocabulary"]
@@ -222,6 +223,10 @@ class Interactions:
         for column in (self.users, self.items):
             digest.update(column.cpu().contiguous().numpy().data)
         return digest.hexdigest()
+
+    def _repr_html_(self) -> str:
+        rows = [[f"{count:,}" for count in (len(self), self.num_users, self.num_items)]]
+        return html_table(["interactions", "users", "items"], rows)
 
     def csr(self) -> tuple[Tensor, Tensor]:
         """The items of each user, ascending; worked out once.

@@ -67,6 +67,7 @@ class NegativeSampler:
             weights = (mass * (_TOTAL_WEIGHT / mass.sum())).ceil().to(torch.int64)
         elif law != "uniform":
             raise ValueError(f'law = {law!r}: choose "uniform" or "popularity"')
+        self.law = law
         self._complement = Complement(offsets, items, num_items=train.num_items, weights=weights)
         self.generator = torch.Generator(device).manual_seed(seed)
 
@@ -74,6 +75,10 @@ class NegativeSampler:
     def available(self) -> Tensor:
         """Whether a user has any item left to draw, ``[num_users]``, bool."""
         return self._complement.sizes > 0
+
+    def __repr__(self) -> str:
+        sizes = self._complement.sizes
+        return f"NegativeSampler({len(sizes)} users, {self.law})"
 
     def sample(self, users: Tensor, num: int = 4) -> Tensor:
         """Draw ``num`` negatives for each of ``users``; fastest when the users come in ascending order.

@@ -11,7 +11,7 @@ import urllib.request
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ncf.utils.files import atomic_write, file_hash
 

@@ -1,10 +1,11 @@
-"""Several models on the same users and the same candidates: one table, with the doubt in it."""
+"""Comparison of several models on the same users and candidates, with intervals and paired tests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from os import PathLike
 from typing import Any
 
@@ -13,6 +14,7 @@ from ncf.evaluation.evaluator import Ranking, evaluate
 from ncf.evaluation.metrics import Metric, metric_label
 from ncf.evaluation.significance import PairedTest, holm, paired_test
 from ncf.models.scorers import SupportsScore
+from ncf.utils.html import html_table
 
 _ALONE: tuple[Metric, ...] = ("hr", "ndcg", "mrr")
 _SIDE_BY_SIDE: tuple[Metric, ...] = ("hr", "ndcg")  # as many as fit a terminal twice
@@ -59,7 +61,7 @@ class Comparison:
         if self.whole is not None and self.whole.keys() != self.rankings.keys():
             models, others = ", ".join(self.rankings), ", ".join(self.whole)
             raise ValueError(f"whole has rankings of {others}, but the models are {models}")
-        _ = self.tests  # refuses rankings of different users or candidates
+        _ = self.tests  # raises for rankings of different users or candidates
 
     @property
     def names(self) -> list[str]:
@@ -104,18 +106,23 @@ class Comparison:
 
     def markdown(self) -> str:
         """The table in Markdown."""
-        header, rows = self._table(best="**{}**", other="{}")
+        header, rows = self._table(best="**{}**", other="{}", escaped=lambda text: text.replace("|", "\\|"))
         ruler = ["|:--" + "|--:" * (len(header) - 1) + "|"]
-        lines = [
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [header, *rows]
-        ]
+        lines = ["| " + " | ".join(line) + " |" for line in [header, *rows]]
         return "\n".join([lines[0], *ruler, *lines[1:]])
 
     def plot(self, path: str | PathLike[str]) -> None:
         """Draw the metrics with their intervals; see `ncf.evaluation.plots.comparison`."""
         from ncf.evaluation.plots import comparison
 
-        comparison(self, path)
+        comparison(
+            self.rankings,
+            path,
+            whole=self.whole,
+            reference=self.reference,
+            p_values=self.p_values,
+            metric=self.metric,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: every metric with its interval, and the p-values."""
@@ -132,24 +139,35 @@ class Comparison:
     def __str__(self) -> str:
         return self.text()
 
-    def _table(self, best: str, other: str) -> tuple[list[str], list[list[str]]]:
-        """Cells; the means of a column are put into the forms ``best`` and ``other``."""
+    def __repr__(self) -> str:
+        means = (f"{name} {self.rankings[name].mean(self.metric):.3f}" for name in self.names)
+        label = metric_label(self.metric, self.rankings[self.best].k)
+        return f"Comparison({label}: {', '.join(means)})"
+
+    def _repr_html_(self) -> str:
+        header, rows = self._table(best="<b>{}</b>", other="{}", escaped=escape)
+        return html_table(header, rows, escape(self._footnote("bold:")).replace("\n", "<br/>"))
+
+    def _table(
+        self, best: str, other: str, escaped: Callable[[str], str] = str
+    ) -> tuple[list[str], list[list[str]]]:
+        """Cells; the means of a column are put into the forms ``best`` and ``other``, all text through ``escaped``."""
         names, tests, p_values = self.names, self.tests, self.p_values
-        header, columns = ["model"], [names]
+        header, columns = ["model"], [[escaped(n) for n in names]]
         sides = [("", self.rankings)] + ([(", whole", self.whole)] if self.whole is not None else [])
         for side, rankings in sides:
             for metric in _ALONE if len(sides) == 1 else _SIDE_BY_SIDE:
                 header.append(metric_label(metric, rankings[names[0]].k) + side)
-                means = {name: rankings[name].mean(metric) for name in names}
-                form = {name: best if means[name] == max(means.values()) else other for name in names}
+                means = {n: rankings[n].mean(metric) for n in names}
+                form = {n: best if means[n] == max(means.values()) else other for n in names}
                 columns.append(
                     [f"{form[n].format(f'{means[n]:.3f}')} {rankings[n].interval(metric)}" for n in names]
                 )
         if tests:
             metric_name = next(iter(tests.values())).metric
-            header += [f"{metric_name} less {self.reference}'s", "p"]
+            header += [f"{metric_name} less {escaped(self.reference)}'s", "p"]
             columns.append([f"{tests[n].difference:+.3f}" if n in tests else "" for n in names])
-            columns.append([_p_value(p_values[n]) if n in tests else "" for n in names])
+            columns.append([escaped(_p_value(p_values[n])) if n in tests else "" for n in names])
         return header, [list(row) for row in zip(*columns, strict=True)]
 
     def _footnote(self, mark: str) -> str:
@@ -179,7 +197,7 @@ def compare(
     metric: Metric = "ndcg",
     block_users: int | None = None,
 ) -> Comparison:
-    """Judge several models on the same candidates.
+    """Evaluate several models on the same candidates, and test their differences.
 
     The p-values come from `paired_test`, which compares the models user by user. Intervals that overlap do
     not say that two models are alike.
@@ -188,7 +206,7 @@ def compare(
         models: anything with ``score(users, candidates)``, by name.
         candidates: what to rank, the same for all.
         k: length of the list that HR and NDCG look at.
-        catalogue: judge in the whole catalogue as well, and show both side by side: sampled metrics can order
+        catalogue: rank in the whole catalogue as well, and show both side by side. Sampled metrics can order
             models differently (Krichene & Rendle 2020).
         baseline: the model that the others are tested against; the best one by default.
         metric: what decides which is best, and what the test compares.
@@ -198,6 +216,7 @@ def compare(
         `Comparison`: ``print`` it, or call ``markdown()``, ``plot(path)``, ``to_dict()``.
 
     Raises:
+        TypeError: if ``models`` has no names.
         ValueError: see `evaluate` and `Comparison`.
 
     Example::
@@ -210,6 +229,11 @@ def compare(
         >>> compare(models, sample_candidates(split, num_negatives=3), k=1, metric="mrr").names
         ['EASE', 'popularity']
     """
+    if not isinstance(models, Mapping):
+        raise TypeError(
+            f"models must be a dict of models by name, got {type(models).__name__}: "
+            'give each a name, {"GMF": first, "ItemPop": second}'
+        )
     if baseline is not None and baseline not in models:
         raise ValueError(f"baseline = {baseline!r} is none of {', '.join(models)}")
     rankings = {n: evaluate(model, candidates, k, block_users=block_users) for n, model in models.items()}

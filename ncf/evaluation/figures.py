@@ -14,7 +14,7 @@ INK, FAINT = "#333333", "#777777"
 def new_figure(
     *, rows: int = 1, columns: int = 1, width: float, height: float, share: bool = False
 ) -> tuple[Any, list[Any]]:
-    """A figure and its axes, row by row; it belongs to no window and to no global state.
+    """Make a figure and its axes, row by row; it belongs to no window and to no global state.
 
     Args:
         rows: of axes.
@@ -51,7 +51,7 @@ def new_figure(
 
 
 def save_figure(figure: Any, path: str | PathLike[str]) -> None:
-    """Write a picture, complete or not at all; the suffix of its path decides the format, PNG without one.
+    """Write a figure, complete or not at all; the suffix of its path decides the format, PNG without one.
 
     Example::
 

@@ -1,7 +1,7 @@
-"""Pictures of training and of judging: learning curves, where the ranks fall, models side by side.
+"""Plots: learning curves, histograms of ranks, models side by side.
 
-They need matplotlib: ``pip install 'ncf[plots]'``. None of its global state is touched, so they are safe in a
-server and beside a notebook's own figures.
+They need matplotlib: ``pip install 'ncf[plots]'``. Its global state stays unchanged, so that plots are safe in a
+server and next to a notebook's own figures.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ncf.evaluation.figures import FAINT, INK, new_figure, save_figure
-from ncf.evaluation.metrics import metric_label
+from ncf.evaluation.metrics import Metric, metric_label
 from ncf.evaluation.ranking import Ranking
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart; their yellow is too pale for a line.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DASHES = ("-", "--", ":", "-.")  # of the first seven lines, of the next seven …
 _BEST, _ALIKE, _WORSE = "#0072B2", "#7FB8D8", "#C4C4C4"
 
 
@@ -38,23 +39,28 @@ class TrainingHistory(Protocol):
 
 
 def learning_curves(
-    histories: Mapping[str, TrainingHistory | Sequence[TrainingHistory]],
+    histories: TrainingHistory | Mapping[str, TrainingHistory | Sequence[TrainingHistory]],
     path: str | PathLike[str],
     *,
     k: int = 10,
     baselines: Mapping[str, Ranking] | None = None,
+    title: str | None = None,
+    stacked: bool = False,
 ) -> None:
-    """Draw training loss, HR and NDCG epoch by epoch, a line per model, its kept epoch ringed.
+    """Draw training loss, HR and NDCG epoch by epoch, a line per model; a selected epoch is ringed.
 
     Args:
-        histories: what `Trainer.fit` returned, by the model's name. Several histories of a model, one per
-            seed, become their mean and a band of one standard deviation to each side.
+        histories: what `Trainer.fit` returned, or several of them by the model's name. Several histories of a
+            model, one per seed, become their mean and a band of one standard deviation to each side.
         path: the file to write; its suffix decides the format.
-        k: the ``k`` that the models were judged at, for the labels.
+        k: the ``k`` of the epochs' HR and NDCG, for the labels.
         baselines: rankings of models without epochs on the same candidates, drawn as level lines.
+        title: a headline above the panels; none by default.
+        stacked: put the panels below each other, for narrow pages.
 
     Raises:
         ImportError: if matplotlib is not installed.
+        TypeError: if ``histories`` is neither a history nor a mapping.
         ValueError: if no history has an epoch.
 
     Example::
@@ -64,13 +70,24 @@ def learning_curves(
         >>> from ncf.evaluation.plots import learning_curves
         >>> run = History("last", [1, 2], loss=[0.5, 0.4], hr=[0.3, 0.4], ndcg=[0.1, 0.2], best_epoch=2)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     learning_curves({"GMF": run}, f"{folder}/curves.png")
+        ...     learning_curves(run, f"{folder}/one.png")
+        ...     learning_curves({"GMF": run, "MLP": [run, run]}, f"{folder}/several.png")
     """
+    if not isinstance(histories, Mapping):
+        if not hasattr(histories, "best_epoch"):
+            raise TypeError(
+                f"histories must be a History or a dict of them by name, got {type(histories).__name__}: "
+                'give {"GMF": history, …}'
+            )
+        histories = {"": histories}
     runs = {name: list(h) if isinstance(h, Sequence) else [h] for name, h in histories.items()}
     runs = {name: kept for name, group in runs.items() if (kept := [h for h in group if len(h)])}
     if not runs:
         raise ValueError("there are no epochs to draw: give the histories of trained models")
-    figure, axes = new_figure(columns=3, width=11, height=4.4)
+    shape = (
+        {"rows": 3, "width": 5.2, "height": 9.6} if stacked else {"columns": 3, "width": 11, "height": 4.2}
+    )
+    figure, axes = new_figure(**shape)  # type: ignore[arg-type]
     panels: tuple[tuple[_Series, str], ...] = (
         ("loss", "training loss"),
         ("hr", metric_label("hr", k)),
@@ -78,8 +95,9 @@ def learning_curves(
     )
     for axis, (series, label) in zip(axes, panels, strict=True):
         for index, (name, group) in enumerate(runs.items()):
-            look = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
-            _curve(axis, group, series, name, look)
+            again, colour = divmod(index, len(_COLOURS))
+            look = {"color": _COLOURS[colour], "marker": _MARKERS[colour]}
+            _curve(axis, group, series, name, look | {"linestyle": _DASHES[again % len(_DASHES)]})
         if series != "loss":
             for ranking_name, ranking in (baselines or {}).items():
                 value = ranking.at(k).mean(series)
@@ -89,14 +107,21 @@ def learning_curves(
         axis.set_title(label, loc="left", fontsize=11, color=INK)
         axis.set_xlabel("epoch", color=INK)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(_best_epoch(runs, k), x=0.01, ha="left", fontsize=13, color=INK)
+    _set_title(figure, title)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=min(6, len(labels)), frameon=False)
+    if any(labels):
+        longest = max(map(len, labels))
+        fitting = max(1, int(figure.get_figwidth() * 11 / (longest + 6)))  # some eleven letters to the inch
+        figure.legend(
+            handles, labels, loc="outside lower left", ncols=min(fitting, len(labels)), frameon=False
+        )
     save_figure(figure, path)
 
 
-def rank_histogram(rankings: Ranking | Mapping[str, Ranking], path: str | PathLike[str]) -> None:
-    """Draw at which places the held-out items land, a row per model; the first ``k`` are in colour.
+def rank_histogram(
+    rankings: Ranking | Mapping[str, Ranking], path: str | PathLike[str], *, title: str | None = None
+) -> None:
+    """Draw the distribution of the held-out items' places, a row per model; the first ``k`` are in colour.
 
     A dashed line shows what chance would do. Beyond 200 candidates the places are put into bins, on a
     logarithmic axis.
@@ -104,6 +129,7 @@ def rank_histogram(rankings: Ranking | Mapping[str, Ranking], path: str | PathLi
     Args:
         rankings: one ranking, or several by the model's name.
         path: the file to write; its suffix decides the format.
+        title: a headline; none by default.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -144,50 +170,63 @@ def rank_histogram(rankings: Ranking | Mapping[str, Ranking], path: str | PathLi
     axes[-1].set_xlim(0.5, most + 0.5)
     figure.supylabel("share of users", fontsize=10, color=INK)
     axes[-1].set_xlabel(f"place of the held-out item among up to {most} (dashed: by chance)", color=INK)
-    name, best = max(named.items(), key=lambda pair: pair[1].hr)
-    who = f"{name} puts" if name else "The model puts"
-    title = f"{who} {best.hr:.0%} of the held-out items among its first {k}"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK)
+    _set_title(figure, title)
     save_figure(figure, path)
 
 
-def comparison(result: Any, path: str | PathLike[str]) -> None:
-    """Draw HR and NDCG of every model with 95% intervals, best on top.
+def comparison(
+    rankings: Mapping[str, Ranking],
+    path: str | PathLike[str],
+    *,
+    whole: Mapping[str, Ranking] | None = None,
+    reference: str | None = None,
+    p_values: Mapping[str, float] | None = None,
+    metric: Metric = "ndcg",
+    title: str | None = None,
+) -> None:
+    """Draw HR and NDCG of every model with 95% intervals, best on top; `Comparison.plot` calls it.
 
-    The best is in dark blue; the reference of the test, and what cannot be told from it, in light blue.
+    The best is in dark blue. The reference of the tests, and each model whose test found no difference from
+    it, is in light blue.
 
     Args:
-        result: what `compare` returned.
+        rankings: one ranking per model, by its name.
         path: the file to write; its suffix decides the format.
+        whole: rankings of the same models in the whole catalogue.
+        reference: the model that the others were tested against; without one no model is light blue.
+        p_values: of each model but the reference, adjusted for the number of tests.
+        metric: what orders the models, and what the tests compared.
+        title: a headline; none by default.
 
     Raises:
         ImportError: if matplotlib is not installed.
+        ValueError: if there is no ranking.
 
     Example::
 
         >>> import tempfile, torch
         >>> from ncf import Ranking
         >>> from ncf.evaluation import plots
-        >>> from ncf.evaluation.comparison import Comparison
         >>> users, sizes = torch.arange(40), torch.full((40,), 101)
-        >>> rankings = {name: Ranking(users, users // part, sizes) for name, part in (("good", 8), ("fair", 2))}
+        >>> rankings = {name: Ranking(users, users // step, sizes) for name, step in (("good", 8), ("fair", 2))}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     plots.comparison(Comparison(rankings), f"{folder}/models.png")
+        ...     plots.comparison(rankings, f"{folder}/models.png")
     """
-    names = result.names[::-1]  # a horizontal bar chart grows from below
-    p_values = result.p_values
-    alike = {name for name in names if p_values.get(name, 1.0) >= 0.05}
-    colours = [_BEST if name == result.best else _ALIKE if name in alike else _WORSE for name in names]
-    whole = [] if result.whole is None else [(", whole catalogue", result.whole)]
-    sides = [("", result.rankings), *whole]
+    if not rankings:
+        raise ValueError("there is nothing to draw: give at least one ranking")
+    # a horizontal bar chart grows from below
+    names = sorted(rankings, key=lambda name: rankings[name].mean(metric))
+    alike = {name for name, p in (p_values or {}).items() if p >= 0.05} | {reference}
+    colours = [_BEST if name == names[-1] else _ALIKE if name in alike else _WORSE for name in names]
+    sides = [("", rankings)] + ([] if whole is None else [(", whole catalogue", whole)])
     figure, axes = new_figure(
-        columns=2 * len(sides), width=1.8 + 3.1 * 2 * len(sides), height=1.7 + 0.42 * len(names)
+        columns=2 * len(sides), width=1.8 + 3.1 * 2 * len(sides), height=1.4 + 0.42 * len(names)
     )
     metrics: tuple[Literal["hr", "ndcg"], ...] = ("hr", "ndcg")
-    panels = [(side, rankings, metric) for side, rankings in sides for metric in metrics]
-    for axis, (side, rankings, metric) in zip(axes, panels, strict=True):
-        means = [rankings[name].mean(metric) for name in names]
-        intervals = [rankings[name].interval(metric) for name in names]
+    panels = [(side, of_side, shown) for side, of_side in sides for shown in metrics]
+    for axis, (side, of_side, shown) in zip(axes, panels, strict=True):
+        means = [of_side[name].mean(shown) for name in names]
+        intervals = [of_side[name].interval(shown) for name in names]
         axis.barh(names, means, color=colours, height=0.66)
         lows, highs = zip(*intervals, strict=True)
         axis.hlines(range(len(names)), lows, highs, color="white", linewidth=3.5)
@@ -196,18 +235,19 @@ def comparison(result: Any, path: str | PathLike[str]) -> None:
             axis.annotate(
                 f"{mean:.3f}", (intervals[row].high, row), (4, 0), textcoords="offset points", va="center"
             )
-        axis.set_title(metric_label(metric, rankings[names[0]].k) + side, loc="left", fontsize=11, color=INK)
-        axis.set_xlim(0, 1.22 * max(interval.high for interval in intervals))
+        axis.set_title(metric_label(shown, of_side[names[0]].k) + side, loc="left", fontsize=11, color=INK)
+        axis.set_xlim(0, 1.22 * max(interval.high for interval in intervals) or 1)  # all may be zero
         axis.xaxis.get_major_locator().set_params(nbins=4)
         axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", length=0)
         if axis is not axes[0]:
             axis.set_yticklabels([])
-    figure.suptitle(_verdict(result), x=0.01, ha="left", fontsize=13, color=INK)
-    note = f"{len(result.rankings[names[0]])} users, 95% intervals"
+    _set_title(figure, title)
+    note = f"{len(rankings[names[0]])} users, 95% intervals"
     if _ALIKE in colours:
-        which = "" if result.reference == result.best else f"{result.reference}, or "
-        note += f"; light blue: {which}not told apart from {result.reference} by a paired test of {_label(result)}"
+        label = metric_label(metric, rankings[names[0]].k)
+        itself = "" if reference == names[-1] else f"{reference}, and "
+        note += f"; light blue: {itself}no difference from {reference} found by a paired test of {label}"
     figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color=FAINT)
     save_figure(figure, path)
 
@@ -216,7 +256,7 @@ _Series = Literal["loss", "hr", "ndcg"]
 
 
 def _curve(axis: Any, runs: list[TrainingHistory], series: _Series, name: str, look: dict[str, str]) -> None:
-    """Draw the mean over runs, at the epochs that all of them have been judged in."""
+    """Draw the mean over runs, at the epochs that all of them were evaluated in."""
     found = []
     for run in runs:
         values = zip(run.epochs, getattr(run, series), strict=False)
@@ -234,45 +274,15 @@ def _curve(axis: Any, runs: list[TrainingHistory], series: _Series, name: str, l
         spread = table.std(0)
         low, high = (mean - spread).tolist(), (mean + spread).tolist()
         axis.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0, zorder=2)
-    elif runs[0].best_epoch in found[0]:
+    elif runs[0].selection != "last" and runs[0].best_epoch in found[0]:  # the last needs no ring
         kept = runs[0].best_epoch
         axis.plot([kept], [found[0][kept]], marker="o", markersize=11, markerfacecolor="none",
                   markeredgecolor=look["color"], markeredgewidth=1.4, zorder=4)  # fmt: skip
 
 
-def _best_epoch(runs: Mapping[str, list[TrainingHistory]], k: int) -> str:
-    """The title of the learning curves: which model comes highest, judged at the epochs kept."""
-    label = metric_label("ndcg", k)
-    kept = {name: [v for v in map(_kept_ndcg, group) if v is not None] for name, group in runs.items()}
-    means = {name: sum(values) / len(values) for name, values in kept.items() if values}
-    if not means:
-        return "Training loss"
-    best = max(means, key=means.__getitem__)
-    seeds = f", mean of {len(kept[best])} seeds" if len(kept[best]) > 1 else ""
-    parts = {"validation": " on the validation part", "paper": ", its epoch chosen on the test part"}
-    part = parts.get(runs[best][0].selection, "")
-    return f"{best} comes highest: {label} {means[best]:.3f}{part}{seeds}"
-
-
-def _kept_ndcg(run: TrainingHistory) -> float | None:
-    judged = dict(zip(run.epochs, run.ndcg, strict=False))
-    return judged.get(run.best_epoch)
-
-
-def _verdict(result: Any) -> str:
-    """The title of a comparison: which model is best, and from which it cannot be told apart."""
-    mean = {name: f"{ranking.mean(result.metric):.3f}" for name, ranking in result.rankings.items()}
-    title = f"{result.best} ranks best: {_label(result)} {mean[result.best]}"
-    if result.reference != result.best:
-        return f"{title}, against {result.reference}'s {mean[result.reference]}"
-    alike = [name for name, p in result.p_values.items() if p >= 0.05]
-    if alike:
-        return f"{title}; a paired test cannot tell {' or '.join(alike)} from it"
-    return f"{title}, clearly above the others" if len(result.names) > 1 else title
-
-
-def _label(result: Any) -> str:
-    return metric_label(result.metric, result.rankings[result.best].k)
+def _set_title(figure: Any, title: str | None) -> None:
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK)
 
 
 def _bin_edges(k: int, most: int, wide: bool) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ncf.evaluation.intervals import Interval, bootstrap_interval, normal_interval, wilson_interval
 from ncf.evaluation.metrics import METRICS, Metric, metric_label, metric_values
 from ncf.utils.checks import check_k
+from ncf.utils.html import html_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,3 +158,7 @@ class Ranking:
 
     def __repr__(self) -> str:
         return f"Ranking({len(self)} users, {self})"
+
+    def _repr_html_(self) -> str:
+        rows = [[metric_label(m, self.k), f"{self.mean(m):.3f}", str(self.interval(m))] for m in METRICS]
+        return html_table(["metric", "mean", "95% interval"], rows, f"{len(self)} users")

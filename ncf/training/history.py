@@ -1,4 +1,4 @@
-"""What happened during training, epoch by epoch."""
+"""Record of a training run, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
+from ncf.utils.html import html_table
 
-@dataclass
+
+@dataclass(repr=False)
 class History:
     """One entry per epoch, and which epoch was kept.
 
@@ -49,6 +51,17 @@ class History:
         }
         text = f"{len(self)} epochs in {sum(self.seconds):.1f} s, kept epoch {self.best_epoch}"
         return text + how.get(self.selection, "") + (", interrupted" if self.interrupted else "")
+
+    def __repr__(self) -> str:
+        return f"History({self})"
+
+    def _repr_html_(self) -> str:
+        columns = (self.epochs, self.loss, self.hr, self.ndcg, self.seconds)
+        rows = [
+            [str(epoch), *("–" if value is None else f"{value:.4f}" for value in values)]
+            for epoch, *values in zip(*columns, strict=False)
+        ]
+        return html_table(["epoch", "loss", "HR@k", "NDCG@k", "seconds"], rows, str(self))
 
     @property
     def samples_per_second(self) -> float:

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any, Literal
 
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ncf.data.candidates import Candidates
 from ncf.data.interactions import Interactions
@@ -149,6 +149,11 @@ class Trainer:
         self.optimizer = make_optimizer(
             model, optimizer, learning_rate=learning_rate, weight_decay=weight_decay
         )
+
+    def __repr__(self) -> str:
+        shown = "epochs", "batch_size", "learning_rate", "loss", "selection"
+        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+        return f"Trainer({type(self.model).__name__}, {settings})"
 
     def fit(
         self,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -97,6 +98,29 @@ def test_markdown_is_a_table(task) -> None:
     assert {len(row) for row in cells} == {6}
     assert lines[2].startswith(f"| a\\|b | **{result.rankings['a|b'].hr:.3f}** [")
     assert set(lines[1]) <= set("|:-")
+
+
+def test_a_notebook_shows_a_table_and_a_prompt_one_line(task) -> None:
+    models, candidates, _ = task
+    result = compare({"a<b": models["good"], "c": models["poor"]}, candidates, k=5)
+    table = ElementTree.fromstring(f"<div>{result._repr_html_()}</div>")
+    assert next(cell.text for cell in table.iter("th")) == "model"
+    rows = [list(row) for row in table.iter("tr")][1:]
+    assert [row[0].text for row in rows] == ["a<b", "c"]
+    assert rows[0][1][0].text == f"{result.rankings['a<b'].hr:.3f}"  # in bold
+    assert repr(result) == (
+        f"Comparison(NDCG@5: a<b {result.rankings['a<b'].ndcg:.3f}, c {result.rankings['c'].ndcg:.3f})"
+    )
+    ranking = ElementTree.fromstring(f"<div>{result.rankings['c']._repr_html_()}</div>")
+    assert [row[0].text for row in ranking.iter("tr")] == ["metric", "HR@5", "NDCG@5", "MRR", "AUC"]
+
+
+def test_models_without_names_are_refused_with_the_remedy(task) -> None:
+    models, candidates, _ = task
+    with pytest.raises(
+        TypeError, match=r'a dict of models by name, got list: give each a name, \{"GMF": first'
+    ):
+        compare([models["good"], models["poor"]], candidates)
 
 
 def test_results_can_be_written_as_json(task) -> None:

@@ -78,6 +78,9 @@ class Baseline:
         """Scores of real items, ``[U, C]``; where ``candidates`` has one row for all, so may the result."""
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.num_users} users, {self.num_items} items)"
+
     def _check(self, users: Tensor, candidates: Tensor) -> None:
         if users.dim() != 1 or candidates.dim() != 2 or len(users) != len(candidates):
             raise ValueError(
