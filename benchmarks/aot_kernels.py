@@ -86,10 +86,10 @@ def launches(factors: int, layers: tuple[int, ...], dtype: torch.dtype) -> Itera
     gmf = {"user_gmf": empty(num_users, factors), "item_gmf": empty(num_items, factors)}
     tables = ScoringTables(
         **gmf,
-        user_half=empty(num_users, hidden),
-        item_half=empty(num_items, hidden),
+        user_hidden=empty(num_users, hidden),
+        item_hidden=empty(num_items, hidden),
         layers=tuple((empty(out, into), empty(out)) for into, out in pairwise(layers[1:])),
-        head_mlp=empty(layers[-1]),
+        mlp_head=empty(layers[-1]),
         bias=empty(1),
     )
     users, scores = torch.empty(num_users, dtype=torch.int64), torch.empty(num_users, 101)

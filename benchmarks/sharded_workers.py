@@ -34,7 +34,7 @@ def build(name: str, rows: int, *, constant: bool = False, device: str = "meta")
         model = NeuMF(rows, rows, factors=DIM, layers=(2 * DIM, 64, 32, 16), device=device)
     if constant:
         for table in model.embeddings.tables:
-            model.embeddings.sources[table.name] = _hundredths
+            model.embeddings.table_fillers[table.name] = _hundredths
     return model
 
 

@@ -62,9 +62,10 @@ def found(name: str) -> Any:
 
 
 def documented_arguments(docstring: str) -> dict[str, str]:
-    """The entries of ``Args:``, by name."""
-    section = re.search(r"^Args:\n((?: {4}.*\n|\n)+)", docstring + "\n", flags=re.MULTILINE)
-    entries = re.split(r"^ {4}(\w+): ", section[1], flags=re.MULTILINE)[1:] if section else []
+    """The entries of ``Args:``, and of what a base class documents for all its subclasses, by name."""
+    title = r"^(?:Args|Every model of ncf also takes):\n((?: {4}.*\n|\n)+)"
+    sections = re.findall(title, docstring + "\n", flags=re.MULTILINE)
+    entries = [part for text in sections for part in re.split(r"^ {4}(\w+): ", text, flags=re.MULTILINE)[1:]]
     return dict(zip(entries[::2], entries[1::2], strict=True))
 
 
@@ -72,7 +73,8 @@ def shortcomings(thing: Any, name: str) -> list[str]:
     """What a docstring owes its reader: arguments, shapes, results, errors, and a run of it."""
     docstring = inspect.getdoc(thing) or ""
     owed = [] if ">>>" in docstring else ["an example"]
-    entries = documented_arguments(docstring)
+    bases = [inspect.getdoc(base) or "" for base in thing.__mro__[1:]] if inspect.isclass(thing) else []
+    entries = documented_arguments("\n".join([*bases, docstring]))
     signature = inspect.signature(thing)
     for parameter in signature.parameters.values():
         if parameter.name not in entries:

@@ -134,7 +134,7 @@ def _shard(
                     with torch.no_grad():
                         out.copy_(source)
                 else:
-                    model.embeddings.sources[table.name](out, row=row, column=column)
+                    model.embeddings.table_fillers[table.name](out, row=row, column=column)
     if verbose and dist.get_rank() == 0:
         print(describe(plan, model))
     return sharded

@@ -51,7 +51,7 @@ def score_candidates(tables: ScoringTables, users: Tensor, candidates: Tensor) -
     check_pairs(users, candidates, tables.device)
     if candidates.numel() == 0:
         return torch.empty(candidates.shape, dtype=tables.score_dtype, device=tables.device)
-    if tables.item_half is None and candidates.stride(0) == 0:
+    if tables.item_hidden is None and candidates.stride(0) == 0:
         return _score_product(tables, users, candidates[0])
     if _has_triton(tables.device):
         from ncf.kernels.triton_scoring import fits, score_triton
@@ -136,7 +136,7 @@ def _score_blocks(tables: ScoringTables, users: Tensor, candidates: Tensor) -> T
     scores = torch.empty(candidates.shape, dtype=tables.score_dtype, device=tables.device)
     # Half-precision tables are read as fp32: once, not in every block.
     tables = tables.to(tables.score_dtype)
-    widths = [t.shape[1] for t in (tables.item_half, tables.item_gmf) if t is not None]
+    widths = [t.shape[1] for t in (tables.item_hidden, tables.item_gmf) if t is not None]
     pair_bytes = tables.dtype.itemsize * max(widths, default=1)
     rows = max(1, _BLOCK_BYTES.get(tables.device.type, 1 << 28) // (pair_bytes * candidates.shape[1]))
     for start in range(0, len(users), rows):

@@ -32,7 +32,7 @@ def fits(tables: ScoringTables) -> bool:
         >>> fits(tables.to(torch.float64))
         False
     """
-    rows = tables.item_half is not None or tables.item_gmf is not None
+    rows = tables.item_hidden is not None or tables.item_gmf is not None
     return rows and tables.dtype == torch.float32 and tables.device.type == "cpu" and library() is not None
 
 
@@ -62,16 +62,16 @@ class PackedTables:
     @torch.no_grad()
     def __init__(self, tables: ScoringTables, lanes: int | None = None, kernel: Any = None) -> None:
         self._kernel = library() if kernel is None else kernel
-        rows = [half for half in (tables.item_half, tables.item_gmf) if half is not None]
+        rows = [half for half in (tables.item_hidden, tables.item_gmf) if half is not None]
         widths = [half.shape[1] for half in rows] + [len(bias) for _, bias in tables.layers]
         self._lanes = lanes_for(self._kernel, widths) if lanes is None else lanes
-        self._users = self._side_by_side(tables.user_half, tables.user_gmf)  # [U, H + F], padded
-        self._items = self._side_by_side(tables.item_half, tables.item_gmf)  # [I, H + F], padded
+        self._users = self._side_by_side(tables.user_hidden, tables.user_gmf)  # [U, H + F], padded
+        self._items = self._side_by_side(tables.item_hidden, tables.item_gmf)  # [I, H + F], padded
         biases = [None if bias is None else bias.clone() for bias in (tables.user_bias, tables.item_bias)]
         weights = [self._panels(weight, at > 0) for at, (weight, _) in enumerate(tables.layers)]
         layer_biases = [self._padded(bias) for _, bias in tables.layers]
-        head = None if tables.head_mlp is None else self._padded(tables.head_mlp)
-        inputs = 0 if tables.item_half is None else tables.item_half.shape[1]
+        head = None if tables.mlp_head is None else self._padded(tables.mlp_head)
+        inputs = 0 if tables.item_hidden is None else tables.item_hidden.shape[1]
         hidden = inputs + -inputs % self._lanes
         outputs = [len(bias) for bias in layer_biases]
         self._held = (biases, weights, layer_biases, head)  # the structure has only their addresses

@@ -39,11 +39,11 @@ def score_reference(tables: ScoringTables, users: Tensor, candidates: Tensor) ->
         scores = scores + t.item_bias[items]
     if t.user_gmf is not None and t.item_gmf is not None:
         scores = scores + (t.user_gmf[users][:, None] * t.item_gmf[items]).sum(-1)  # [U, C]
-    if t.user_half is not None and t.item_half is not None and t.head_mlp is not None:
-        hidden = F.relu(t.user_half[users][:, None] + t.item_half[items])  # [U, C, H]
+    if t.user_hidden is not None and t.item_hidden is not None and t.mlp_head is not None:
+        hidden = F.relu(t.user_hidden[users][:, None] + t.item_hidden[items])  # [U, C, H]
         for weight, bias in t.layers:
             hidden = F.relu(F.linear(hidden, weight, bias))  # [U, C, H_out]
-        scores = scores + hidden @ t.head_mlp
+        scores = scores + hidden @ t.mlp_head
     return scores.masked_fill(candidates < 0, -torch.inf)
 
 

@@ -21,10 +21,10 @@ class ScoringTables:
     Every part but ``bias`` may be absent; the two sides of the MLP, and of the product, come and go together.
 
     Args:
-        user_half: the user's half of the first layer before its ReLU, with its bias, ``[num_users, H]``.
-        item_half: the item's half, ``[num_items, H]``.
+        user_hidden: the user's half of the first layer before its ReLU, with its bias, ``[num_users, H]``.
+        item_hidden: the item's half, ``[num_items, H]``.
         layers: weight ``[H_out, H_in]`` and bias ``[H_out]`` of each later layer; every one has a ReLU.
-        head_mlp: the head's weights for the last layer, ``[H_last]``.
+        mlp_head: the head's weights for the last layer, ``[H_last]``.
         user_gmf: user rows already multiplied by the head's GMF weights, ``[num_users, F]``.
         item_gmf: item rows, ``[num_items, F]``.
         user_bias: ``[num_users]``.
@@ -44,10 +44,10 @@ class ScoringTables:
         tensor([[11.,  2., -inf]])
     """
 
-    user_half: Tensor | None = None
-    item_half: Tensor | None = None
+    user_hidden: Tensor | None = None
+    item_hidden: Tensor | None = None
     layers: tuple[tuple[Tensor, Tensor], ...] = ()
-    head_mlp: Tensor | None = None
+    mlp_head: Tensor | None = None
     user_gmf: Tensor | None = None
     item_gmf: Tensor | None = None
     user_bias: Tensor | None = None
@@ -55,14 +55,14 @@ class ScoringTables:
     bias: Tensor
 
     def __post_init__(self) -> None:
-        mlp = {name: getattr(self, name) is not None for name in ("user_half", "item_half", "head_mlp")}
+        mlp = {name: getattr(self, name) is not None for name in ("user_hidden", "item_hidden", "mlp_head")}
         gmf = {name: getattr(self, name) is not None for name in ("user_gmf", "item_gmf")}
         for part in (mlp, gmf):
             if len(set(part.values())) > 1:
                 missing = [name for name, given in part.items() if not given]
                 raise ValueError(f"{', '.join(part)} belong together: {', '.join(missing)} is missing")
-        if self.layers and not mlp["user_half"]:
-            raise ValueError("layers are given without user_half, item_half and head_mlp")
+        if self.layers and not mlp["user_hidden"]:
+            raise ValueError("layers are given without user_hidden, item_hidden and mlp_head")
         if self.bias.numel() != 1:
             raise ValueError(f"bias must hold one element, got shape {tuple(self.bias.shape)}")
         self._check_shapes()
@@ -75,10 +75,10 @@ class ScoringTables:
 
     def _check_shapes(self) -> None:
         factors = None if self.user_gmf is None else self.user_gmf.shape[-1]
-        width = None if self.user_half is None else self.user_half.shape[-1]
+        width = None if self.user_hidden is None else self.user_hidden.shape[-1]
         expected: dict[str, tuple[int | None, ...]] = {
-            "user_half": (self.num_users, width),
-            "item_half": (self.num_items, width),
+            "user_hidden": (self.num_users, width),
+            "item_hidden": (self.num_items, width),
             "user_gmf": (self.num_users, factors),
             "item_gmf": (self.num_items, factors),
             "user_bias": (self.num_users,),
@@ -88,7 +88,7 @@ class ScoringTables:
             expected[f"layers[{index}].weight"] = (len(bias), width)
             expected[f"layers[{index}].bias"] = (len(bias),)
             width = weight.shape[0]
-        expected["head_mlp"] = (width,)
+        expected["mlp_head"] = (width,)
         for name, value in self._tensors():
             if name in expected and tuple(value.shape) != expected[name]:
                 raise ValueError(
@@ -104,12 +104,16 @@ class ScoringTables:
     @property
     def num_users(self) -> int | None:
         """Rows of the user tables; ``None`` if there is no user table."""
-        return next((len(t) for t in (self.user_half, self.user_gmf, self.user_bias) if t is not None), None)
+        return next(
+            (len(t) for t in (self.user_hidden, self.user_gmf, self.user_bias) if t is not None), None
+        )
 
     @property
     def num_items(self) -> int | None:
         """Rows of the item tables; ``None`` if there is no item table."""
-        return next((len(t) for t in (self.item_half, self.item_gmf, self.item_bias) if t is not None), None)
+        return next(
+            (len(t) for t in (self.item_hidden, self.item_gmf, self.item_bias) if t is not None), None
+        )
 
     @property
     def device(self) -> torch.device:

@@ -72,7 +72,7 @@ typedef struct {
     float *logits, *slopes;                        /* [M], and the loss's derivative by them */
     float *weight[MAX_LAYERS], *turned[MAX_LAYERS]; /* [out, in] and [in, out]; the first layer: [2 out, D], [2 D, out] */
     float *bias[MAX_LAYERS], *turned_back[MAX_LAYERS], *bias_back[MAX_LAYERS]; /* and their gradients */
-    float *head_gmf, *head_mlp, *head_gmf_back, *head_mlp_back;
+    float *head_gmf, *mlp_head, *head_gmf_back, *mlp_head_back;
     float *zeros;
 } NAMED(Work);
 
@@ -95,7 +95,7 @@ TARGET static void NAMED(pack)(const Model *m, const NAMED(Work) * w) {
         NAMED(fetch)(w->head_gmf, m->head.value, m->factors);
     else
         for (int64_t f = 0; f < m->factors; f++) w->head_gmf[f] = 1.0f;
-    if (m->layers) NAMED(fetch)(w->head_mlp, m->head.value + m->factors, m->outputs[m->layers - 1]);
+    if (m->layers) NAMED(fetch)(w->mlp_head, m->head.value + m->factors, m->outputs[m->layers - 1]);
 }
 
 /* The gradients of what pack copied, in the parameters' own layout. */
@@ -117,8 +117,8 @@ TARGET static void NAMED(unpack)(const Model *m, const NAMED(Work) * w) {
         memset(w->head_gmf_back, 0, sizeof(float) * NAMED(whole)(m->factors));
         if (m->layers) {
             const int64_t width = m->outputs[m->layers - 1];
-            NAMED(add)(m->head.gradient + m->factors, 1.0f, w->head_mlp_back, width);
-            memset(w->head_mlp_back, 0, sizeof(float) * NAMED(whole)(width));
+            NAMED(add)(m->head.gradient + m->factors, 1.0f, w->mlp_head_back, width);
+            memset(w->mlp_head_back, 0, sizeof(float) * NAMED(whole)(width));
         }
     }
 }
@@ -144,7 +144,7 @@ TARGET static void NAMED(mlp_forward)(const Model *m, const NAMED(Work) * w, con
             NAMED(store)(w->z[l] + c, NAMED(relu)(NAMED(load)(w->z[l] + c)));
     }
     for (int64_t p = 0; p < pairs; p++)
-        w->logits[p] += NAMED(dot)(w->z[m->layers - 1] + p * width, w->head_mlp, width);
+        w->logits[p] += NAMED(dot)(w->z[m->layers - 1] + p * width, w->mlp_head, width);
 }
 
 TARGET static void NAMED(mlp_backward)(const Model *m, const NAMED(Work) * w, const int64_t *users,
@@ -154,10 +154,10 @@ TARGET static void NAMED(mlp_backward)(const Model *m, const NAMED(Work) * w, co
     float *back = w->back, *before = w->back_before;
     for (int64_t p = 0; p < pairs; p++) {
         const float slope = w->slopes[p], *z = w->z[m->layers - 1] + p * width;
-        NAMED(add)(w->head_mlp_back, slope, z, width);
+        NAMED(add)(w->mlp_head_back, slope, z, width);
         for (int64_t h = 0; h < width; h += LANES)
             NAMED(store)(back + p * width + h,
-                         (vec)((bits)(slope * NAMED(load)(w->head_mlp + h)) & (bits)(NAMED(load)(z + h) > 0.0f)));
+                         (vec)((bits)(slope * NAMED(load)(w->mlp_head + h)) & (bits)(NAMED(load)(z + h) > 0.0f)));
     }
     for (int l = m->layers - 1; l > 0; l--) {
         const int64_t in = m->outputs[l - 1], whole_in = NAMED(whole)(in);
@@ -287,7 +287,7 @@ TARGET static int NAMED(train)(const Model *m, const Adam *a, const int64_t *use
             TAKE(w.item, pairs * dim), TAKE(w.item_back, pairs * dim);
             TAKE(w.of_user, groups * widest), TAKE(w.of_user_back, groups * widest);
             TAKE(w.back, pairs * widest), TAKE(w.back_before, pairs * widest);
-            TAKE(w.head_mlp, widest), TAKE(w.head_mlp_back, widest);
+            TAKE(w.mlp_head, widest), TAKE(w.mlp_head_back, widest);
         }
         for (int l = 0; l < m->layers; l++) {
             const int64_t out = NAMED(whole)(m->outputs[l]), in = l ? NAMED(whole)(m->outputs[l - 1]) : 2 * dim;

@@ -52,7 +52,7 @@ def _layer(
 
 @triton.jit
 def _mlp(
-    users, items, user_valid, item_valid, user_half, item_half, user_stride, item_stride, layers, head,
+    users, items, user_valid, item_valid, user_hidden, item_hidden, user_stride, item_stride, layers, head,
     WIDTHS: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -64,8 +64,8 @@ def _mlp(
         hidden = tl.zeros([BLOCK, PADDED[1]], tl.float32) + bias[None, :]
     # The first hidden layer exists a chunk at a time: its width is bound by no memory.
     for first in range(0, WIDTHS[0], CHUNK):
-        chunk = _rows(item_half, items, item_stride, first, item_valid, WIDTHS[0], CHUNK)
-        chunk += _rows(user_half, users, user_stride, first, user_valid, WIDTHS[0], CHUNK)
+        chunk = _rows(item_hidden, items, item_stride, first, item_valid, WIDTHS[0], CHUNK)
+        chunk += _rows(user_hidden, users, user_stride, first, user_valid, WIDTHS[0], CHUNK)
         chunk = tl.maximum(chunk, 0.0)  # [BLOCK, CHUNK]
         if LAST > 0:
             hidden = _layer(chunk, layers[0][0], hidden, first, WIDTHS[0], WIDTHS[1], ROUND, DOT, PRECISION)
@@ -91,7 +91,7 @@ def _scores(
     ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Scores of a tile, ``[BLOCK]``; ``users`` is ``[BLOCK]`` or ``[1]``, ``items`` is ``[BLOCK]``."""
-    user_half, item_half, user_gmf, item_gmf, user_bias, item_bias = tables
+    user_hidden, item_hidden, user_gmf, item_gmf, user_bias, item_bias = tables
     score = tl.zeros([BLOCK], tl.float32) + tl.load(bias).to(tl.float32)
     if user_bias is not None:
         score += tl.load(user_bias + users * strides[4], mask=user_valid, other=0.0).to(tl.float32)
@@ -103,7 +103,7 @@ def _scores(
         score += tl.sum(product, 1)
     if len(WIDTHS) > 0:
         score += _mlp(
-            users, items, user_valid, item_valid, user_half, item_half, strides[0], strides[1], layers, head,
+            users, items, user_valid, item_valid, user_hidden, item_hidden, strides[0], strides[1], layers, head,
             WIDTHS, PADDED, CHUNK, BLOCK, ROUND, DOT, PRECISION,
         )  # fmt: skip
     return tl.where(item_valid, score, float("-inf"))
@@ -203,12 +203,12 @@ def scoring_launch(tables: ScoringTables, users: Tensor, candidates: Tensor, sco
     """
     num_users, num_candidates = candidates.shape
     size = tables.dtype.itemsize
-    item_half, item_gmf = tables.item_half, tables.item_gmf
-    widths = () if item_half is None else (item_half.shape[1], *(len(bias) for _, bias in tables.layers))
+    item_hidden, item_gmf = tables.item_hidden, tables.item_gmf
+    widths = () if item_hidden is None else (item_hidden.shape[1], *(len(bias) for _, bias in tables.layers))
     factors = 0 if item_gmf is None else item_gmf.shape[1]
     rows = [
         t if t is None or t.stride(1) == 1 else t.contiguous()
-        for t in (tables.user_half, item_half, tables.user_gmf, item_gmf)
+        for t in (tables.user_hidden, item_hidden, tables.user_gmf, item_gmf)
     ]
     biases = (tables.user_bias, tables.item_bias)
     # Beyond 256 bytes of hidden layer a pair, larger blocks spill: docs/kernels.md has the figures.
@@ -220,7 +220,7 @@ def scoring_launch(tables: ScoringTables, users: Tensor, candidates: Tensor, sco
         "tables": (*rows, *biases),
         "strides": tuple(0 if t is None else t.stride(0) for t in (*rows, *biases)),
         "layers": tuple((weight.contiguous(), bias.contiguous()) for weight, bias in tables.layers),
-        "head": None if tables.head_mlp is None else tables.head_mlp.contiguous(),
+        "head": None if tables.mlp_head is None else tables.mlp_head.contiguous(),
         "bias": tables.bias,
         "WIDTHS": widths,
         "PADDED": tuple(padded(width) for width in widths),

@@ -34,10 +34,14 @@ class EmbeddingModel(nn.Module):
         num_items: size of the item vocabulary.
         tables: the embedding tables.
         towers: the dense towers by name.
-        head: what turns the towers' output into the logit.
+        head: the module that turns the towers' output into the logit.
         config: the keyword arguments that build the same model again.
         seed: of the initial values.
-        device: where to build; ``"meta"`` for a model to be sharded.
+        device: where to build the model; ``"meta"`` for one to be sharded.
+
+    Every model of ncf also takes:
+        dropout: probability with which an element of the product, or of a hidden layer, is dropped in training.
+        init_std: standard deviation of the initial rows.
 
     Raises:
         ValueError: if a size is no positive whole number.

@@ -24,46 +24,28 @@ class Table:
 
     Args:
         name: of the table, as in ``embeddings.ebc.embedding_bags.<name>.weight``.
-        side: whose ids index it.
-        dim: columns; FBGEMM, which runs sharded tables, wants a multiple of four.
-        std: standard deviation of the initial values.
-        drawn: how many columns start at random; the rest start at zero. All by default.
+        side: the ids that index it.
+        dim: columns; FBGEMM, which runs sharded tables, needs a multiple of four.
+        init_std: standard deviation of the initial values.
+        random_columns: how many columns start at random; the rest start at zero. All by default.
 
     Raises:
         ValueError: if the standard deviation is negative or not finite.
-
-    Example::
-
-        >>> from ncf.models.embeddings import Table, UserItemEmbeddings
-        >>> table = Table("user_mf", "user", dim=8, std=0.1, drawn=5)
-        >>> UserItemEmbeddings(3, 4, [table]).weight("user_mf")[:, 5:].any()
-        tensor(False)
     """
 
     name: str
     side: Side
     dim: int
-    std: float
-    drawn: int | None = None
+    init_std: float
+    random_columns: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.std < math.inf:
-            raise ValueError(f"init_std = {self.std}: give a finite standard deviation of at least 0")
+        if not 0.0 <= self.init_std < math.inf:
+            raise ValueError(f"init_std = {self.init_std}: give a finite standard deviation of at least 0")
 
 
-class Source(Protocol):
-    """Where a table that holds no values yet has them from.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.models.embeddings import Table, UserItemEmbeddings
-        >>> embeddings = UserItemEmbeddings(3, 4, [Table("user_mf", "user", dim=8, std=0.1)])
-        >>> part = torch.empty(2, 4)
-        >>> embeddings.sources["user_mf"](part, row=1, column=4)
-        >>> torch.equal(part, embeddings.weight("user_mf")[1:, 4:])
-        True
-    """
+class TableFiller(Protocol):
+    """Fills a rectangle of a table that has no values yet."""
 
     def __call__(self, out: Tensor, *, row: int, column: int) -> None:
         """Fill ``out``, ``[R, D]``, with the table's rectangle whose first row and column are given."""
@@ -83,7 +65,7 @@ class UserItemEmbeddings(nn.Module):
         device: where the tables live; ``"meta"`` holds no values, for sharding.
 
     Attributes:
-        sources: where each table's values come from when it is filled: its initial ones, unless replaced.
+        table_fillers: by table, the function that fills a part of it: with initial values, unless replaced.
 
     Example::
 
@@ -119,13 +101,13 @@ class UserItemEmbeddings(nn.Module):
             )
             for table in tables
         ]
-        self.sources: dict[str, Source] = {
+        self.table_fillers: dict[str, TableFiller] = {
             table.name: partial(
                 normal_rows,
-                std=table.std,
+                std=table.init_std,
                 seed=seed,
                 table=table.name,
-                width=table.dim if table.drawn is None else table.drawn,
+                width=table.dim if table.random_columns is None else table.random_columns,
             )
             for table in tables
         }
@@ -134,7 +116,7 @@ class UserItemEmbeddings(nn.Module):
         if device is None or torch.device(device).type != "meta":
             for table in self.tables:
                 weight = torch.empty(rows[table.side], table.dim, dtype=torch.float32, device=device or "cpu")
-                self.sources[table.name](weight, row=0, column=0)
+                self.table_fillers[table.name](weight, row=0, column=0)
                 self.ebc.embedding_bags[table.name].weight = nn.Parameter(weight)
 
     @property

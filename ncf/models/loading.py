@@ -82,7 +82,7 @@ def load(path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Em
     if later:
         for table in model.embeddings.tables:
             name = f"embeddings.ebc.embedding_bags.{table.name}.weight"
-            model.embeddings.sources[table.name] = partial(read_slice, file, name)
+            model.embeddings.table_fillers[table.name] = partial(read_slice, file, name)
     model.requires_grad_(True)
     for name in VOCABULARIES:
         if name in description["files"]:

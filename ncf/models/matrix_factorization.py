@@ -1,4 +1,4 @@
-"""The dot product, which the models of Neural Collaborative Filtering are to be compared with."""
+"""The dot product, the baseline of the models of Neural Collaborative Filtering."""
 
 from __future__ import annotations
 
@@ -18,17 +18,13 @@ class MatrixFactorization(EmbeddingModel):
     """The dot product with biases, the baseline that a neural model has to beat (Rendle et al. 2020).
 
     The logit is ⟨p, q⟩ + bᵤ + bᵢ + b; "Neural Collaborative Filtering vs. Matrix Factorization Revisited",
-    RecSys 2020. A bias is a column of its side's table, so that one lookup brings both, and the row is
-    padded to the multiple of four columns that FBGEMM asks for.
+    RecSys 2020. A bias is a column of its side's table, so that one lookup brings both. The row is padded to a
+    multiple of four columns, as FBGEMM requires. Biases start at zero.
 
     Args:
-        num_users: number of users.
-        num_items: number of items.
         factors: width of the dot product.
-        dropout: probability with which an element of the product is dropped in training.
-        init_std: standard deviation of the initial rows; biases start at zero.
-        seed: of the initial values.
-        device: where to build the model; ``"meta"`` for one to be sharded.
+
+    The other arguments are those of every `EmbeddingModel`.
 
     Example::
 
@@ -56,8 +52,8 @@ class MatrixFactorization(EmbeddingModel):
             num_users,
             num_items,
             tables=[
-                Table("user_mf", "user", width, init_std, drawn=factors),
-                Table("item_mf", "item", width, init_std, drawn=factors),
+                Table("user_mf", "user", width, init_std, random_columns=factors),
+                Table("item_mf", "item", width, init_std, random_columns=factors),
             ],
             towers={"dot": GMFTower(factors, dropout=dropout)},
             head=SumHead(),

@@ -33,13 +33,9 @@ class GMF(EmbeddingModel):
     """Generalized matrix factorization: a weighted dot product (He et al. 2017, section 3.2).
 
     Args:
-        num_users: number of users.
-        num_items: number of items.
         factors: width of a row.
-        dropout: probability with which an element of the product is dropped in training.
-        init_std: standard deviation of the initial rows.
-        seed: of the initial values.
-        device: where to build the model; ``"meta"`` for one to be sharded.
+
+    The other arguments are those of every `EmbeddingModel`.
 
     Example::
 
@@ -91,13 +87,9 @@ class MLP(EmbeddingModel):
     """A perceptron over the concatenated embeddings (He et al. 2017, section 3.3).
 
     Args:
-        num_users: number of users.
-        num_items: number of items.
-        layers: widths; ``layers[0]`` is that of the two embeddings side by side, as in the paper's code.
-        dropout: probability with which an element of a hidden layer is dropped in training.
-        init_std: standard deviation of the initial rows.
-        seed: of the initial values.
-        device: where to build the model; ``"meta"`` for one to be sharded.
+        layers: widths of the layers. ``layers[0]`` is the width of the two rows side by side, as in the paper's code.
+
+    The other arguments are those of every `EmbeddingModel`.
 
     Example::
 
@@ -138,7 +130,7 @@ class MLP(EmbeddingModel):
         return logits
 
     def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:
-        """See `EmbeddingModel.scoring_tables`: the first layer's two halves are worked out per row."""
+        """See `EmbeddingModel.scoring_tables`: the first layer's two halves are computed per row."""
         rows = self.embeddings.weights() if rows is None else rows
         return ScoringTables(**_mlp_halves(self, rows, self.head.weight), bias=self.head.bias)
 
@@ -149,14 +141,10 @@ class NeuMF(EmbeddingModel):
     He et al. 2017, section 3.4, equation 12.
 
     Args:
-        num_users: number of users.
-        num_items: number of items.
         factors: width of the GMF rows.
-        layers: widths of the MLP; ``layers[0]`` is that of its two embeddings side by side.
-        dropout: probability with which an element of a hidden layer, or of the product, is dropped.
-        init_std: standard deviation of the initial rows.
-        seed: of the initial values.
-        device: where to build the model; ``"meta"`` for one to be sharded.
+        layers: widths of the MLP's layers. ``layers[0]`` is the width of its two rows side by side.
+
+    The other arguments are those of every `EmbeddingModel`.
 
     Example::
 
@@ -196,11 +184,11 @@ class NeuMF(EmbeddingModel):
     def from_pretrained(cls, gmf: GMF, mlp: MLP, *, alpha: float = 0.5) -> NeuMF:
         """Fuse a trained GMF and a trained MLP (He et al. 2017, section 3.4.1, equation 13).
 
-        The head is ``[alpha · h_gmf; (1 − alpha) · h_mlp]``, its bias mixed alike, so that the new model's logit
-        is the weighted mean of the two.
+        The head is ``[alpha · h_gmf; (1 − alpha) · h_mlp]``, and its bias is mixed in the same way. The new model's
+        logit is the weighted mean of the two.
 
-        Two models without values, from ``ncf.load(path, device="meta")``, give another such one, to be sharded:
-        its tables come from the same files.
+        Two models without values, from ``ncf.load(path, device="meta")``, give a third without values, to be
+        sharded. Its tables come from the same files.
 
         Args:
             gmf: the source of the GMF tables.
@@ -249,7 +237,7 @@ class NeuMF(EmbeddingModel):
             seed=mlp.config["seed"],
             device="meta" if gmf.embeddings.is_meta else gmf.device,
         )
-        model.embeddings.sources = {**gmf.embeddings.sources, **mlp.embeddings.sources}
+        model.embeddings.table_fillers = {**gmf.embeddings.table_fillers, **mlp.embeddings.table_fillers}
         state = {**gmf.state_dict(), **mlp.state_dict()}
         state["head.weight"] = torch.cat([alpha * gmf.head.weight, (1 - alpha) * mlp.head.weight], dim=1)
         state["head.bias"] = alpha * gmf.head.bias + (1 - alpha) * mlp.head.bias
@@ -289,8 +277,8 @@ def _mlp_halves(model: EmbeddingModel, rows: Mapping[str, Tensor], head: Tensor)
         return {"user_bias": user @ of_user, "item_bias": item @ of_item}
     of_user, of_item = layers[0].weight.chunk(2, dim=1)  # [H, D] each
     return {
-        "user_half": F.linear(user, of_user, layers[0].bias),
-        "item_half": F.linear(item, of_item),
+        "user_hidden": F.linear(user, of_user, layers[0].bias),
+        "item_hidden": F.linear(item, of_item),
         "layers": tuple((layer.weight, layer.bias) for layer in layers[1:]),
-        "head_mlp": head[0],
+        "mlp_head": head[0],
     }

@@ -36,7 +36,7 @@ class Scorer:
     def __init__(self, tables: ScoringTables) -> None:
         self._packed = PackedTables(tables) if fits(tables) else None
         # Of one list for all users, the product alone is a matrix product, faster still.
-        plain = self._packed is None or tables.item_half is None
+        plain = self._packed is None or tables.item_hidden is None
         self._tables = tables.copied() if plain else None
 
     @torch.no_grad()

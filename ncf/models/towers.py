@@ -1,4 +1,4 @@
-"""The two towers of Neural Collaborative Filtering: dense, ignorant of ids and tables."""
+"""The two towers of Neural Collaborative Filtering: dense, without ids or tables."""
 
 from __future__ import annotations
 
@@ -20,13 +20,6 @@ class GMFTower(nn.Module):
     Args:
         factors: width of a user's and of an item's row.
         dropout: probability with which an element of the product is dropped in training.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.models.towers import GMFTower
-        >>> GMFTower(2)(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
-        tensor([[3., 8.]])
     """
 
     def __init__(self, factors: int, *, dropout: float = 0.0) -> None:
@@ -49,19 +42,12 @@ class MLPTower(nn.Module):
         layers: widths. ``layers[0]`` is that of the two rows side by side, the others those of the hidden
             layers, each followed by a ReLU; with ``layers[0]`` alone there is no hidden layer.
         dropout: probability with which an element of a hidden layer is dropped in training.
-        seed: of the initial values (Glorot's uniform law, biases zero, as in the paper's code).
+        seed: of the initial values (Glorot's uniform distribution, biases zero, as in the paper's code).
         name: under which the initial values are drawn.
 
     Raises:
         ValueError: if ``layers`` is empty, has a width below one, or an odd ``layers[0]``; if ``dropout`` is
             no probability.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.models.towers import MLPTower
-        >>> MLPTower((16, 8, 4))(torch.ones(3, 1, 8), torch.ones(3, 5, 8)).shape
-        torch.Size([3, 5, 4])
     """
 
     def __init__(
@@ -118,16 +104,7 @@ def _side_by_side(user: Tensor, item: Tensor) -> Tensor:
 
 
 def linear_head(in_features: int, seed: int) -> nn.Linear:
-    """The last layer, to one logit, started by LeCun's uniform law as in the paper's code.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.models.towers import linear_head
-        >>> head = linear_head(4, seed=0)
-        >>> head(torch.zeros(3, 4)).shape, head.bias.item()
-        (torch.Size([3, 1]), 0.0)
-    """
+    """The last layer, to one logit, initialised by LeCun's uniform distribution as in the paper's code."""
     head: nn.Linear = nn.utils.skip_init(nn.Linear, in_features, 1, dtype=torch.float32, device="cpu")
     uniform_(head.weight, gain=1, fans=in_features, seed=seed, name="head.weight")
     nn.init.zeros_(head.bias)
@@ -135,20 +112,12 @@ def linear_head(in_features: int, seed: int) -> nn.Linear:
 
 
 class SumHead(nn.Module):
-    """A head with unit weights: the sum of its input and a bias, ``[..., F]`` to ``[..., 1]``.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.models.towers import SumHead
-        >>> SumHead()(torch.tensor([[3.0, 8.0]])).item()
-        11.0
-    """
+    """A head with unit weights: the sum of its input and a bias, ``[..., F]`` to ``[..., 1]``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(1, dtype=torch.float32, device="cpu"))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Add up."""
+        """Sum the features."""
         return features.sum(dim=-1, keepdim=True) + self.bias

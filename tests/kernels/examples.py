@@ -38,13 +38,13 @@ def random_tables(
     if hidden:
         spread = [1 if integers else into**0.5 for into in hidden]
         parts |= {
-            "user_half": normal(num_users, hidden[0]),
-            "item_half": normal(num_items, hidden[0]),
+            "user_hidden": normal(num_users, hidden[0]),
+            "item_hidden": normal(num_items, hidden[0]),
             "layers": tuple(
                 (normal(out, into) / scale, normal(out))
                 for (into, out), scale in zip(pairwise(hidden), spread, strict=False)
             ),
-            "head_mlp": normal(hidden[-1]),
+            "mlp_head": normal(hidden[-1]),
         }
     if factors:
         parts |= {"user_gmf": normal(num_users, factors), "item_gmf": normal(num_items, factors)}
@@ -76,7 +76,7 @@ def rounding_bound(tables: ScoringTables, users: Tensor, candidates: Tensor, eps
         **{
             name: value.abs()
             for name in (
-                *("user_half", "item_half", "head_mlp", "user_gmf", "item_gmf"),
+                *("user_hidden", "item_hidden", "mlp_head", "user_gmf", "item_gmf"),
                 *("user_bias", "item_bias", "bias"),
             )
             if (value := getattr(absolute, name)) is not None

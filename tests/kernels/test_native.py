@@ -126,7 +126,7 @@ def test_tables_are_copied() -> None:
     assert torch.equal(scorer.score(users, candidates), before)
 
 
-@pytest.mark.parametrize("part", ["user_half", "item_half", "user_gmf", "item_gmf", "head_mlp", "bias"])
+@pytest.mark.parametrize("part", ["user_hidden", "item_hidden", "user_gmf", "item_gmf", "mlp_head", "bias"])
 def test_not_a_number_is_seen(part: str) -> None:
     tables = random_tables(hidden=(4, 3), factors=2)
     getattr(tables, part).view(-1)[0] = torch.nan

@@ -145,8 +145,8 @@ def test_ties_lose_to_the_last_bit_and_without_the_kernel_it_is_the_same(
 @pytest.mark.parametrize("item", [2, 5])  # the positive, a negative
 def test_not_a_number_is_refused_where_it_counts(item: int) -> None:
     tables = random_tables(hidden=(4, 3), factors=2)
-    assert tables.item_half is not None
-    tables.item_half[item, 0] = torch.nan
+    assert tables.item_hidden is not None
+    tables.item_hidden[item, 0] = torch.nan
     scorer = Scorer(tables)
     users, positives, negatives = torch.tensor([1, 0]), torch.tensor([1, 2]), torch.tensor([[4, 3], [5, -1]])
     with pytest.raises(ValueError, match=f"item {item} for user 0 is NaN"):

@@ -23,10 +23,10 @@ def test_scores_equal_a_perceptron_over_rows_side_by_side() -> None:
     head = nn.Linear(factors + 4, 1).double()
     of_user, of_item = network[0].weight.chunk(2, dim=1)
     tables = ScoringTables(
-        user_half=mlp[0].weight @ of_user.T + network[0].bias,
-        item_half=mlp[1].weight @ of_item.T,
+        user_hidden=mlp[0].weight @ of_user.T + network[0].bias,
+        item_hidden=mlp[1].weight @ of_item.T,
         layers=((network[2].weight, network[2].bias),),
-        head_mlp=head.weight[0, factors:],
+        mlp_head=head.weight[0, factors:],
         user_gmf=gmf[0].weight * head.weight[:, :factors],
         item_gmf=gmf[1].weight,
         bias=head.bias,
@@ -47,9 +47,9 @@ def test_scores_equal_the_formula_pair_by_pair() -> None:
     t = {
         name: getattr(tables, name).tolist()
         for name in (
-            "user_half",
-            "item_half",
-            "head_mlp",
+            "user_hidden",
+            "item_hidden",
+            "mlp_head",
             "user_gmf",
             "item_gmf",
             "user_bias",
@@ -63,14 +63,14 @@ def test_scores_equal_the_formula_pair_by_pair() -> None:
                 assert scores[row, column] == -math.inf
                 continue
             hidden = [
-                max(0.0, p + q) for p, q in zip(t["user_half"][user], t["item_half"][item], strict=True)
+                max(0.0, p + q) for p, q in zip(t["user_hidden"][user], t["item_hidden"][item], strict=True)
             ]
             for weight, bias in tables.layers:
                 sums = [sum(w * h for w, h in zip(unit, hidden, strict=True)) for unit in weight.tolist()]
                 hidden = [max(0.0, total + b) for total, b in zip(sums, bias.tolist(), strict=True)]
             expected = t["bias"][0] + t["user_bias"][user] + t["item_bias"][item]
             expected += sum(p * q for p, q in zip(t["user_gmf"][user], t["item_gmf"][item], strict=True))
-            expected += sum(w * h for w, h in zip(t["head_mlp"], hidden, strict=True))
+            expected += sum(w * h for w, h in zip(t["mlp_head"], hidden, strict=True))
             assert float(scores[row, column]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 

@@ -14,21 +14,21 @@ def test_a_part_without_its_counterpart_is_named() -> None:
     tables = random_tables(hidden=(4, 3), factors=2)
     with pytest.raises(ValueError, match="item_gmf is missing"):
         replace(tables, item_gmf=None)
-    with pytest.raises(ValueError, match="user_half, head_mlp is missing"):
-        replace(tables, user_half=None, head_mlp=None)
+    with pytest.raises(ValueError, match="user_hidden, mlp_head is missing"):
+        replace(tables, user_hidden=None, mlp_head=None)
     with pytest.raises(ValueError, match="layers are given without"):
-        replace(tables, user_half=None, item_half=None, head_mlp=None)
+        replace(tables, user_hidden=None, item_hidden=None, mlp_head=None)
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "expected"),
     [
-        ("item_half", (8, 5), "(8, 4)"),
+        ("item_hidden", (8, 5), "(8, 4)"),
         ("user_gmf", (6, 2), "(7, 2)"),
         ("item_gmf", (8, 3), "(8, 2)"),
         ("user_bias", (7, 1), "(7,)"),
         ("item_bias", (9,), "(8,)"),
-        ("head_mlp", (4,), "(3,)"),
+        ("mlp_head", (4,), "(3,)"),
     ],
 )
 def test_a_wrong_shape_is_named(name: str, shape: tuple[int, ...], expected: str) -> None:

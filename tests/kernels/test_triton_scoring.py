@@ -165,10 +165,10 @@ def _views(user: Tensor, item: Tensor) -> ScoringTables:
     return ScoringTables(
         user_gmf=user[:, :5],
         item_gmf=item[:, :5],
-        user_half=user[:, 6:10],
-        item_half=item.T.contiguous().T[:, 6:10],
+        user_hidden=user[:, 6:10],
+        item_hidden=item.T.contiguous().T[:, 6:10],
         layers=((item[:4, :4].T, item[:4, 5]),),
-        head_mlp=item[:4, 6],
+        mlp_head=item[:4, 6],
         user_bias=user[:, 5],
         item_bias=item[:, 5],
         bias=torch.zeros((), device=user.device),

@@ -10,7 +10,7 @@ TABLES = [
     Table("user_gmf", "user", 8, 0.01),
     Table("item_gmf", "item", 8, 0.01),
     Table("user_mlp", "user", 4, 1.0),
-    Table("item_mlp", "item", 4, 1.0, drawn=3),
+    Table("item_mlp", "item", 4, 1.0, random_columns=3),
 ]
 
 
@@ -55,7 +55,7 @@ def test_names_sizes_and_initial_values(embeddings: UserItemEmbeddings) -> None:
     assert bool((embeddings.weight("item_mlp")[:, 3] == 0).all())
     for table in TABLES:
         again = torch.empty_like(embeddings.weight(table.name))
-        embeddings.sources[table.name](again, row=0, column=0)
+        embeddings.table_fillers[table.name](again, row=0, column=0)
         assert torch.equal(again, embeddings.weight(table.name))
     assert not embeddings.is_sharded
 

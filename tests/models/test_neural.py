@@ -90,7 +90,7 @@ def test_a_rectangle_of_a_table_is_filled_as_the_whole_would_be() -> None:
     model = MatrixFactorization(2500, 4, factors=6, seed=5)
     whole = model.embeddings.weight("user_mf")
     part = torch.empty(1300, 4)
-    model.embeddings.sources["user_mf"](part, row=900, column=4)
+    model.embeddings.table_fillers["user_mf"](part, row=900, column=4)
     assert torch.equal(part, whole[900:2200, 4:8])
 
 

@@ -329,7 +329,7 @@ def test_on_the_meta_device_the_tables_stay_in_the_file(
         assert value.is_meta or torch.equal(value, expected)
     for table in model.embeddings.tables:
         part = torch.zeros(30, 3)
-        again.embeddings.sources[table.name](part, row=20, column=1)
+        again.embeddings.table_fillers[table.name](part, row=20, column=1)
         assert torch.equal(part, model.embeddings.weight(table.name)[20:50, 1:4].float())
 
 
