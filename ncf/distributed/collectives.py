@@ -1,7 +1,9 @@
-"""What the processes of a job tell each other; a job of one has nobody to ask."""
+"""Collectives over the processes of a job; each is a plain function of its argument in a job of one process."""
 
 from __future__ import annotations
 
+import builtins
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,72 +14,69 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """The number of this process, from 0.
+    """Return the number of this process, from 0.
+
+    Before the processes have met (`ncf.distributed.start_processes`) it is the number that ``torchrun`` gave.
+
+    Returns:
+        0 in a job of one process.
 
     Example::
 
-        >>> from ncf.distributed.collectives import rank
+        >>> from ncf.distributed import rank
         >>> rank()  # of a process by itself
         0
     """
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
-    """How many processes there are.
+    """Return the number of processes of the job.
+
+    Before the processes have met (`ncf.distributed.start_processes`) it is the number that ``torchrun`` gave.
+
+    Returns:
+        1 in a job of one process.
 
     Example::
 
-        >>> from ncf.distributed.collectives import world_size
+        >>> from ncf.distributed import world_size
         >>> world_size()  # of a process by itself
         1
     """
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def group_rank() -> int:
+    """Rank among the processes that have met, between which collectives pass; 0 before that."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def group_size() -> int:
+    """Number of the processes that have met, between which collectives pass; 1 before that."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def all_gather_object(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """What each process says, by rank; every process must ask.
-
-    Example::
-
-        >>> from ncf.distributed.collectives import all_gather_object, rank
-        >>> all_gather_object(f"I am {rank()}")
-        ['I am 0']
-    """
+def all_gather_object(value: Any) -> list[Any]:
+    """One object from every process, by rank; all processes must call this."""
     values = [value]
-    if world_size() > 1:
-        values = [None] * world_size()
-        dist.all_gather_object(values, value, group=group)
+    if group_size() > 1:
+        values = [None] * group_size()
+        dist.all_gather_object(values, value)
     return values
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over the processes of a tensor of one shape; every process must ask.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.distributed.collectives import all_reduce_sum
-        >>> all_reduce_sum(torch.ones(2))
-        tensor([1., 1.])
-    """
-    if world_size() > 1:
+    """The sum over the processes of a tensor of one shape; all processes must call this."""
+    if group_size() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
     return tensor
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """The rows of every process, ``[R, ...]`` each, one below the other by rank; every process must ask.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.distributed.collectives import all_gather_rows
-        >>> all_gather_rows(torch.tensor([[3, 4]]))
-        tensor([[3, 4]])
-    """
-    if world_size() == 1:
+    """The rows of every process, ``[R, ...]`` each, in the order of ranks; all processes must call this."""
+    if group_size() == 1:
         return rows
     lengths = all_gather_object(len(rows))
     padded = rows.new_zeros(max(lengths), *rows.shape[1:])
@@ -88,36 +87,50 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 
 
 @contextmanager
-def raise_on_all_ranks(collective: bool = True, group: dist.ProcessGroup | None = None) -> Iterator[None]:
-    """What fails in one process fails in all, with the same error: nobody waits for one that is gone.
+def raise_on_all_ranks(distributed: bool = True) -> Iterator[None]:
+    """Raise in every process if any process raises, so that none is left waiting.
 
     Nothing inside may wait for another process.
 
     Args:
-        collective: whether the other processes do the same; without them this does nothing.
-        group: through which they tell; by default that of all.
+        distributed: all processes run this block; without them it does nothing.
 
     Raises:
-        Exception: the first process's that failed; in the others it names that process's rank.
+        BaseException: the error itself where it happened. In the other processes the nearest kind of error that
+            Python has, with the number of that process and the same text. KeyboardInterrupt counts as an error.
 
     Example::
 
-        >>> from ncf.distributed.collectives import rank, raise_on_all_ranks
+        >>> from ncf.distributed.collectives import raise_on_all_ranks, rank
         >>> with raise_on_all_ranks():
         ...     if rank() == 0:
-        ...         print("the others wait to hear whether this worked")
-        the others wait to hear whether this worked
+        ...         print("the other processes wait until this has worked")
+        the other processes wait until this has worked
     """
-    failure: Exception | None = None
+    failure: BaseException | None = None
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
         failure = error
-    if collective and world_size() > 1:
-        failures = all_gather_object(failure, group)
+    if distributed and group_size() > 1:
+        # Names and text: an error itself may not be fit to be pickled, or to be made from a text.
+        kinds = [kind.__name__ for kind in type(failure).__mro__] if failure is not None else []
+        everyones = all_gather_object((kinds, str(failure)))
         if failure is None:
-            for number, other in enumerate(failures):
-                if other is not None:
-                    raise type(other)(f"rank {number}: {other}")
+            for number, (names, text) in enumerate(everyones):
+                if names:
+                    raise _error(names, f"rank {number}: {text}")
     if failure is not None:
         raise failure
+
+
+def _error(names: list[str], text: str) -> BaseException:
+    """An error of the first of some classes that is Python's own and can be made from a text."""
+    for name in names:
+        kind = getattr(builtins, name, None)
+        if isinstance(kind, type) and issubclass(kind, BaseException):
+            try:
+                return kind(text)
+            except TypeError:  # UnicodeDecodeError and its like have other arguments
+                continue
+    return RuntimeError(text)

@@ -10,29 +10,23 @@ from torch import Tensor
 
 _FUSED = re.compile(r"fused\.(.+)\.momentum1")
 
-Columns = tuple[tuple[int, int], ...]  # (first column, columns) of each part that a table is cut into
+ColumnSplits = tuple[tuple[int, int], ...]  # (first column, columns) of each part that a table is cut into
 Shape = tuple[tuple[int, ...], str]  # of the whole tensor, and its dtype
 
 
-def optimizer_of(name: str) -> tuple[str, str]:
+def table_of_state(name: str) -> tuple[str, str]:
     """The table whose optimizer's state a tensor of a checkpoint is, and the tensor that this table is.
 
     Returns:
         Two names, which are empty for a tensor that is no such state.
-
-    Example::
-
-        >>> from ncf.distributed.rowwise_adagrad import optimizer_of
-        >>> optimizer_of("fused.user_gmf.momentum1")
-        ('user_gmf', 'model.embeddings.ebc.embedding_bags.user_gmf.weight')
     """
     match = _FUSED.fullmatch(name)
     return (match[1], f"model.embeddings.ebc.embedding_bags.{match[1]}.weight") if match else ("", "")
 
 
-def recut(
-    wanted: Mapping[str, tuple[Shape, Columns]], had: Mapping[str, tuple[Shape, Columns]]
-) -> dict[str, tuple[Columns, Columns]]:
+def changed_column_splits(
+    wanted: Mapping[str, tuple[Shape, ColumnSplits]], had: Mapping[str, tuple[Shape, ColumnSplits]]
+) -> dict[str, tuple[ColumnSplits, ColumnSplits]]:
     """Which vectors of row-wise Adagrad belong to tables that are now cut into other columns.
 
     Args:
@@ -41,20 +35,10 @@ def recut(
 
     Returns:
         The old and the new cut of their tables, by the vectors' names.
-
-    Example::
-
-        >>> from ncf.distributed.rowwise_adagrad import recut
-        >>> table, rows = "model.embeddings.ebc.embedding_bags.user.weight", "fused.user.momentum1"
-        >>> whole, halves = ((0, 8),), ((0, 4), (4, 4))
-        >>> wanted = {table: (((3, 8), "float32"), halves), rows: (((6,), "float32"), ())}
-        >>> had = {table: (((3, 8), "float32"), whole), rows: (((3,), "float32"), ())}
-        >>> recut(wanted, had)
-        {'fused.user.momentum1': (((0, 8),), ((0, 4), (4, 4)))}
     """
     found = {}
     for name in wanted.keys() & had.keys():
-        _, weight = optimizer_of(name)
+        _, weight = table_of_state(name)
         if weight not in wanted or weight not in had:
             continue
         ((now, _), _), ((then, _), _) = wanted[name], had[name]
@@ -65,7 +49,9 @@ def recut(
     return found
 
 
-def mean_over_columns(sums: Tensor, old: Columns, new: Columns, offset: int, length: int) -> Tensor:
+def average_over_columns(
+    sums: Tensor, old: ColumnSplits, new: ColumnSplits, offset: int, length: int
+) -> Tensor:
     """Row-wise Adagrad's numbers for another cut of the columns: see `Checkpoint.read`.
 
     Args:
@@ -77,14 +63,6 @@ def mean_over_columns(sums: Tensor, old: Columns, new: Columns, offset: int, len
 
     Returns:
         ``[length]``, in float64.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.distributed.rowwise_adagrad import mean_over_columns
-        >>> halves, whole = ((0, 4), (4, 4)), ((0, 8),)
-        >>> mean_over_columns(torch.tensor([1.0, 2.0, 3.0, 6.0]), halves, whole, offset=0, length=2)
-        tensor([2., 4.], dtype=torch.float64)
     """
     by_part = sums.view(len(old), -1)  # [P, R]
     part, row = divmod(offset, by_part.shape[1])

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ncf.distributed.collectives import raise_on_all_ranks
-from ncf.utils.warnings import hush, quiet
+from ncf.utils.warnings import silence_torchrec, suppress_warnings
 
 _CHOICES = {
     "cpu": ("data_parallel", "table_wise", "column_wise", "table_column_wise"),
@@ -72,8 +72,8 @@ def shard(
         >>> sharded(torch.tensor([3, 4]), torch.tensor([7, 8])).shape
         torch.Size([2])
     """
-    hush()
-    with quiet():
+    silence_torchrec()
+    with suppress_warnings():
         return _shard(model, sharding, optimizer, learning_rate, verbose)
 
 
@@ -246,7 +246,8 @@ def start_processes(timeout: float = 300.0) -> torch.device:
     else:
         device = torch.device("cpu")
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        # Counts, ranks and messages are CPU tensors on any machine.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         alone: dict[str, Any] = {}
         if "RANK" not in os.environ:
             alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]

@@ -125,15 +125,15 @@ class TrainingState:
         newest = self.checkpoints.latest()
         if newest is None:
             return
-        theirs, own = newest.about["settings"], self.settings
+        theirs, own = newest.metadata["settings"], self.settings
         if theirs != own:
             name = next(key for key in {**theirs, **own} if theirs.get(key) != own.get(key))
             raise ValueError(
                 f"{newest.folder} is of a run with {name} = {theirs.get(name)!r}, here it is {own.get(name)!r}: "
                 "go on with the same settings, or choose another folder"
             )
-        self.history, self.best_score = History(**newest.about["history"]), newest.about["best_score"]
-        self.epoch, self.step, self.seconds = (newest.about[name] for name in ("epoch", "step", "seconds"))
+        self.history, self.best_score = History(**newest.metadata["history"]), newest.metadata["best_score"]
+        self.epoch, self.step, self.seconds = (newest.metadata[name] for name in ("epoch", "step", "seconds"))
         if self.history.best_epoch and not self._read_best(self.checkpoints):
             newest.read(self._tensors())
             self._remember()

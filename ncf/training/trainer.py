@@ -233,8 +233,6 @@ class Trainer:
             bar.close()
             state.restore_best()
             self.model.eval()
-        if self.checkpoints is not None:
-            self.checkpoints.wait()
         return state.history
 
     def _checked(self, split: Split, candidates: Candidates | None) -> tuple[Interactions, Candidates | None]:

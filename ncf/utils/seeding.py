@@ -32,7 +32,7 @@ def stream(seed: int, *names: object) -> torch.Generator:
         (tensor([True]), tensor([False]))
     """
     digest = hashlib.blake2b(repr((int(seed), *names)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def normal_rows(

@@ -1,4 +1,4 @@
-"""What third parties say that a user cannot act on."""
+"""Warnings and log lines of third parties that a user can do nothing about."""
 
 from __future__ import annotations
 
@@ -9,16 +9,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep third parties' deprecations and advice, nothing of which a user can act on, from the screen.
-
-    Example::
-
-        >>> import warnings
-        >>> from ncf.utils.warnings import quiet
-        >>> with quiet():
-        ...     warnings.warn("deprecated", DeprecationWarning)
-    """
+def suppress_warnings() -> Iterator[None]:
+    """Keep third parties' deprecations and advice off the screen: a user can do nothing about them."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -29,17 +21,8 @@ def quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
-def hush() -> None:
-    """Keep away for good what TorchRec and FBGEMM say of sharded tables, wherever they are used from then on.
-
-    Example::
-
-        >>> import logging
-        >>> from ncf.utils.warnings import hush
-        >>> hush()
-        >>> logging.getLogger("torchrec").isEnabledFor(logging.WARNING)
-        False
-    """
+def silence_torchrec() -> None:
+    """Keep TorchRec's and FBGEMM's messages about sharded tables off the screen from now on."""
     for name in ("torch.fx._symbolic_trace", "torchrec"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)

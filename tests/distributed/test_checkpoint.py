@@ -23,7 +23,7 @@ from ncf import MatrixFactorization
 from ncf.distributed.checkpoint import Checkpoint, Checkpoints
 from ncf.distributed.sharding import shard
 from ncf.models.base import EmbeddingModel
-from ncf.utils.warnings import quiet
+from ncf.utils.warnings import suppress_warnings
 
 from .workers import fork, statuses
 
@@ -181,7 +181,7 @@ def read_and_go_on(run: Run, source: Path, optimizer: str, plan: str) -> None:
 
 def save_and_go_on(run: Run, target: Path) -> None:
     tensors = run.tensors()
-    Checkpoints(target, in_background=False).save(tensors, {}, step=3)
+    Checkpoints(target).save(tensors, {}, step=3)
     cuts = {table(name): column_parts(value) for name, value in tensors.items() if name.startswith("model.")}
     saved = {"before": whole(tensors), "cuts": cuts}
     run.step(3)
@@ -228,7 +228,7 @@ def other_optimizers(folder: Path) -> None:
 @pytest.mark.slow
 def test_a_checkpoint_opens_on_any_number_of_processes_with_any_plan(tmp_path: Path) -> None:
     """1, 2, 4 and again 1 processes: each job reads what those before it saved, under each of its plans."""
-    with quiet():
+    with suppress_warnings():
         import torchrec.distributed.model_parallel
         import torchrec.distributed.planner  # noqa: F401 - once, and not in each process
 
@@ -265,9 +265,9 @@ def value(rank: int, world: int, checkpoint: Checkpoint | None) -> float:
     return found
 
 
-def failures(rank: int, world: int, folder: Path, in_background: bool) -> None:
+def failures(rank: int, world: int, folder: Path) -> None:
     warnings.simplefilter("error")
-    checkpoints = Checkpoints(folder, in_background=in_background)
+    checkpoints = Checkpoints(folder)
     for step in (1, 2, 3):
         checkpoints.save(sharded(rank, world, float(step)), {"step": step}, step=step)
     assert value(rank, world, checkpoints.latest()) == 3
@@ -276,9 +276,8 @@ def failures(rank: int, world: int, folder: Path, in_background: bool) -> None:
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unlimited[1]))
-    with pytest.raises(OSError, match=r"rank 1: .*File too large: .*step-0000000004\.part"):  # noqa: PT012
+    with pytest.raises(OSError, match=r"rank 1: .*File too large: .*step-0000000004\.\w+\.part"):
         checkpoints.save(sharded(rank, world, 4.0, rows=1000), {}, step=4)
-        checkpoints.wait()
     resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert value(rank, world, checkpoints.latest()) == 3
     if rank == 0:  # which makes the next one's folder
@@ -323,13 +322,12 @@ def failures(rank: int, world: int, folder: Path, in_background: bool) -> None:
     dist.barrier()
 
 
-@pytest.mark.parametrize("in_background", [False, True])
-def test_what_fails_in_one_process_is_the_same_error_in_all(tmp_path: Path, in_background: bool) -> None:
-    assert statuses(fork(in_group, 2, failures, tmp_path, in_background)) == [0, 0]
+def test_what_fails_in_one_process_is_the_same_error_in_all(tmp_path: Path) -> None:
+    assert statuses(fork(in_group, 2, failures, tmp_path)) == [0, 0]
 
 
-def save_forever(rank: int, world: int, folder: Path, in_background: bool, into: int) -> None:
-    checkpoints = Checkpoints(folder, in_background=in_background)
+def save_forever(rank: int, world: int, folder: Path, into: int) -> None:
+    checkpoints = Checkpoints(folder)
     newest = checkpoints.latest()
     first = newest.step + 1 if newest else 1
     for step in range(first, first + 1000):
@@ -340,9 +338,9 @@ def save_forever(rank: int, world: int, folder: Path, in_background: bool, into:
 def test_processes_killed_while_they_save_leave_whole_checkpoints(tmp_path: Path) -> None:
     chance = random.Random(0)
     newest, interrupted = 0, 0
-    for number in range(20):
+    for _ in range(20):
         out, into = os.pipe()
-        children = fork(in_group, 2, save_forever, tmp_path, number % 2 == 1, into)
+        children = fork(in_group, 2, save_forever, tmp_path, into)
         os.close(into)
         os.read(out, 2)
         time.sleep(chance.uniform(0, 0.05))  # somewhere in the saves after that
@@ -359,5 +357,5 @@ def test_processes_killed_while_they_save_leave_whole_checkpoints(tmp_path: Path
             found.read({"table": table, "plain": plain})
             assert torch.equal(plain, torch.full((5,), float(newest)))
             assert torch.equal(table[::6, 0], torch.tensor([newest, newest + 1.0]))
-    assert newest >= 10
+    assert newest >= 20
     assert interrupted  # else no save was ever under way

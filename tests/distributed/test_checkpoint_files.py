@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ncf.distributed.checkpoint import Checkpoints
-from ncf.distributed.checkpoint_files import folder_of, folders_in, part_of
+from ncf.distributed.checkpoint_files import folder_of, folders_in, temporary_folders_in, temporary_path
 
 from .test_checkpoint_local import flip, save, value
 
@@ -21,8 +21,14 @@ def test_folders_are_told_from_what_is_not_whole_and_come_in_the_order_of_their_
     for step, again in reversed(numbers):
         folder = folder_of(tmp_path, step, again)
         folder.mkdir()
-        part_of(folder).mkdir()
+        temporary_path(folder).mkdir()
+        for name in (f"{folder.name}.link", f".{folder.name}.part", folder.name.replace("-", "-x")):
+            (tmp_path / name).mkdir()
+    (tmp_path / "step-0000000003").write_text("a file")
+    (tmp_path / ".step-0000000003.0123abcd.part").write_text("a file")
+    (tmp_path / "step-0000000004").symlink_to(tmp_path / "step-0000000002")
     assert folders_in(tmp_path) == [folder_of(tmp_path, *number) for number in numbers]
+    assert len(temporary_folders_in(tmp_path)) == len(numbers)
     assert folders_in(tmp_path / "none") == []
 
 
@@ -75,9 +81,9 @@ DAMAGES += [
         (lambda file: file.write_text("[" * 100_000), "is not JSON"),
         (lambda file: file.write_text("[1]"), "does not describe a checkpoint"),
         (folder_instead, "cannot be read"),
-        (rewrite(format=2), "has format 2, this version of ncf reads 1"),
+        (rewrite(format=1), "has format 1, this version of ncf reads 2"),
         (rewrite(step=4), "SHA-256 is another"),
-        (rewrite(about={}), "SHA-256 is another"),
+        (rewrite(metadata={}), "SHA-256 is another"),
         (rewrite(files={}), "SHA-256 is another"),
         (rewrite(sha256=None), "SHA-256 is another"),
     ]

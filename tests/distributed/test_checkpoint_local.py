@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ncf.distributed.checkpoint import Checkpoint, Checkpoints
 
-ABOUT = {"epoch": 3, "history": {"loss": [0.1, 1 / 3, float("inf")]}, "name": "Amélie", "best": None}
+METADATA = {"epoch": 3, "history": {"loss": [0.1, 1 / 3, float("inf")]}, "name": "Amélie", "best": None}
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
 
@@ -38,7 +38,7 @@ def value(checkpoint: Checkpoint | None) -> int:
     checkpoint.read(read)
     step = int(read["step"])
     assert torch.equal(read["weight"], tensors(step)["weight"])
-    assert checkpoint.step == step == checkpoint.about["step"]
+    assert checkpoint.step == step == checkpoint.metadata["step"]
     return step
 
 
@@ -50,14 +50,12 @@ def save(checkpoints: Checkpoints, step: int, *, best: bool = False) -> None:
     shapes=st.lists(st.lists(st.integers(0, 5), max_size=4), min_size=1, max_size=5),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 999),
-    in_background=st.booleans(),
 )
 def test_any_tensors_come_back_to_the_bit(
     tmp_path_factory: pytest.TempPathFactory,
     shapes: list[list[int]],
     dtype: torch.dtype,
     seed: int,
-    in_background: bool,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     folder = tmp_path_factory.mktemp("checkpoints")
@@ -65,11 +63,10 @@ def test_any_tensors_come_back_to_the_bit(
     for number, shape in enumerate(shapes):
         tensor = torch.randn(shape, generator=generator).mul(100).to(dtype)
         saved[f"{number}.a/b"] = tensor.transpose(0, -1) if tensor.dim() > 1 else tensor  # not contiguous
-    checkpoints = Checkpoints(folder, in_background=in_background)
-    checkpoints.save(saved, ABOUT, step=7)
-    found = Checkpoints(folder).latest() if not in_background else checkpoints.latest()
+    Checkpoints(folder).save(saved, METADATA, step=7)
+    found = Checkpoints(folder).latest()
     assert found is not None
-    assert (found.step, found.about) == (7, ABOUT)
+    assert (found.step, found.metadata) == (7, METADATA)
     read = {name: torch.ones_like(tensor) for name, tensor in saved.items()}
     found.read(read)
     for name, tensor in saved.items():
@@ -97,14 +94,14 @@ def test_a_step_saved_again_replaces_the_one_that_is_there(tmp_path: Path) -> No
         checkpoints.save({"weight": torch.tensor(again)}, {"again": again}, step=2)
         newest = checkpoints.latest()
         assert newest is not None
-        assert (newest.step, newest.about) == (2, {"again": again})
+        assert (newest.step, newest.metadata) == (2, {"again": again})
         assert len(steps(tmp_path)) == 2
 
 
 def test_a_folder_with_a_later_step_is_not_written_to(tmp_path: Path) -> None:
     save(Checkpoints(tmp_path), 10)
     with pytest.raises(
-        ValueError, match="holds a checkpoint of step 10, later than step 9: go on from latest"
+        ValueError, match="holds a checkpoint of step 10, later than step 9: resume from latest"
     ):
         save(Checkpoints(tmp_path), 9)
     assert steps(tmp_path) == ["step-0000000010"]
@@ -142,11 +139,32 @@ def test_nothing_whole_is_an_error_and_no_new_start(tmp_path: Path) -> None:
 def test_what_else_lies_in_the_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "step-1").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / ".step-0000000001.part").mkdir()  # of a killed save
-    (tmp_path / ".step-0000000001.part" / "__0_0.distcp").write_text("half")
-    save(Checkpoints(tmp_path), 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step-0000000002", "step-1"]
-    assert value(Checkpoints(tmp_path).latest()) == 2
+    half = tmp_path / ".step-0000000001.0123abcd.part"  # of a killed save
+    half.mkdir()
+    (half / "__0_0.distcp").write_text("half")
+    (tmp_path / ".step-backup.part").mkdir()
+    (tmp_path / ".step-0000000002.part").write_text("mine")
+    for step in (2, 3):
+        (tmp_path / f"step-{step:010d}").write_text("mine")
+        save(Checkpoints(tmp_path), step)
+        assert value(Checkpoints(tmp_path).latest()) == step
+    assert not half.exists()
+    foreign = {".step-0000000002.part", ".step-backup.part", "notes.txt", "step-1"}
+    foreign |= {"step-0000000002", "step-0000000003"}
+    assert {path.name for path in tmp_path.iterdir()} - foreign == {"step-0000000002.1", "step-0000000003.1"}
+    assert (tmp_path / "step-0000000002").read_text() == "mine"
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    here = Checkpoints(tmp_path / "new")
+    with here.locked():
+        with pytest.raises(
+            BlockingIOError, match="is in use by another run: give each run a folder of its own"
+        ):
+            save(Checkpoints(tmp_path / "new"), 1)
+        save(here, 1)
+    save(Checkpoints(tmp_path / "new"), 2)
+    assert steps(tmp_path / "new") == ["step-0000000001", "step-0000000002"]
 
 
 def test_a_checkpoint_of_another_model_is_an_error_that_names_the_tensors(tmp_path: Path) -> None:
@@ -192,21 +210,12 @@ def full_disk() -> object:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def save_twice(checkpoints: Checkpoints) -> None:
-    checkpoints.save({"a": torch.zeros(2000)}, {}, step=2)
-    checkpoints.save({"a": torch.zeros(3)}, {}, step=3)
-
-
-@pytest.mark.parametrize("in_background", [False, True])
-def test_a_full_disk_is_an_error_and_leaves_those_before(
-    tmp_path: Path, in_background: bool, full_disk: object
-) -> None:
-    checkpoints = Checkpoints(tmp_path, in_background=in_background)
+def test_a_full_disk_is_an_error_and_leaves_those_before(tmp_path: Path, full_disk: object) -> None:
+    checkpoints = Checkpoints(tmp_path)
     checkpoints.save({"a": torch.zeros(3)}, {}, step=1)
-    checkpoints.wait()
-    for _ in range(2):  # the second time it is the next save that tells of the one before
-        with pytest.raises(OSError, match=r"File too large: .*step-0000000002\.part"):
-            save_twice(checkpoints)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"File too large: .*step-0000000002\.\w+\.part"):
+            checkpoints.save({"a": torch.zeros(2000)}, {}, step=2)
         assert steps(tmp_path) == ["step-0000000001"]
     checkpoints.save({"a": torch.ones(3)}, {}, step=3)
     newest = checkpoints.latest()
@@ -214,42 +223,23 @@ def test_a_full_disk_is_an_error_and_leaves_those_before(
     assert newest.step == 3
 
 
-def test_a_save_in_the_background_has_the_values_of_its_call(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, in_background=True)
-    weight = torch.zeros(4 * 2**20)
-    about = {"epochs": [1]}
-    checkpoints.save({"weight": weight, "part": weight[:5]}, about, step=1)
-    weight += 1
-    about["epochs"].append(2)
-    newest = checkpoints.latest()
-    assert newest is not None
-    read = torch.empty_like(weight), torch.empty(5)
-    newest.read({"weight": read[0], "part": read[1]})
-    assert not read[0].any()
-    assert not read[1].any()
-    assert newest.about == {"epochs": [1]}
-
-
 def test_nothing_is_said_that_a_user_cannot_act_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for in_background in (False, True):
-            checkpoints = Checkpoints(tmp_path, in_background=in_background)
-            save(checkpoints, 1)
-            assert value(checkpoints.latest()) == 1
+        save(Checkpoints(tmp_path), 1)
+        assert value(Checkpoints(tmp_path).latest()) == 1
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("in_background", [False, True])
-def test_a_process_killed_at_any_moment_leaves_whole_checkpoints(tmp_path: Path, in_background: bool) -> None:
-    chance = random.Random(in_background)
+def test_a_process_killed_at_any_moment_leaves_whole_checkpoints(tmp_path: Path) -> None:
+    chance = random.Random(0)
     newest = interrupted = 0
     for _ in range(20):
         out, into = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                checkpoints = Checkpoints(tmp_path, in_background=in_background)
+                checkpoints = Checkpoints(tmp_path)
                 for step in range(newest + 1, newest + 1000):
                     save(checkpoints, step, best=step % 3 == 0)
                     os.write(into, b".")
@@ -265,12 +255,12 @@ def test_a_process_killed_at_any_moment_leaves_whole_checkpoints(tmp_path: Path,
         os.close(into)
         found = Checkpoints(tmp_path).latest()  # a warning would be an error here
         if found is not None:
-            assert value(found) >= newest + saved - in_background
+            assert value(found) >= newest + saved
             newest = found.step
         whole = [name for name in steps(tmp_path) if not name.startswith(".")]
         interrupted += len(whole) < len(steps(tmp_path))
         assert len(whole) <= 4  # two, the best, and one that was about to go
-    assert newest >= 20 - 20 * in_background
+    assert newest >= 20
     assert interrupted  # else no save was ever under way
     save(Checkpoints(tmp_path), newest + 1)
     assert not any(name.startswith(".") for name in steps(tmp_path))

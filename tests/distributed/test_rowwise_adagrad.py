@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncf.distributed.rowwise_adagrad import Columns, mean_over_columns
+from ncf.distributed.rowwise_adagrad import ColumnSplits, average_over_columns
 
 CUTS = st.sets(st.integers(1, 11), max_size=4)
 
 
-def columns(cuts: set[int]) -> Columns:
+def columns(cuts: set[int]) -> ColumnSplits:
     """Twelve columns cut at some of them."""
     return tuple((first, last - first) for first, last in itertools.pairwise([0, *sorted(cuts), 12]))
 
@@ -29,7 +29,7 @@ def test_each_new_part_has_the_mean_over_its_columns(
         by_column[first : first + width] = sums[part].double()
     for part, (first, width) in enumerate(after):
         for begin in range(rows):  # a process may have some of the rows only
-            found = mean_over_columns(sums.flatten(), before, after, part * rows + begin, rows - begin)
+            found = average_over_columns(sums.flatten(), before, after, part * rows + begin, rows - begin)
             expected = by_column[first : first + width, begin:].mean(0)
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
             if any(

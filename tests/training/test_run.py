@@ -103,7 +103,7 @@ def test_where_and_how_often_may_change(split: Split, tmp_path: Path) -> None:
         job.fit(split)
     whole = build()
     trainer(whole).fit(split)
-    other = Checkpoints(tmp_path, keep=1, in_background=True)
+    other = Checkpoints(tmp_path, keep=1)
     trainer(model, checkpoint=other, checkpoint_every=5, threads=2, progress=False).fit(split)
     assert equal(model, whole)
 
