@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import secrets
 import shutil
@@ -146,10 +145,8 @@ def find_corruption(file: Path, size: int, sha256: str) -> str | None:
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     text = json.dumps({**manifest, "sha256": _digest(manifest)}, indent=2)
-    with (folder / _MANIFEST).open("w", encoding="utf-8") as out:
-        out.write(text + "\n")
-        out.flush()
-        os.fsync(out.fileno())
+    (folder / _MANIFEST).write_text(text + "\n", encoding="utf-8")
+    flush_to_disk(folder / _MANIFEST)
 
 
 def _digest(manifest: dict[str, Any]) -> str:
