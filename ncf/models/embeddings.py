@@ -66,6 +66,8 @@ class UserItemEmbeddings(nn.Module):
 
     Attributes:
         table_fillers: by table, the function that fills a part of it: with initial values, unless replaced.
+        sparse_gradients: gradients of tables in one process are of the rows looked up alone, as
+            `ncf.training.optimizers.RowSparse` reads them.
 
     Example::
 
@@ -88,6 +90,7 @@ class UserItemEmbeddings(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        self.sparse_gradients = False
         self.num_users = num_users
         self.num_items = num_items
         self.tables = tuple(tables)
@@ -155,7 +158,11 @@ class UserItemEmbeddings(nn.Module):
             return {t.name: rows[t.name].view(*leading[t.side], t.dim) for t in self.tables}
         users = users[:, None] if items.dim() == 2 else users
         return {
-            table.name: F.embedding(users if table.side == "user" else items, self.weight(table.name))
+            table.name: F.embedding(
+                users if table.side == "user" else items,
+                self.weight(table.name),
+                sparse=self.sparse_gradients,
+            )
             for table in self.tables
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -14,53 +15,226 @@ from ncf.data.interactions import Interactions
 _DECAY_OF_ONE = 0.00315  # by the number of interactions
 _DECAY_OF_GMF = 0.000355  # by the size of the tables
 
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": lambda params, **kw: torch.optim.Adam(params, fused=True, **kw),
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-}
+_RULES = ("adamw", "adagrad", "rowwise_adagrad", "sgd")
+_CHOICES = (*_RULES, "adam")
+Setting = float | Mapping[str, float]  # one number, or one for each part of a model
 
 
-def make_optimizer(
-    model: nn.Module, name: str, *, learning_rate: float, weight_decay: float = 0.0
-) -> torch.optim.Optimizer:
-    """The optimizer of a model: one that touches every parameter, and beside it what the tables have of their own.
+class RowSparse(torch.optim.Optimizer):
+    """Update the rows of a batch and no others: a step costs what it reads, however large the tables are.
 
-    A step of it costs the size of a table, which is right up to some 10⁵ rows. The tables of a sharded model
-    that are larger are updated in their backward (FBGEMM): then the two are one TorchRec `KeyedOptimizer`. Each
-    group of parameters has its rate at the start as ``initial_lr``.
+    Of a table, moments advance and decay applies for the rows of the batch only; AdamW's bias corrections count the
+    steps of all. That is what FBGEMM's fused optimizers do on a GPU. Of a sparse gradient the rows are its
+    indices; of a dense one of a table, where processes have averaged it, those that are not zero. Everything else is
+    updated as a whole. Decay is decoupled from the gradient: a parameter w moves by rate · decay · (w − target), where
+    the target is zero, or one for the head's weights of the product.
 
     Args:
-        model: whose parameters to update; perhaps one that `ncf.distributed.sharding.shard` has sharded.
-        name: ``"adam"``, ``"adagrad"`` or ``"sgd"``, of all parameters that are not updated in their backward.
-        learning_rate: step size of these.
-        weight_decay: L2 penalty on these.
-
-    Raises:
-        ValueError: for an unknown name or a negative number.
+        groups: of parameters; ``rows`` marks tables, and ``columns`` says how many leading columns of a head
+            belong to the product. `make_optimizer` makes them.
+        rule: ``"adamw"`` (Loshchilov & Hutter, ICLR 2019), ``"adagrad"`` (Duchi et al., JMLR 2011),
+            ``"rowwise_adagrad"`` with one sum of squares for each row of a table, or ``"sgd"``.
+        betas: decay rates of AdamW's two moments.
+        eps: added to a root; 1e-8 for AdamW, 1e-10 for Adagrad by default.
 
     Example::
 
-        >>> from ncf import GMF
-        >>> from ncf.training.optimizers import make_optimizer
-        >>> optimizer = make_optimizer(GMF(num_users=2, num_items=3), "adam", learning_rate=0.01)
-        >>> type(optimizer).__name__, optimizer.param_groups[0]["initial_lr"]
-        ('Adam', 0.01)
+        >>> import torch
+        >>> from ncf.training.optimizers import RowSparse
+        >>> table = torch.nn.Parameter(torch.ones(3, 2))
+        >>> optimizer = RowSparse([{"params": [table], "rows": True, "lr": 0.5, "weight_decay": 0.1}], rule="sgd")
+        >>> torch.nn.functional.embedding(torch.tensor([2, 2]), table, sparse=True).sum().backward()
+        >>> optimizer.step()
+        >>> table.data
+        tensor([[ 1.0000,  1.0000],
+                [ 1.0000,  1.0000],
+                [-0.0500, -0.0500]])
     """
-    if name not in _OPTIMIZERS:
-        raise ValueError(f"optimizer = {name!r}: choose one of {', '.join(map(repr, _OPTIMIZERS))}")
-    for argument, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
-        if not isinstance(value, Real) or not value >= 0.0:
-            raise ValueError(f"{argument} = {value!r}: give a number of at least 0")
 
-    def dense(parameters: Any) -> torch.optim.Optimizer:
-        return _OPTIMIZERS[name](parameters, lr=learning_rate, weight_decay=weight_decay)
+    def __init__(
+        self,
+        groups: Any,
+        *,
+        rule: str,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float | None = None,
+    ) -> None:
+        self.rule = rule
+        eps = (1e-8 if rule == "adamw" else 1e-10) if eps is None else eps
+        of_product = {"columns": 0, "share": 1.0, "product_share": 1.0, "product_decay": 0.0}
+        super().__init__(
+            groups, {"lr": 0.0, "weight_decay": 0.0, "rows": False, "betas": betas, "eps": eps, **of_product}
+        )
+
+    def started(self, value: Tensor, rows: bool) -> dict[str, Tensor]:
+        """A parameter's state, made if no step has made it yet; ``rows`` says that it is a table."""
+        state: dict[str, Tensor] = self.state[value]
+        if not state and self.rule == "adamw":
+            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(value), torch.zeros_like(value)
+        elif not state and self.rule != "sgd":
+            by_row = rows and self.rule == "rowwise_adagrad"
+            state["sum"] = torch.zeros_like(value[:, 0] if by_row else value)
+        return state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take one step; see `torch.optim.Optimizer.step`."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for value in group["params"]:
+                if value.grad is not None:
+                    self._update(value, group)
+        return loss
+
+    def _update(self, value: Tensor, group: dict[str, Any]) -> None:
+        gradient, state = value.grad, self.started(value, group["rows"])
+        assert gradient is not None
+        rows: Any = slice(None)
+        if gradient.is_sparse:
+            gradient = gradient.coalesce()
+            rows, gradient = gradient.indices()[0], gradient.values()  # [R], [R, D]
+        elif group["rows"]:
+            rows = gradient.any(dim=1).nonzero().squeeze(1)
+            gradient = gradient[rows]
+        if self.rule == "sgd":
+            direction = gradient
+        elif self.rule == "adamw":
+            (beta1, beta2), count = group["betas"], int(state["step"].add_(1))
+            mean = state["exp_avg"][rows].lerp(gradient, 1 - beta1)
+            square = (state["exp_avg_sq"][rows] * beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            state["exp_avg"][rows], state["exp_avg_sq"][rows] = mean, square
+            root = square.sqrt_().mul_((1 - beta2**count) ** -0.5).add_(group["eps"])
+            direction = mean / (1 - beta1**count) / root
+        else:
+            by_row = state["sum"].dim() < gradient.dim()
+            squares = gradient.square().mean(dim=1) if by_row else gradient.square()
+            state["sum"][rows] += squares
+            root = state["sum"][rows].sqrt().add_(group["eps"])
+            direction = gradient / (root[:, None] if by_row else root)
+        share, decay, target = _by_column(group, value)
+        old, rate = value[rows], group["lr"] * share
+        value[rows] = old - rate * decay * (old - target) - rate * direction
+
+
+def _by_column(group: dict[str, Any], value: Tensor) -> tuple[Any, Any, Any]:
+    """Share of the rate, decay and what it pulls towards: numbers, or ``[columns]`` where a head has two parts."""
+    columns = group["columns"]
+    if not columns:
+        return group["share"], group["weight_decay"], 0.0
+    leading, rest = (
+        (group["product_share"], group["product_decay"], 1.0),
+        (group["share"], group["weight_decay"], 0.0),
+    )
+    both = value.new_tensor([leading, rest])
+    sizes = torch.tensor([columns, value.shape[1] - columns], device=value.device)
+    share, decay, target = both.repeat_interleave(sizes, dim=0).unbind(1)
+    return share, decay, target
+
+
+def make_optimizer(
+    model: nn.Module, name: str, *, learning_rate: Setting, weight_decay: Setting = 0.0
+) -> torch.optim.Optimizer:
+    """The optimizer of a model, and beside it what its tables have of their own.
+
+    The tables of a sharded model that are large are updated in their backward (FBGEMM): then the two are one TorchRec
+    `KeyedOptimizer`. Each group of parameters has its rate at the start as ``initial_lr``.
+
+    A model has parts, and `learning_rate` and `weight_decay` are one number for all, or a number for each by name,
+    where ``"default"`` stands for those without a name. Parts are the tables' kinds, ``"gmf"`` and ``"mlp"``, or
+    ``"mf"``; ``"tower"``, the hidden layers; ``"head"``; and ``"gmf_head"``, the head's weights of the product, whose
+    decay pulls them towards one, and which a rate of zero holds where they are. Biases do not decay.
+
+    Args:
+        model: whose parameters to update; perhaps one that `ncf.distributed.sharding.shard` has sharded.
+        name: ``"adamw"``, ``"adagrad"``, ``"rowwise_adagrad"`` or ``"sgd"``, see `RowSparse`; or ``"adam"``, the dense
+            one (Kingma & Ba, ICLR 2015), which updates every row at every step, and whose decay is an L2 penalty on
+            every parameter.
+        learning_rate: step size.
+        weight_decay: decay, in units of the learning rate; with ``"adam"`` an L2 penalty.
+
+    Raises:
+        ValueError: for an unknown name or part, or a number that is negative or not finite.
+
+    Example::
+
+        >>> from ncf import NeuMF
+        >>> from ncf.training.optimizers import make_optimizer
+        >>> model = NeuMF(num_users=2, num_items=3)
+        >>> optimizer = make_optimizer(
+        ...     model, "adamw", learning_rate={"mlp": 1e-3, "default": 4e-3}, weight_decay={"gmf": 0.2, "default": 0.0}
+        ... )
+        >>> [(group["part"], group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+        ... # doctest: +NORMALIZE_WHITESPACE
+        [('gmf', 0.004, 0.2), ('mlp', 0.001, 0.0), ('tower', 0.004, 0.0), ('tower', 0.004, 0.0), ('head', 0.004, 0.0),
+         ('head', 0.004, 0.0)]
+    """
+    if name not in _CHOICES:
+        raise ValueError(f"optimizer = {name!r}: choose one of {', '.join(map(repr, _CHOICES))}")
+    inner: Any = getattr(model, "module", model)
+    parts = dict.fromkeys(_part(key) for key, _ in model.named_parameters())
+    columns = 0
+    if "gmf" in getattr(inner, "towers", ()) and hasattr(inner.head, "weight"):
+        columns = inner.towers["gmf"].out_features
+        parts["gmf_head"] = None
+    rates, decays = (
+        _of_parts("learning_rate", learning_rate, parts),
+        _of_parts("weight_decay", weight_decay, parts),
+    )
+
+    def dense(parameters: Mapping[str, Any]) -> torch.optim.Optimizer:
+        if name == "adam":
+            if len({*rates.values()}) > 1 or len({*decays.values()}) > 1:
+                raise ValueError(
+                    "optimizer = 'adam' has one rate and one decay for all parts: choose 'adamw'"
+                )
+            rate, decay = next(iter(rates.values())), next(iter(decays.values()))
+            return torch.optim.Adam([*parameters.values()], fused=True, lr=rate, weight_decay=decay)
+        groups: dict[tuple[str, bool], dict[str, Any]] = {}
+        for key, value in parameters.items():
+            part, bias = _part(key), value.dim() == 1
+            group = groups.setdefault((part, bias), {"part": part, "params": [], "rows": _is_table(key)})
+            group["params"].append(value)
+            group |= {"lr": rates[part], "weight_decay": 0.0 if bias else decays[part]}
+            if part == "head" and not bias and columns:
+                top = max(rates["head"], rates["gmf_head"])
+                group |= {"lr": top, "columns": columns, "product_decay": decays["gmf_head"]}
+                group |= {
+                    "share": rates["head"] / (top or 1.0),
+                    "product_share": rates["gmf_head"] / (top or 1.0),
+                }
+        return RowSparse([*groups.values()], rule=name)
 
     fused = getattr(model, "fused_optimizer", None)
-    optimizer = dense(model.parameters()) if fused is None else _combined(model, fused, dense)
+    own = {key: value for key, value in model.named_parameters() if value.requires_grad}
+    optimizer = dense(own) if fused is None else _combined(model, fused, dense)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def _is_table(name: str) -> bool:
+    return name.startswith("embeddings.")
+
+
+def _part(name: str) -> str:
+    """The part of a model that a parameter belongs to."""
+    if _is_table(name):
+        return name.split(".")[-2].split("_", 1)[-1]  # user_gmf, item_gmf
+    return "head" if name.startswith("head.") else "tower"
+
+
+def _of_parts(argument: str, setting: Setting, parts: Mapping[str, Any]) -> dict[str, float]:
+    given = setting if isinstance(setting, Mapping) else {"default": setting}
+    for part, value in given.items():
+        if part not in (*parts, "default"):
+            raise ValueError(f"{argument} names the part {part!r}: the model has {', '.join(parts)}")
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= value < math.inf:
+            raise ValueError(f"{argument} = {setting!r}: give a finite number of at least 0")
+    for part in parts:
+        if part not in given and "default" not in given:
+            raise ValueError(f'{argument} has no number for the part {part!r}: name it, or give a "default"')
+    return {part: float(given[part] if part in given else given["default"]) for part in parts}
 
 
 def weight_decay_for(train: Interactions, model: nn.Module | None = None) -> float:
@@ -110,7 +284,7 @@ def _combined(model: nn.Module, fused: Any, dense: Callable[[Any], torch.optim.O
         for name, parameter in in_backward_optimizer_filter(model.named_parameters())
         if parameter.numel()  # an empty one stands for a table that another process holds
     }
-    return CombinedOptimizer([fused, KeyedOptimizerWrapper(rest, dense)])
+    return CombinedOptimizer([fused, KeyedOptimizerWrapper(rest, dense, pass_params_dict=True)])
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -150,7 +324,7 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def started(optimizer: Any, parameter: Tensor) -> dict[str, Tensor]:
-    """A parameter's state; Adam's is made if no step has made it yet, since there is nothing to read into else.
+    """A parameter's state, made if no step has made it yet, since there is nothing to read into else.
 
     Example::
 
@@ -162,6 +336,11 @@ def started(optimizer: Any, parameter: Tensor) -> dict[str, Tensor]:
     """
     inner = getattr(optimizer, "_optimizer", optimizer)
     state: dict[str, Tensor] = inner.state[parameter]
+    if isinstance(inner, RowSparse):
+        rows = any(
+            value is parameter for group in inner.param_groups if group["rows"] for value in group["params"]
+        )
+        return inner.started(parameter, rows)
     if not state and isinstance(inner, torch.optim.Adam):
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         state["exp_avg"] = torch.zeros_like(parameter)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ncf.distributed.collectives import world_size
 from ncf.training.batches import Batch
 from ncf.training.losses import Loss
-from ncf.training.optimizers import adam_scales, started
+from ncf.training.optimizers import RowSparse, adam_scales, started
 
 
 class Step(Protocol):
@@ -70,14 +71,29 @@ class EagerStep:
     def __call__(self, chunk: Batch, rates: Sequence[float]) -> Tensor:
         """See `Step`."""
         losses = []
-        for users, items, rate in zip(chunk.users, chunk.items, rates, strict=True):
-            set_rate(self.optimizer, rate)
-            loss = self.loss(self.model(users, items))
+        with self._gradients():
+            for users, items, rate in zip(chunk.users, chunk.items, rates, strict=True):
+                set_rate(self.optimizer, rate)
+                loss = self.loss(self.model(users, items))
+                self.optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+                losses.append(loss.detach())
             self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            losses.append(loss.detach())
         return torch.stack(losses)
+
+    @contextmanager
+    def _gradients(self) -> Iterator[None]:
+        """Tables get gradients of the batch's rows alone, if the optimizer reads no others."""
+        embeddings = getattr(self.model, "embeddings", None)
+        if embeddings is None or not isinstance(self.optimizer, RowSparse):
+            yield
+            return
+        embeddings.sparse_gradients = True
+        try:
+            yield
+        finally:
+            embeddings.sparse_gradients = False
 
 
 class CollectiveStep(EagerStep):

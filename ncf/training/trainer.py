@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Literal
 
@@ -44,10 +44,13 @@ class Trainer:
         model: the model, or what `ncf.distributed.shard` returned; it is trained in place.
         epochs: passes over the training positives.
         batch_size: samples per step, positives and negatives together.
-        learning_rate: of the optimizer, at the start.
+        learning_rate: of the optimizer, at the start; one number, or one for each part of the model by name, see
+            `ncf.training.optimizers.make_optimizer`.
         schedule: ``"linear"``, falling to zero over the epochs, or ``"constant"``.
-        optimizer: ``"adam"``, ``"adagrad"`` or ``"sgd"``, of all but the tables that `ncf.distributed.shard` gave one.
-        weight_decay: L2 penalty on every parameter that this optimizer updates.
+        optimizer: of all but the tables that `ncf.distributed.shard` gave one. ``"adamw"``, ``"adagrad"``,
+            ``"rowwise_adagrad"`` and ``"sgd"`` update the rows of the batch; ``"adam"`` every row at every step.
+        weight_decay: decay, decoupled from the gradient, in units of the learning rate; also by part of the model. With
+            ``optimizer="adam"`` an L2 penalty.
         negatives: negatives per positive.
         law: law of the negatives, ``"uniform"`` or ``"popularity"``.
         loss: ``"bce"`` (binary cross-entropy) or ``"bpr"``.
@@ -90,10 +93,10 @@ class Trainer:
         *,
         epochs: int = 10,
         batch_size: int = 2048,
-        learning_rate: float = 4e-3,
+        learning_rate: float | Mapping[str, float] = 4e-3,
         schedule: Literal["linear", "constant"] = "linear",
-        optimizer: Literal["adam", "adagrad", "sgd"] = "adam",
-        weight_decay: float = 0.0,
+        optimizer: Literal["adamw", "adagrad", "rowwise_adagrad", "sgd", "adam"] = "adam",
+        weight_decay: float | Mapping[str, float] = 0.0,
         negatives: int = 4,
         law: Literal["uniform", "popularity"] = "uniform",
         loss: Literal["bce", "bpr"] = "bce",
@@ -130,7 +133,7 @@ class Trainer:
             raise ValueError("compile=True is for a model in one process, not for a sharded one")
         self.epochs = whole("epochs", epochs)
         self.batch_size = whole("batch_size", batch_size)
-        self.learning_rate = learning_rate
+        self.learning_rate = dict(learning_rate) if isinstance(learning_rate, Mapping) else learning_rate
         self.schedule = schedule
         self.negatives = whole("negatives", negatives)
         self.law = law
@@ -145,7 +148,7 @@ class Trainer:
         self.checkpoints = Checkpoints(checkpoint) if isinstance(checkpoint, str | PathLike) else checkpoint
         self.checkpoint_every = whole_or_none("checkpoint_every", checkpoint_every)
         self.optimizer_name = optimizer
-        self.weight_decay = weight_decay
+        self.weight_decay = dict(weight_decay) if isinstance(weight_decay, Mapping) else weight_decay
         self.optimizer = make_optimizer(
             model, optimizer, learning_rate=learning_rate, weight_decay=weight_decay
         )
