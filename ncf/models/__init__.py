@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from ncf.utils.lazy import lazy_names
 
-__all__ = ["GMF", "MLP", "EmbeddingModel", "MatrixFactorization", "NeuMF", "load"]
+__all__ = ["GMF", "MLP", "EmbeddingModel", "MatrixFactorization", "NeuMF", "load", "register"]
 
 if TYPE_CHECKING:
     from ncf.models.base import EmbeddingModel
-    from ncf.models.loading import load
+    from ncf.models.loading import load, register
     from ncf.models.matrix_factorization import MatrixFactorization
     from ncf.models.neural import GMF, MLP, NeuMF
 
@@ -21,6 +21,7 @@ _HOMES = {
     "MatrixFactorization": "matrix_factorization",
     "NeuMF": "neural",
     "load": "loading",
+    "register": "loading",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

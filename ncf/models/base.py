@@ -72,6 +72,7 @@ class EmbeddingModel(nn.Module):
     head: Any
     user_ids: Vocabulary | None = None
     item_ids: Vocabulary | None = None
+    record: dict[str, Any] | None = None  # what it was trained on and how good it was; saved with it
 
     def __init__(
         self,
@@ -194,8 +195,8 @@ class EmbeddingModel(nn.Module):
             )
         return self.scorer().score(users, candidates)
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the model to a folder; `ncf.load` reads it. See `ncf.models.saving.save`."""
+    def save(self, path: str | PathLike[str], **options: Any) -> None:
+        """Write the model to a folder; `ncf.load` reads it. See `ncf.models.saving.save` for the options."""
         from ncf.models.saving import save
 
-        save(self, path)
+        save(self, path, **options)

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,14 +145,18 @@ def read_tensors(path: str | os.PathLike[str], names: Sequence[str] | None = Non
         tensors: dict[str, Tensor] = load_file(str(path))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error}): write it again") from error
-    if names is None:
-        return tensors
-    missing, extra = sorted(set(names) - tensors.keys()), sorted(tensors.keys() - set(names))
+    if names is not None:
+        check_names(path, tensors, names)
+    return tensors
+
+
+def check_names(path: str | os.PathLike[str], tensors: Iterable[str], names: Iterable[str]) -> None:
+    """Raise a ValueError unless a file holds exactly the named tensors."""
+    missing, extra = sorted(set(names) - set(tensors)), sorted(set(tensors) - set(names))
     if missing or extra:
         raise ValueError(
             f"{path} does not fit: missing {missing or 'nothing'}, unexpected {extra or 'nothing'}"
         )
-    return tensors
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -35,3 +35,12 @@ def select_lists(offsets: Tensor, values: Tensor, chosen: Tensor) -> tuple[Tenso
     taken = lengths_to_offsets(counts)
     moved = (offsets[chosen] - taken[:-1]).repeat_interleave(counts)  # by how much each value moves
     return taken, values[torch.arange(len(moved), dtype=torch.int64, device=moved.device) + moved]
+
+
+def check_lists(name: str, offsets: Tensor, values: Tensor, count: int, below: int) -> None:
+    """Raise a ValueError unless there are ``count`` lists of numbers from 0 to ``below - 1``."""
+    whole = offsets.dtype == torch.int64 and offsets.shape == (count + 1,) and values.dim() == 1
+    if not whole or int(offsets[0]) or int(offsets[-1]) != len(values) or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"{name} is not {count} lists: give offsets [{count + 1}], int64, and values [N]")
+    if len(values) and (int(values.min()) < 0 or int(values.max()) >= below):
+        raise ValueError(f"{name} holds a number outside 0 to {below - 1}: it is of other data")

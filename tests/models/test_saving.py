@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,23 +17,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ncf
-from ncf import GMF, NeuMF
+from ncf import ALS, EASE, GMF, Interactions, ItemKNN, ItemPop, NeuMF
 from ncf.data.interactions import Vocabulary
-from ncf.models import saving
+from ncf.models import register, saving
+from ncf.models.loading import load_saved
+from ncf.utils.files import write_text
+from ncf.utils.row_formats import dequantize_rows, quantize_rows
+from tests.conftest import random_interactions
+
+from .folders import describe, description, file_of, rehash
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     GMF(5, 7, factors=3).save(tmp_path / "model")
     return tmp_path / "model"
-
-
-def description(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text())
-
-
-def weights(folder: Path) -> Path:
-    return folder / description(folder)["files"]["model"]
 
 
 @pytest.mark.parametrize("raw", [["a", "b", "c", "d", "e"], [10, 30, 20, 50, 40]])
@@ -48,23 +47,29 @@ def test_vocabularies_travel_with_the_model(tmp_path: Path, raw: list) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_missing_tensor_an_extra_one_and_a_wrong_shape_are_named(folder: Path, device: str) -> None:
-    file = weights(folder)
+    file = file_of(folder)
     good = load_file(file)
     save_file({name: tensor for name, tensor in good.items() if name != "head.bias"}, file)
+    rehash(folder)
     with pytest.raises(ValueError, match=r"missing \['head.bias'\]"):
         ncf.load(folder, device=device)
     save_file({**good, "head.scale": torch.ones(1)}, file)
+    rehash(folder)
     with pytest.raises(ValueError, match=r"unexpected \['head.scale'\]"):
         ncf.load(folder, device=device)
     save_file({**good, "head.weight": torch.ones(1, 9)}, file)
+    rehash(folder)
     with pytest.raises(ValueError, match=r"head.weight has shape \(1, 9\), config.json asks for \(1, 3\)"):
         ncf.load(folder, device=device)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_damaged_files_are_one_clear_error(folder: Path, device: str) -> None:
-    file = weights(folder)
+    file = file_of(folder)
     file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"\.safetensors has \d+ bytes, not \d+: copy it again"):
+        ncf.load(folder, device=device)
+    rehash(folder)
     with pytest.raises(ValueError, match="not a complete safetensors file"):
         ncf.load(folder, device=device)
     file.unlink()
@@ -77,47 +82,77 @@ def test_damaged_files_are_one_clear_error(folder: Path, device: str) -> None:
         ncf.load(folder / "nothing", device=device)
 
 
+def named(name: object) -> dict:
+    return {"files": {"model": {"name": name, "bytes": 1, "sha256": ""}}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"files": {"model": "../secret.safetensors"}}, "outside its folder"),
-        ({"files": {"model": "/etc/passwd"}}, "outside its folder"),
-        ({"files": {"model": ".."}}, "outside its folder"),
-        ({"files": {"model": ""}}, "outside its folder"),
-        ({"files": {"model": "a/b.safetensors"}}, "outside its folder"),
-        ({"files": {"model": 5}}, "does not describe a model"),
-        ({"files": {"model": None}}, "does not describe a model"),
+        (named("../secret.safetensors"), "outside its folder"),
+        (named("/etc/passwd"), "outside its folder"),
+        (named(".."), "outside its folder"),
+        (named(""), "outside its folder"),
+        (named("a/b.safetensors"), "outside its folder"),
+        (named("a" * 300), "names a file that cannot be"),
+        (named("a\0b"), "outside its folder"),
+        (named(5), "does not describe a model"),
+        (named(None), "does not describe a model"),
+        ({"files": {"model": "weights"}}, "does not describe a model"),
         ({"files": ["model"]}, "does not describe a model"),
         ({"files": {}}, "does not describe a model"),
-        ({"format": 99}, "format 99"),
+        ({"files": {"code": {}}}, "does not describe a model"),
+        ({"format": 99}, "has format 99, .*: update ncf"),
+        ({"format": 1}, "has format 1, .*: save the model again"),
+        ({"rows": "int2"}, "rows' format 'int2': update ncf"),
         ({"model": "Popen"}, "names the model 'Popen'"),
         ({"model": "EmbeddingModel"}, "names the model 'EmbeddingModel'"),
-        ({"model": ["GMF"]}, "names the model"),
-        ({"config": None}, "cannot be built"),
-        ({"config": [5, 7]}, "cannot be built"),
+        ({"model": ["GMF"]}, "does not describe a model"),
+        ({"config": None}, "does not describe a model"),
+        ({"config": [5, 7]}, "does not describe a model"),
+        ({"record": 5}, "does not describe a model"),
         ({"config": {"num_users": 5, "num_items": 7, "device": "cpu"}}, "cannot be built"),
         ({"config": {"num_users": 5, "num_items": 7.5}}, "cannot be built"),
         ({"config": {"num_users": 10**18, "num_items": 7}}, "cannot be built"),
         ({"config": {"num_users": 10**30, "num_items": 7}}, "cannot be built"),
+        ({"config": {"num_users": 5, "num_items": 7, "seed": float("inf")}}, "cannot be built"),
         ({"model": "MLP", "config": {"num_users": 5, "num_items": 7, "layers": "wide"}}, "cannot be built"),
+        (
+            {"model": "MLP", "config": {"num_users": 5, "num_items": 7, "layers": [2] * 9**5}},
+            "more tensors than",
+        ),
+        ({"model": "ItemPop", "config": {"num_users": 5, "num_items": 10**30}}, "cannot be built"),
+        ({"model": "EASE", "config": {"num_users": 5, "num_items": 7}}, "cannot be built"),
         ({"config": {"num_users": 5, "colour": 3}}, "cannot be built"),
     ],
 )
 def test_a_description_that_cannot_be_trusted_is_refused(folder: Path, change: dict, message: str) -> None:
-    (folder / "config.json").write_text(json.dumps(description(folder) | change))
+    describe(folder, description(folder) | change)
     with pytest.raises(ValueError, match=message):
         ncf.load(folder)
 
 
-@pytest.mark.parametrize("key", ["format", "model", "config", "files"])
+@pytest.mark.parametrize("key", ["format", "model", "config", "files", "versions", "record"])
 def test_a_description_without_a_part_is_refused(folder: Path, key: str) -> None:
-    rest = {name: value for name, value in description(folder).items() if name != key}
-    (folder / "config.json").write_text(json.dumps(rest))
+    describe(folder, {name: value for name, value in description(folder).items() if name != key})
     with pytest.raises(ValueError, match="does not describe a model"):
         ncf.load(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"null", b'"GMF"', b"\xff\xfe", b"[" * 10_000])
+def test_a_description_that_was_changed_is_refused(folder: Path) -> None:
+    content = description(folder)
+    content["config"]["seed"] = 1
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"config.json is damaged: its SHA-256 is"):
+        ncf.load(folder)
+    content["config"]["seed"] = 0  # as it was, with other spaces and in another order
+    (folder / "config.json").write_text(json.dumps(dict(reversed(content.items()))))
+    ncf.load(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"null", b'"GMF"', b"\xff\xfe", b"[" * 10_000, b"9" * 5000, b" " * 2**21]
+)
 def test_a_description_that_is_something_else_is_refused(folder: Path, content: bytes) -> None:
     (folder / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match="does not describe a model"):
@@ -126,8 +161,16 @@ def test_a_description_that_is_something_else_is_refused(folder: Path, content: 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_tensors_that_are_no_real_numbers_are_refused(folder: Path, device: str) -> None:
-    file = weights(folder)
-    save_file({name: tensor.to(torch.int64) for name, tensor in load_file(file).items()}, file)
+    file = file_of(folder)
+    good = load_file(file)
+    save_file(good | {"head.bias": good["head.bias"].double()}, file)
+    rehash(folder)
+    with pytest.raises(
+        ValueError, match=r"head.bias holds torch.float64, .*: save the model again, in one precision"
+    ):
+        ncf.load(folder, device=device)
+    save_file({name: tensor.to(torch.int64) for name, tensor in good.items()}, file)
+    rehash(folder)
     with pytest.raises(ValueError, match=r"holds torch.int64, not floating-point numbers"):
         ncf.load(folder, device=device)
 
@@ -136,18 +179,30 @@ def test_a_vocabulary_that_is_damaged_or_too_long_is_refused(tmp_path: Path) -> 
     model = GMF(3, 4)
     model.user_ids = Vocabulary([4, 5, 6])
     model.save(tmp_path)
-    file = tmp_path / description(tmp_path)["files"]["user_ids"]
+    file = file_of(tmp_path, "user_ids")
     good = file.read_bytes()
     for bad in (good[:-7], b"", b"PAR1"):
         file.write_bytes(bad)
-        with pytest.raises(ValueError, match="is not a vocabulary"):
+        with pytest.raises(ValueError, match=r"user_ids-\w+.parquet has \d+ bytes, not"):
             ncf.load(tmp_path)
-    pq.write_table(pa.table({"name": ["a"]}), file)
-    with pytest.raises(ValueError, match="is not a vocabulary"):
-        ncf.load(tmp_path)
-    pq.write_table(pa.table({"id": [1, 2, 3, 4]}), file)
-    with pytest.raises(ValueError, match="has 4 ids for the model's 3"):
-        ncf.load(tmp_path)
+        rehash(tmp_path)
+        with pytest.raises(ValueError, match=r"user_ids-\w+.parquet is damaged"):
+            ncf.load(tmp_path)
+    for table, message in (
+        ({"name": ["a"]}, "is not a vocabulary: its columns are name"),
+        ({"id": [1, 2, 3, 4]}, "has 4 rows for the model's 3"),
+        ({"id": [7] * 10**7}, "has 10000000 rows for the model's 3"),
+        ({"id": ["x" * 10**7] * 3}, "unpacks to"),
+        ({"id": ["a", "a"]}, "holds an id more than once"),
+        ({"id": [5, 5]}, "user_ids.* holds 5 more than once"),
+        ({"id": [5.5, 6.5]}, "user_ids.* is not a vocabulary"),
+        ({"id": [5, None]}, "user_ids.* is not a vocabulary"),
+        ({"id": pa.array([b"\xff"]).view(pa.string())}, "user_ids.* is damaged"),
+    ):
+        pq.write_table(pa.table(table), file, compression="zstd")
+        rehash(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            ncf.load(tmp_path)
 
 
 def test_fault_15_nothing_in_the_folder_is_a_pickle(tmp_path: Path) -> None:
@@ -174,7 +229,7 @@ def test_strings_of_any_script_travel(tmp_path: Path) -> None:
     assert again.encode(raw).tolist() == list(range(7))
 
 
-@pytest.mark.parametrize("function", ["write_tensors", "_settle", "pq.write_table", "write_text"])
+@pytest.mark.parametrize("function", ["write_tensors", "file_hash", "_write_table", "write_text"])
 @pytest.mark.parametrize("calls", [0, 1])
 def test_a_save_that_fails_anywhere_leaves_the_old_model(
     folder: Path, monkeypatch: pytest.MonkeyPatch, function: str, calls: int
@@ -199,12 +254,13 @@ def test_a_save_that_fails_anywhere_leaves_the_old_model(
     else:
         with pytest.raises(OSError, match="no space"):
             new.save(folder)
+        assert len(list(folder.iterdir())) == 2  # what the failure wrote is gone
         again = ncf.load(folder)
         assert type(again) is GMF
         assert torch.equal(again.head.weight, old.head.weight)
         assert again.user_ids is None
         monkeypatch.undo()
-        new.save(folder)  # what the failure left is cleared away
+        new.save(folder)
         assert len(list(folder.iterdir())) == 4
 
 
@@ -268,7 +324,9 @@ def test_a_class_that_load_does_not_know_is_not_saved(tmp_path: Path) -> None:
     class Mine(GMF):
         pass
 
-    with pytest.raises(ValueError, match="Mine is not one of GMF, MLP, NeuMF, MatrixFactorization"):
+    with pytest.raises(
+        ValueError, match=r"Mine is not one of GMF, .*: decorate the class with ncf.models.register"
+    ):
         Mine(3, 4).save(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
@@ -285,7 +343,7 @@ def test_a_loaded_model_is_in_evaluation_mode_and_needs_nothing_of_the_file(fold
     assert not model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    weights(folder).write_bytes(b"\0" * weights(folder).stat().st_size)
+    file_of(folder).write_bytes(b"\0" * file_of(folder).stat().st_size)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -339,3 +397,225 @@ def test_tables_without_values_are_not_saved(folder: Path) -> None:
             model.save(folder)
     assert len(list(folder.iterdir())) == 2
     ncf.load(folder)
+
+
+ROUNDS = int(os.environ.get("NCF_SAVER_ROUNDS", "25"))
+
+
+def saver(number: int) -> GMF:
+    """One of two models whose weights, sizes and ids all differ."""
+    model = GMF(2000 + number, 300, seed=number)
+    model.user_ids = Vocabulary([f"{number}-{user}" for user in range(2000 + number)])
+    model.item_ids = Vocabulary(list(range(number, 300 + number)))
+    return model
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_of_two_processes_that_save_to_one_folder_the_last_wins_whole(tmp_path: Path) -> None:
+    models = [saver(0), saver(1)]
+    go, done, children = [os.pipe() for _ in models], [os.pipe() for _ in models], []
+    for number, model in enumerate(models):
+        child = os.fork()
+        if not child:
+            while os.read(go[number][0], 1) == b"s":
+                try:
+                    model.save(tmp_path)
+                    os.write(done[number][1], b"+")
+                except BaseException:
+                    os.write(done[number][1], b"-")
+            os._exit(0)
+        children.append(child)
+    winners = set()
+    for _ in range(ROUNDS):
+        for _, start in go:
+            os.write(start, b"s")
+        loads = 0
+        while loads < 2:  # also while they save
+            loads += 1
+            if (tmp_path / "config.json").exists():
+                ncf.load(tmp_path)
+        assert [os.read(end, 1) for end, _ in done] == [b"+", b"+"]
+        again = ncf.load(tmp_path)
+        number = again.config["seed"]
+        winners.add(number)
+        for name, value in models[number].state_dict().items():
+            assert torch.equal(again.state_dict()[name], value)
+        for name in ("user_ids", "item_ids"):
+            assert getattr(again, name).values.equals(getattr(models[number], name).values)
+    for _, start in go:
+        os.write(start, b"x")
+    for child in children:
+        os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == 4  # nothing is left of either
+    assert ROUNDS < 100 or winners == {0, 1}
+
+
+def test_an_interruption_after_the_description_was_replaced_leaves_the_new_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        write_text(*args)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    new = NeuMF(5, 7)
+    monkeypatch.setattr(saving, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        new.save(folder)
+    assert torch.equal(ncf.load(folder).head.weight, new.head.weight)
+
+
+def test_a_full_disk_is_the_documented_error(folder: Path) -> None:
+    """A limit of the file's size stands for the full disk: it is the system that fails the write."""
+    code = f"""
+import resource, signal, ncf
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+try:
+    ncf.GMF(500, 700).save({str(folder)!r})
+except OSError as error:
+    print(type(error).__name__, error.errno, error.filename.split("/")[-1][:6])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "OSError 27 model-\n", done.stderr
+    assert ncf.load(folder).num_users == 5
+    assert len(list(folder.iterdir())) == 2
+
+
+@register
+class Doubled(GMF):
+    """Two factors for each that is asked for, and a weight of its own."""
+
+    def __init__(self, num_users: int, num_items: int, *, factors: int = 2, device: Any = None) -> None:
+        super().__init__(num_users, num_items, factors=2 * factors, device=device)
+        self.config = {"num_users": num_users, "num_items": num_items, "factors": factors}
+        self.extra = torch.nn.Linear(3, 2)
+        self.register_buffer("scale", torch.full((2,), 5.0))
+
+
+def test_a_registered_class_of_ones_own_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = Doubled(5, 7, factors=3)
+    model.save(tmp_path)
+    again = ncf.load(tmp_path)
+    assert type(again) is Doubled
+    assert again.embeddings.weight("user_gmf").shape == (5, 6)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+    code = f"import ncf; ncf.load({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "names the model 'Doubled': known are GMF" in done.stderr
+    assert "Import the module that registers a class of your own" in done.stderr
+
+
+def test_what_cannot_be_registered_or_built_again_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="is not a subclass of EmbeddingModel"):
+        register(torch.nn.Linear)
+    with pytest.raises(ValueError, match="another model is called GMF: rename the class"):
+        register(type("GMF", (GMF,), {}))
+    with pytest.raises(ValueError, match="another model is called Doubled"):
+        register(type("Doubled", (GMF,), {"__module__": "elsewhere"}))
+    assert register(Doubled) is Doubled  # once more, as when a notebook's cell runs again
+    model = Doubled(5, 7)
+    model.config["factors"] = {1, 2}
+    with pytest.raises(ValueError, match="is nothing that JSON can hold"):
+        model.save(tmp_path)
+
+
+class Forgetful(GMF):
+    def __init__(self, num_users: int, num_items: int, *, device: Any = None, **_: Any) -> None:
+        super().__init__(num_users, num_items, device=device)
+        self.register_buffer("unsaved", torch.ones(1), persistent=False)
+
+
+def test_a_value_that_is_not_in_the_state_is_named(tmp_path: Path) -> None:
+    register(Forgetful)(5, 7).save(tmp_path)
+    with pytest.raises(ValueError, match=r"unsaved of Forgetful is not saved: keep it in state_dict\(\)"):
+        ncf.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [ItemPop, ItemKNN, EASE, ALS])
+def test_baselines_are_saved_and_loaded_as_every_model(tmp_path: Path, kind: Any) -> None:
+    bought = random_interactions(20, 30, 6)
+    train = Interactions.from_arrays([f"u{user}" for user in bought.users.tolist()], bought.items)
+    if kind is ALS:
+        pytest.importorskip("implicit")
+    model = kind(train, **({"factors": 4} if kind is ALS else {}))
+    model.save(tmp_path)
+    again: Any = ncf.load(tmp_path)
+    assert type(again) is kind
+    assert again.config == model.config
+    users, items = torch.arange(train.num_users), torch.arange(train.num_items).expand(train.num_users, -1)
+    assert torch.equal(again.score(users, items), model.score(users, items))
+    lists = [ncf.recommend(which, ["u3", "u5"], k=4, exclude=train).items for which in (model, again)]
+    assert lists[0] == lists[1]
+    with pytest.raises(ValueError, match="has no embedding tables: leave out rows = 'int8'"):
+        model.save(tmp_path, rows="int8")
+
+
+@pytest.mark.parametrize("rows", ["float32", "bfloat16", "int8", "int4"])
+def test_rows_in_other_formats_are_read_as_their_numbers(tmp_path: Path, rows: str) -> None:
+    model = NeuMF(50, 70, factors=12, layers=(20, 8), init_std=0.5)
+    model.save(tmp_path, rows=rows)
+    again, later = ncf.load(tmp_path), ncf.load(tmp_path, device="meta")
+    for name, value in model.state_dict().items():
+        loaded = again.state_dict()[name]
+        assert loaded.dtype == torch.float32
+        if "embedding_bags" not in name:
+            assert torch.equal(loaded, value)
+            continue
+        expected = dequantize_rows(quantize_rows(value, rows), rows, value.shape[1])
+        assert torch.equal(loaded, expected)
+        part = torch.zeros(9, 3)
+        table = name.split(".")[3]
+        later.embeddings.table_fillers[table](part, row=20, column=5)
+        assert torch.equal(part, expected[20:29, 5:8])
+    with pytest.raises(ValueError, match="rows = 'int3': choose one of"):
+        model.save(tmp_path, rows="int3")
+
+
+def test_what_answers_need_is_saved_with_the_model(tmp_path: Path) -> None:
+    bought = Interactions.from_arrays(["ann", "ann", "bob"], [30, 10, 20])
+    model = GMF(2, 3)
+    model.user_ids, model.item_ids = bought.user_ids, bought.item_ids
+    record = {"metrics": {"hr@10": [0.5, 0.4, 0.6]}, "epochs": 3}
+    model.save(
+        tmp_path,
+        seen=bought.csr(),
+        popularity=torch.tensor([3.0, 2.0, 1.0]),
+        item_columns={"title": ["Alien", "Brazil", "Casablanca"], "year": [1979, 1985, 1942]},
+        record=record,
+    )
+    saved = load_saved(tmp_path)
+    assert saved.seen is not None
+    assert [part.tolist() for part in saved.seen] == [part.tolist() for part in bought.csr()]
+    assert {part.dtype for part in saved.seen} == {torch.int64}
+    assert saved.popularity is not None
+    assert saved.popularity.tolist() == [3.0, 2.0, 1.0]
+    assert saved.item_columns.to_pydict() == {
+        "title": ["Alien", "Brazil", "Casablanca"],
+        "year": [1979, 1985, 1942],
+    }
+    assert saved.record == saved.model.record == record
+    assert saved.versions["ncf"] == ncf.__version__
+    saved.model.save(tmp_path / "again")  # the record stays with the model
+    assert load_saved(tmp_path / "again").record == record
+    assert load_saved(tmp_path / "again").seen is None
+    for wrong, message in (
+        ({"seen": (torch.tensor([0, 1]), torch.tensor([0]))}, "seen is not 2 lists"),
+        ({"seen": (torch.tensor([0, 1, 2]), torch.tensor([0, 3]))}, "seen holds a number outside 0 to 2"),
+        ({"popularity": torch.ones(4)}, "popularity has shape"),
+        ({"item_columns": {"title": ["Alien"]}}, "item_columns has 1 rows: give one for each of 3 items"),
+        ({"record": {"when": object()}}, "nothing that JSON can hold"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.save(tmp_path / "wrong", **wrong)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_tables_mapped_from_the_file_give_the_same_answers_and_leave_the_file_alone(folder: Path) -> None:
+    before = file_of(folder).read_bytes()
+    mapped, copied = ncf.load(folder, mmap=True), ncf.load(folder)
+    users, items = torch.arange(5), torch.arange(7).expand(5, -1)
+    assert torch.equal(mapped.score(users, items), copied.score(users, items))
+    with torch.no_grad():
+        mapped.embeddings.weight("user_gmf").add_(1)
+    assert file_of(folder).read_bytes() == before
+    assert torch.equal(ncf.load(folder, mmap=True).score(users, items), copied.score(users, items))

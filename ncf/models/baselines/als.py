@@ -34,6 +34,9 @@ class ALS(Baseline):
         True
     """
 
+    user_factors: Tensor  # [num_users, factors]
+    item_factors: Tensor  # [num_items, factors]
+
     def __init__(
         self,
         train: Interactions,
@@ -44,7 +47,14 @@ class ALS(Baseline):
         iterations: int = 15,
         seed: int = 0,
     ) -> None:
-        super().__init__(train)
+        arguments = {
+            "factors": factors,
+            "regularization": regularization,
+            "alpha": alpha,
+            "iterations": iterations,
+            "seed": seed,
+        }
+        super().__init__(train, **arguments)
         try:
             from implicit.cpu.als import AlternatingLeastSquares
             from scipy.sparse import csr_matrix
@@ -63,8 +73,15 @@ class ALS(Baseline):
                 random_state=seed,
             )
             model.fit(history, show_progress=False)
-        self.user_factors = torch.from_numpy(model.user_factors).to(self.device)  # [num_users, F]
-        self.item_factors = torch.from_numpy(model.item_factors).to(self.device)  # [num_items, F]
+        self.register_buffer("user_factors", torch.from_numpy(model.user_factors).to(train.items.device))
+        self.register_buffer("item_factors", torch.from_numpy(model.item_factors).to(train.items.device))
+
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        factors = self.config["factors"]
+        return {
+            "user_factors": ((self.num_users, factors), torch.float32),
+            "item_factors": ((self.num_items, factors), torch.float32),
+        }
 
     def _score(self, users: Tensor, candidates: Tensor) -> Tensor:
         if len(candidates) == 1:

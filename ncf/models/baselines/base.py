@@ -1,37 +1,38 @@
-"""What the baselines share: the vocabularies, the check of ids, and padding."""
+"""The base of the baselines: vocabularies, the check of ids, padding, and what is saved."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncf.data.interactions import Interactions
-from ncf.utils.checks import check_ids, of_type
+from ncf.utils.checks import check_ids, of_type, whole
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ncf.data.vocabulary import Vocabulary
 
 _SCORES_PER_BLOCK = 1 << 22  # 16 MB of float32
 
 
 def training_interactions(train: Interactions) -> Interactions:
-    """What a baseline was given, if it can learn from it.
-
-    Example::
-
-        >>> from ncf import Interactions, leave_one_out
-        >>> from ncf.models.baselines.base import training_interactions
-        >>> training_interactions(leave_one_out(Interactions.from_arrays([0, 0, 0], [5, 6, 7])))
-        Traceback (most recent call last):
-        TypeError: train must be Interactions, got Split: a split has them as split.train
-    """
+    """Return what a baseline was given, if it can learn from it."""
     return of_type("train", train, Interactions, "a split has them as split.train")
 
 
-class Baseline:
-    """What the baselines share: the vocabularies, the check of ids, and padding.
+class Baseline(nn.Module):
+    """A model without gradient, fitted by its constructor: what a trained model must beat.
+
+    Its numbers are buffers, so that it moves between devices, and is saved and loaded, as every model is.
 
     Args:
-        train: the training interactions.
+        train: the training interactions; `EASE`, `ItemKNN`, `ItemPop` and `ALS` take them alike.
+        config: what `unfitted` needs besides the numbers of users and items.
 
     Example::
 
@@ -46,12 +47,49 @@ class Baseline:
         tensor([[1., 0., -inf]])
     """
 
-    def __init__(self, train: Interactions) -> None:
-        train = training_interactions(train)
-        self.num_users, self.num_items = train.num_users, train.num_items
-        self.user_ids, self.item_ids = train.user_ids, train.item_ids
-        self.device = train.items.device
+    user_ids: Vocabulary | None = None
+    item_ids: Vocabulary | None = None
+    record: dict[str, Any] | None = None
 
+    def __init__(self, train: Interactions, **config: Any) -> None:
+        train = training_interactions(train)
+        self._set(train.num_users, train.num_items, **config)
+        self.user_ids, self.item_ids = train.user_ids, train.item_ids
+
+    @classmethod
+    def unfitted(cls, num_users: int, num_items: int, **config: Any) -> Self:
+        """Make one without values, on the meta device, of the given entries of ``config``."""
+        model = cls.__new__(cls)
+        model._set(whole("num_users", num_users), whole("num_items", num_items), **config)
+        for name, (shape, dtype) in model._shapes().items():
+            model.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta"))
+        return model.eval()
+
+    def _set(self, num_users: int, num_items: int, **config: Any) -> None:
+        super().__init__()
+        self.num_users, self.num_items = num_users, num_items
+        self.config = {"num_users": num_users, "num_items": num_items, **config}
+
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """The shape and the type of each buffer, from ``config``."""
+        return {}
+
+    def extra_repr(self) -> str:
+        """The arguments it was fitted with."""
+        return ", ".join(f"{name}={value}" for name, value in self.config.items())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are."""
+        return next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
+
+    def save(self, path: str | PathLike[str], **options: Any) -> None:
+        """Write the model to a folder; `ncf.load` reads it. See `ncf.models.saving.save`."""
+        from ncf.models.saving import save
+
+        save(self, path, **options)
+
+    @torch.no_grad()
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
         """Score each user's candidates.
 
@@ -91,14 +129,7 @@ class Baseline:
 
 
 def blocks_of(rows: int, width: int) -> Iterator[slice]:
-    """Cut rows so that a block of ``width`` columns stays small.
-
-    Example::
-
-        >>> from ncf.models.baselines.base import blocks_of
-        >>> list(blocks_of(rows=5, width=1 << 21))
-        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
-    """
+    """Cut rows so that a block of ``width`` columns stays small."""
     step = max(1, _SCORES_PER_BLOCK // max(1, width))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

@@ -24,9 +24,15 @@ class ItemPop(Baseline):
         tensor([[3., 1.]])
     """
 
+    popularity: Tensor  # [num_items]
+
     def __init__(self, train: Interactions) -> None:
         super().__init__(train)
-        self.popularity = torch.bincount(train.items, minlength=train.num_items).to(torch.float32)  # [I]
+        counts = torch.bincount(train.items, minlength=train.num_items).to(torch.float32)
+        self.register_buffer("popularity", counts)
+
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"popularity": ((self.num_items,), torch.float32)}
 
     def _score(self, users: Tensor, candidates: Tensor) -> Tensor:
         return self.popularity[candidates]

@@ -24,10 +24,23 @@ class _ItemToItem(Baseline):
         weights: ``[I, I]``, float32, from row to column.
     """
 
-    def __init__(self, train: Interactions, weights: Tensor) -> None:
-        super().__init__(train)
-        self.weights = weights
-        self._offsets, self._items = train.csr()
+    weights: Tensor  # [I, I]
+    seen_offsets: Tensor  # [U + 1]
+    seen_items: Tensor  # [N]
+
+    def __init__(self, train: Interactions, weights: Tensor, **config: Any) -> None:
+        offsets, items = train.csr()
+        super().__init__(train, num_seen=len(items), **config)
+        self.register_buffer("weights", weights)
+        self.register_buffer("seen_offsets", offsets)
+        self.register_buffer("seen_items", items)
+
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {
+            "weights": ((self.num_items, self.num_items), torch.float32),
+            "seen_offsets": ((self.num_users + 1,), torch.int64),
+            "seen_items": ((self.config["num_seen"],), torch.int64),
+        }
 
     def _score(self, users: Tensor, candidates: Tensor) -> Tensor:
         columns = candidates[0] if len(candidates) == 1 else None
@@ -46,7 +59,7 @@ class _ItemToItem(Baseline):
         return scores
 
     def _of_all(self, users: Tensor) -> Tensor:
-        offsets, history = select_lists(self._offsets, self._items, users)
+        offsets, history = select_lists(self.seen_offsets, self.seen_items, users)
         return F.embedding_bag(history, self.weights, offsets[:-1], mode="sum")
 
 
@@ -54,7 +67,7 @@ class ItemKNN(_ItemToItem):
     """Nearest neighbours of items by cosine similarity (Sarwar et al., WWW 2001).
 
     The similarity of two items that cᵢⱼ users have in common is cᵢⱼ / (√(cᵢ cⱼ) + shrinkage); every item
-    keeps its nearest neighbours, and a user's score is the sum over those that the user has touched.
+    keeps its nearest neighbours, and a user's score is the sum over those that the user has interacted with.
 
     Args:
         train: the training interactions.
@@ -91,7 +104,7 @@ class ItemKNN(_ItemToItem):
             similarity.diagonal(block.start).zero_()
             nearest = similarity.topk(neighbours, dim=1)
             weights[:, block] = similarity.zero_().scatter_(1, nearest.indices, nearest.values).T
-        super().__init__(train, weights)
+        super().__init__(train, weights, neighbours=neighbours, shrinkage=float(shrinkage))
 
 
 class EASE(_ItemToItem):
@@ -135,7 +148,7 @@ class EASE(_ItemToItem):
         # cholesky_inverse answers column by column; a lookup wants rows that lie in one piece
         weights = (inverse / -inverse.diagonal()).to(torch.float32).contiguous()
         weights.diagonal().zero_()
-        super().__init__(train, weights)
+        super().__init__(train, weights, regularization=float(regularization))
 
 
 def _co_occurrence(train: Interactions) -> Iterator[tuple[slice, Tensor]]:
