@@ -390,10 +390,14 @@ def _read_quantized(
 
 def _read_answers(file: Path, model: Any) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
     answers = read_tensors(file)
+    types = {"seen_offsets": torch.int64, "seen_items": torch.int32, "popularity": torch.float32}
+    for name, tensor in answers.items():
+        if tensor.dtype != types.get(name):
+            raise ValueError(f"{file}: {name} holds {tensor.dtype}, not {types.get(name)}: save it again")
     seen, popularity = None, answers.pop("popularity", None)
     if answers:
         check_names(file, answers, ("seen_offsets", "seen_items"))
-        seen = answers["seen_offsets"].to(torch.int64, copy=True), answers["seen_items"].to(torch.int64)
+        seen = answers["seen_offsets"].clone(), answers["seen_items"].to(torch.int64)
         check_lists(f"{file}: seen", *seen, model.num_users, model.num_items)
     if popularity is not None and popularity.shape != (model.num_items,):
         raise ValueError(

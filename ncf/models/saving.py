@@ -153,8 +153,9 @@ def save(
                     files[name] = folder / f"{name}-{token}.parquet"
                     _write_table(files[name], table)
                 replaced = _describe(folder, description, files)
-    if writes:
-        _clear(folder, replaced)
+    with raise_on_all_ranks(sharded):
+        if writes:
+            _clear(folder, replaced)
 
 
 def description_hash(description: Mapping[str, Any]) -> str:
@@ -176,7 +177,7 @@ def _answers(model: Any, seen: tuple[Tensor, Tensor] | None, popularity: Tensor 
             raise ValueError(
                 f"popularity has shape {tuple(popularity.shape)}: give a weight for each of {model.num_items} items"
             )
-        answers["popularity"] = popularity
+        answers["popularity"] = popularity.to(torch.float32)
     return answers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -44,7 +45,14 @@ def trained() -> NeuMF:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    """A folder's files without the token of their save."""
+    found = {file.name.partition("-")[0]: file.read_bytes() for file in folder.iterdir()}
+    assert len(found) == len(list(folder.iterdir()))
+    description = json.loads(found["config.json"])
+    del description["sha256"]
+    for entry in description["files"].values():
+        del entry["name"]
+    return found | {"config.json": json.dumps(description).encode()}
 
 
 def scores_are_equal(sharded: torch.nn.Module, local: EmbeddingModel, rank: int) -> None:

@@ -171,7 +171,7 @@ def another_tensor(folder: Path, chance: random.Random) -> None:
         lambda: tensors.update({name: torch.zeros(tensors[name].shape, dtype=torch.bool)}),
         lambda: tensors.update({name: torch.zeros(2**20)}),
     ]
-    chance.choice(changes)()
+    chance.choice(changes[name == "popularity" :])()  # without popularity a folder is a good one
     save_file(tensors, file)
     rehash(folder)
 
