@@ -145,6 +145,8 @@ def read_tensors(path: str | os.PathLike[str], names: Sequence[str] | None = Non
         tensors: dict[str, Tensor] = load_file(str(path))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error}): write it again") from error
+    except RuntimeError as error:  # PyTorch's, which maps the file
+        raise OSError(f"{path} cannot be read: {error}") from error
     if names is not None:
         check_names(path, tensors, names)
     return tensors

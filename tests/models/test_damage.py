@@ -29,7 +29,7 @@ from ncf.models.loading import SavedModel, load_saved
 from .folders import describe, description, file_of, rehash
 
 PURPOSES = ("model", "user_ids", "item_ids", "answers", "item_columns")
-FOLDERS = int(os.environ.get("NCF_DAMAGED_FOLDERS", "150"))
+FOLDERS = int(os.environ.get("NCF_DAMAGED_FOLDERS", "65"))
 MOST_BYTES, MOST_SECONDS = 200e6, 1.0
 
 

@@ -399,7 +399,7 @@ def test_tables_without_values_are_not_saved(folder: Path) -> None:
     ncf.load(folder)
 
 
-ROUNDS = int(os.environ.get("NCF_SAVER_ROUNDS", "25"))
+ROUNDS = int(os.environ.get("NCF_SAVER_ROUNDS", "10"))
 
 
 def saver(number: int) -> GMF:
