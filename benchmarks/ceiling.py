@@ -78,7 +78,6 @@ def standard(model: SupportsScore, users: Tensor, candidates: Tensor) -> Tensor:
 def train_all(split: Split, seeds: int) -> Models:
     """The models with the recipe of examples/movielens.py, those that are trained with several seeds."""
     train = split.train
-    assert train is not None
     models: Models = {"ItemPop": [ItemPop(train)], "ItemKNN": [ItemKNN(train)], "EASE": [EASE(train)]}
     models["ALS"] = [ALS(train, seed=seed) for seed in range(seeds)]
     layers = (64, 32, 16)
@@ -213,7 +212,7 @@ def main() -> int:
     torch.set_num_threads(1)
     whole = leave_one_out(movielens.load("100k").interactions)
     for part in args.parts:
-        split = whole if part == "validation" else whole.merged()
+        split = whole if part == "validation" else whole.with_validation_in_train()
         candidates = sample_candidates(split, part, num_negatives=100, seed=0)
         models = train_all(split, args.seeds)
         print(f"\n{part} part, {args.seeds} seeds")

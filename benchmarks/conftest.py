@@ -58,7 +58,6 @@ def candidates(split: Split) -> Candidates:
 
 @pytest.fixture
 def model(split: Split) -> NeuMF:
-    assert split.train is not None
     return NeuMF(split.train.num_users, split.train.num_items, factors=FACTORS, layers=LAYERS)
 
 

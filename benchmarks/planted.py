@@ -123,8 +123,7 @@ def main() -> int:
     )
     split = leave_one_out(interactions)
     if args.part == "test":
-        split = split.merged()
-    assert split.train is not None
+        split = split.with_validation_in_train()
     candidates = sample_candidates(split, args.part, num_negatives=100, seed=args.seed)
     print(
         f"{interactions}, {split}, drawn in {time.perf_counter() - began:.0f} s; judged on the {args.part} part"

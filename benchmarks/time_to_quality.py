@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     split = leave_one_out(movielens.load("100k").interactions)
     if options.part == "test":
-        split = split.merged()
+        split = split.with_validation_in_train()
     size = {name: getattr(options, name) for name in ("factors", "layers", "init_std")}
     rows: list[dict[str, Any]] = []
     for batch, rate, (schedule, epochs) in product(options.batches, options.rates, SCHEDULES):
@@ -71,7 +71,6 @@ def trial(
     reached, best, last, epoch = [], [], [], []
     for seed in range(seeds):
         train: Interactions | None = split.train
-        assert train is not None
         model = NeuMF(train.num_users, train.num_items, **size, seed=seed)
         history = Trainer(model, selection="last", seed=seed, progress=False, **settings).fit(
             split, candidates

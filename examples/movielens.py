@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     data = movielens.load(args.dataset)
     split = leave_one_out(data.interactions)
     if args.selection != "validation":
-        split = split.merged()
+        split = split.with_validation_in_train()
     candidates = sample_candidates(split, num_negatives=100, seed=0)
     catalogue = whole_catalogue(split)
     print(f"MovieLens-{args.dataset}: {data.interactions}, {split}")
@@ -148,8 +148,8 @@ def train(
 
     told = any(isinstance(other, torch.nn.Module) for other in trained.values())  # one plan is enough
     sharded = shard(model, args.sharding, learning_rate=args.table_learning_rate, verbose=not told)
-    mine = None if judged is None else judged.part(rank(), world_size())
-    return model, Trainer(sharded, **settings).fit(split.part(rank(), world_size()), mine)
+    mine = None if judged is None else judged.for_rank(rank(), world_size())
+    return model, Trainer(sharded, **settings).fit(split.for_rank(rank(), world_size()), mine)
 
 
 def fuse(parts: list[Any], args: argparse.Namespace) -> NeuMF:
@@ -164,7 +164,7 @@ def fuse(parts: list[Any], args: argparse.Namespace) -> NeuMF:
 def judge(model: Any, candidates: Any, k: int) -> Ranking:
     """Judge a model; each process has its share of the users of one that is sharded."""
     sharded = isinstance(model, torch.nn.Module) and model.embeddings.is_sharded
-    return evaluate(model, candidates.part(rank(), world_size()) if sharded else candidates, k=k)
+    return evaluate(model, candidates.for_rank(rank(), world_size()) if sharded else candidates, k=k)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -28,14 +28,20 @@ __all__ = [
     "Ranking",
     "Split",
     "Trainer",
+    "Vocabulary",
     "__version__",
     "compare",
     "datasets",
     "evaluate",
+    "hold_out_users",
+    "k_folds",
+    "leave_last",
     "leave_one_out",
     "load",
     "recommend",
     "sample_candidates",
+    "split_by_ratio",
+    "split_by_time",
     "whole_catalogue",
 ]
 
@@ -44,7 +50,16 @@ if TYPE_CHECKING:
     from ncf.data.candidates import Candidates, Catalogue, sample_candidates, whole_catalogue
     from ncf.data.interactions import Interactions
     from ncf.data.sampling import NegativeSampler
-    from ncf.data.splitting import Split, leave_one_out
+    from ncf.data.splitting import (
+        Split,
+        hold_out_users,
+        k_folds,
+        leave_last,
+        leave_one_out,
+        split_by_ratio,
+        split_by_time,
+    )
+    from ncf.data.vocabulary import Vocabulary
     from ncf.evaluation.comparison import compare
     from ncf.evaluation.evaluator import evaluate
     from ncf.evaluation.ranking import Ranking
@@ -60,6 +75,12 @@ _HOMES = {
     "Interactions": "data.interactions",
     "Split": "data.splitting",
     "leave_one_out": "data.splitting",
+    "leave_last": "data.splitting",
+    "split_by_time": "data.splitting",
+    "split_by_ratio": "data.splitting",
+    "k_folds": "data.splitting",
+    "hold_out_users": "data.splitting",
+    "Vocabulary": "data.vocabulary",
     "NegativeSampler": "data.sampling",
     "Candidates": "data.candidates",
     "Catalogue": "data.candidates",

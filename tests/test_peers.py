@@ -44,7 +44,6 @@ def test_data_read_are_those_written(prefix: Path) -> None:
     split = small_split()
     candidates = sample_candidates(split, num_negatives=12)
     data = protocol.read(prefix)
-    assert split.train is not None
     assert data.users.tolist() == split.train.users.tolist()
     assert data.items.tolist() == split.train.items.tolist()
     assert data.test_users.tolist() == candidates.users.tolist()

@@ -3,7 +3,15 @@
 from ncf.data.candidates import Candidates, Catalogue, sample_candidates, whole_catalogue
 from ncf.data.interactions import Interactions
 from ncf.data.sampling import NegativeSampler
-from ncf.data.splitting import Split, leave_one_out
+from ncf.data.splitting import (
+    Split,
+    hold_out_users,
+    k_folds,
+    leave_last,
+    leave_one_out,
+    split_by_ratio,
+    split_by_time,
+)
 from ncf.data.vocabulary import Vocabulary, check_same_ids
 
 __all__ = [
@@ -14,7 +22,12 @@ __all__ = [
     "Split",
     "Vocabulary",
     "check_same_ids",
+    "hold_out_users",
+    "k_folds",
+    "leave_last",
     "leave_one_out",
     "sample_candidates",
+    "split_by_ratio",
+    "split_by_time",
     "whole_catalogue",
 ]

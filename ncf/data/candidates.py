@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ncf.data.complement import Complement
+from ncf.data.filters import sorted_keys
 from ncf.data.interactions import Interactions
 from ncf.data.splitting import Split
 from ncf.utils.checks import check_ids, check_rank, of_type, whole
@@ -84,8 +85,8 @@ class Candidates:
         )
         return Candidates(users, positives, negatives, self.fingerprint)
 
-    def part(self, rank: int, world_size: int) -> Candidates:
-        """Every ``world_size``-th user, from number ``rank`` on: those that one process of several judges."""
+    def for_rank(self, rank: int, world_size: int) -> Candidates:
+        """Return every ``world_size``-th user, from user ``rank`` on, for one process of several."""
         check_rank(rank, world_size)
         mine = slice(rank, None, world_size)
         return Candidates(self.users[mine], self.positives[mine], self.negatives[mine], self.fingerprint)
@@ -118,15 +119,18 @@ class Candidates:
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """One held-out item per user, to be ranked among every item that the user has not touched.
+    """Each user's held-out items, to be ranked among every item that the user has not interacted with.
 
     Args:
-        users: users to judge, ``[U]``, int64.
-        positives: the held-out item of each user, ``[U]``.
+        users: users to evaluate, ``[U]``, int64, each once.
+        positives: the held-out item of each user, ``[U]``; with ``positive_offsets`` the held-out items of all
+            users, one user behind the other, ``[P]``, ascending within a user.
         num_items: size of the catalogue.
         seen_offsets: where each user's seen items start in ``seen_items``, ``[U + 1]``.
-        seen_items: the items to leave out, ascending within a user, ``[S]``; never the user's positive.
+        seen_items: the items to leave out, ascending within a user, ``[S]``; never one of the user's positives.
         fingerprint: of the vocabularies behind the ids, see `Vocabulary.fingerprint`.
+        positive_offsets: where each user's held-out items start in ``positives``, ``[U + 1]``; ``None`` where each
+            user has exactly one.
 
     Raises:
         ValueError: if the shapes, types or ids do not fit together.
@@ -145,50 +149,82 @@ class Catalogue:
     seen_offsets: Tensor
     seen_items: Tensor
     fingerprint: str | None = None
+    positive_offsets: Tensor | None = None
 
     def __post_init__(self) -> None:
-        offsets, seen = self.seen_offsets, self.seen_items
-        num_users = self.users.numel()
+        seen, num_users = self.seen_items, self.users.numel()
         lengths = {
             "users": num_users,
-            "positives": num_users,
+            "positives": num_users if self.positive_offsets is None else self.positives.numel(),
             "seen_offsets": num_users + 1,
             "seen_items": seen.numel(),
+            "positive_offsets": num_users + 1,
         }
         for name, length in lengths.items():
             value = getattr(self, name)
-            if value.dtype != torch.int64 or value.shape != (length,):
+            if value is not None and (value.dtype != torch.int64 or value.shape != (length,)):
                 raise ValueError(
                     f"{name} must be int64 of shape ({length},), got {value.dtype} {tuple(value.shape)}"
                 )
         check_ids(self.users, "users")
         check_ids(self.positives, "positives", self.num_items, "num_items")
         check_ids(seen, "seen_items", self.num_items, "num_items")
+        taken = self._keys("seen_items", self.seen_offsets, seen)
+        wanted = self._keys("positives", self.held_out_offsets, self.positives)
+        if self.positive_offsets is not None and bool((self.positive_offsets.diff() == 0).any()):
+            raise ValueError("positive_offsets: a user has no held-out item, leave the user out")
+        if len(taken):
+            place = torch.searchsorted(taken, wanted).clamp_(max=len(taken) - 1)
+            own = (taken[place] == wanted).nonzero()
+            if len(own):
+                place = place[own[0]]
+                raise ValueError(
+                    f"seen_items[{int(place)}] = {int(seen[place])} is one of the user's held-out items: leave it out"
+                )
+
+    def _keys(self, name: str, offsets: Tensor, items: Tensor) -> Tensor:
+        """One number per (place of the user, item); raise unless they ascend, each once."""
         counts = offsets.diff()
-        if int(offsets[0]) != 0 or int(offsets[-1]) != len(seen) or bool((counts < 0).any()):
-            raise ValueError(f"seen_offsets must rise from 0 to len(seen_items) = {len(seen)}")
-        rows = torch.repeat_interleave(counts)
-        descends = (seen[1:] <= seen[:-1]) & (rows[1:] == rows[:-1])
-        own = (seen == self.positives[rows]).nonzero()
-        if bool(descends.any()) or len(own):
-            place = int(own[0]) if len(own) else int(descends.nonzero()[0]) + 1
+        if int(offsets[0]) != 0 or int(offsets[-1]) != len(items) or bool((counts < 0).any()):
+            of = "seen_offsets" if name == "seen_items" else "positive_offsets"
+            raise ValueError(f"{of} must rise from 0 to len({name}) = {len(items)}")
+        keys = torch.repeat_interleave(counts) * self.num_items + items
+        descends = (keys[1:] <= keys[:-1]).nonzero()
+        if len(descends):
+            place = int(descends[0]) + 1
             raise ValueError(
-                f"seen_items[{place}] = {int(seen[place])}: the seen items of a user must ascend, "
-                "each once, without the user's positive"
+                f"{name}[{place}] = {int(items[place])}: the items of a user must ascend, each once"
             )
+        return keys
 
     def __len__(self) -> int:
         return len(self.users)
 
-    def part(self, rank: int, world_size: int) -> Catalogue:
-        """Every ``world_size``-th user, from number ``rank`` on: those that one process of several judges."""
+    def __repr__(self) -> str:
+        several = "" if self.positive_offsets is None else f"{len(self.positives)} held-out items, "
+        return f"Catalogue({len(self)} users, {several}{self.num_items} items less those seen)"
+
+    @property
+    def held_out_offsets(self) -> Tensor:
+        """Where each user's held-out items start in ``positives``, ``[U + 1]``, also where each user has one."""
+        if self.positive_offsets is not None:
+            return self.positive_offsets
+        return torch.arange(len(self) + 1, dtype=torch.int64, device=self.users.device)
+
+    def for_rank(self, rank: int, world_size: int) -> Catalogue:
+        """Return every ``world_size``-th user, from user ``rank`` on, for one process of several."""
         check_rank(rank, world_size)
         mine = torch.arange(len(self), dtype=torch.int64, device=self.users.device)[rank::world_size]
         seen = select_lists(self.seen_offsets, self.seen_items, mine)
-        return Catalogue(self.users[mine], self.positives[mine], self.num_items, *seen, self.fingerprint)
-
-    def __repr__(self) -> str:
-        return f"Catalogue({len(self)} users, {self.num_items} items less those seen)"
+        offsets, positives = select_lists(self.held_out_offsets, self.positives, mine)
+        return Catalogue(
+            self.users[mine],
+            positives,
+            self.num_items,
+            *seen,
+            self.fingerprint,
+            None if self.positive_offsets is None else offsets,
+        )
 
 
 def sample_candidates(
@@ -223,6 +259,11 @@ def sample_candidates(
     """
     num_negatives, seed = whole("num_negatives", num_negatives), whole("seed", seed, least=None)
     held_out = _held_out(split, part)
+    if len(held_out.users.unique()) < len(held_out):
+        raise ValueError(
+            f"the {part} set holds several interactions of a user: sampled candidates are for one held-out item per "
+            "user, whole_catalogue(split) ranks several"
+        )
     untouched = Complement(*split.csr(), num_items=held_out.num_items)
     generator = torch.Generator().manual_seed(seed * 2 + (part == "validation"))
     blocks = [
@@ -255,12 +296,28 @@ def whole_catalogue(split: Split, part: Part = "test") -> Catalogue:
         tensor([0, 1, 2, 3])
     """
     held_out = _held_out(split, part)
-    offsets, seen = select_lists(*split.csr(), held_out.users)
-    rows = torch.repeat_interleave(offsets.diff())  # [S], whose each is
-    keep = seen != held_out.items[rows]
-    seen_offsets = lengths_to_offsets(torch.bincount(rows[keep], minlength=len(held_out)))
+    num_items = held_out.num_items
+    users, counts = held_out.users.unique(return_counts=True)
+    several = len(users) < len(held_out)
+    if several:
+        keys = sorted_keys(held_out.users * num_items + held_out.items)
+        positives = keys % num_items
+    else:
+        users, positives, keys = held_out.users, held_out.items, held_out.users * num_items + held_out.items
+    offsets, seen = select_lists(*split.csr(), users)
+    rows = torch.repeat_interleave(offsets.diff())  # [S], place of each item's user
+    ascending = keys if several else sorted_keys(keys)
+    wanted = users[rows] * num_items + seen
+    place = torch.searchsorted(ascending, wanted).clamp_(max=len(ascending) - 1)
+    keep = ascending[place] != wanted
     return Catalogue(
-        held_out.users, held_out.items, held_out.num_items, seen_offsets, seen[keep], split.fingerprint
+        users,
+        positives,
+        num_items,
+        lengths_to_offsets(torch.bincount(rows[keep], minlength=len(users))),
+        seen[keep],
+        split.fingerprint,
+        lengths_to_offsets(counts) if several else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Which rows are kept: each pair once, and only users and items with enough of them."""
+"""Sorting of rows, and the choice of rows to keep: each pair once, users and items with enough rows."""
 
 from __future__ import annotations
 
@@ -8,30 +8,25 @@ from torch import Tensor
 
 
 def sorted_keys(keys: Tensor) -> Tensor:
-    """Keys, ``[N]``, ascending.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.data.filters import sorted_keys
-        >>> sorted_keys(torch.tensor([7, 3, 5]))
-        tensor([3, 5, 7])
-    """
-    if keys.device.type == "cpu":  # NumPy sorts with vector instructions, five times as fast
-        return torch.from_numpy(np.sort(keys.numpy()))
-    return keys.sort().values
+    """Keys, ``[N]``, ascending. NumPy sorts with vector instructions, five times as fast as PyTorch."""
+    return torch.from_numpy(np.sort(keys.numpy()))
 
 
-def latest(pairs: Tensor, times: Tensor | None) -> Tensor | None:
-    """The row of each distinct pair's latest occurrence, in file order; ``None`` if no pair occurs twice.
+def stable_order(keys: Tensor) -> Tensor:
+    """Rows in ascending order of their keys, ``[N]``, int64; rows of equal keys stay in order."""
+    if len(keys) == 0:
+        return torch.empty(0, dtype=torch.int64, device="cpu")
+    low = int(keys.min())
+    bits = (len(keys) - 1).bit_length()
+    rows = torch.arange(len(keys), dtype=torch.int64, device="cpu")
+    if (int(keys.max()) - low) >> (63 - bits):
+        return torch.from_numpy(np.argsort(keys.numpy(), kind="stable"))
+    # Key and row in one number: sorting numbers is much faster than sorting rows by their numbers.
+    return sorted_keys(((keys - low) << bits) | rows) & ((1 << bits) - 1)
 
-    Example::
 
-        >>> import torch
-        >>> from ncf.data.filters import latest
-        >>> latest(torch.tensor([70, 80, 70]), times=torch.tensor([2, 0, 1]))
-        tensor([0, 1])
-    """
+def drop_duplicates_keep_latest(pairs: Tensor, times: Tensor | None) -> Tensor | None:
+    """The row of each distinct pair's latest occurrence, in file order; ``None`` if no pair occurs twice."""
     keys = sorted_keys(pairs)
     repeated = keys[1:][keys[1:] == keys[:-1]].unique_consecutive()
     if len(repeated) == 0:
@@ -40,9 +35,9 @@ def latest(pairs: Tensor, times: Tensor | None) -> Tensor | None:
     among = repeated[place] == pairs  # only these rows need an order
     rows = among.nonzero()[:, 0]
     if times is not None:
-        rows = rows[times[rows].argsort(stable=True)]
-    rows = rows[pairs[rows].argsort(stable=True)]  # by pair, then time, then file order
-    last = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        rows = rows[stable_order(times[rows])]
+    rows = rows[stable_order(pairs[rows])]  # by pair, then time, then file order
+    last = torch.ones(len(rows), dtype=torch.bool, device="cpu")
     last[:-1] = pairs[rows[1:]] != pairs[rows[:-1]]
     keep = ~among
     keep[rows[last]] = True
@@ -50,17 +45,8 @@ def latest(pairs: Tensor, times: Tensor | None) -> Tensor | None:
     return kept
 
 
-def core(users: Tensor, items: Tensor, rows: Tensor, min_user_count: int, min_item_count: int) -> Tensor:
-    """Rows left when users and items with too few rows are taken out until none is.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.data.filters import core
-        >>> users, items = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 1, 0, 1, 1])
-        >>> core(users, items, torch.arange(5), min_user_count=2, min_item_count=2)
-        tensor([0, 1, 2, 3])
-    """
+def k_core(users: Tensor, items: Tensor, rows: Tensor, min_user_count: int, min_item_count: int) -> Tensor:
+    """Rows left when users and items with too few rows are taken out until none is."""
     while len(rows):
         enough = (users[rows].bincount()[users[rows]] >= min_user_count) & (
             items[rows].bincount()[items[rows]] >= min_item_count

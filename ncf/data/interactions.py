@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ncf.data.columns import time_column
-from ncf.data.filters import core, latest, sorted_keys
+from ncf.data.filters import drop_duplicates_keep_latest, k_core, sorted_keys
 from ncf.data.readers import read_columns, table_columns
 from ncf.data.vocabulary import Vocabulary, encode_column, fingerprint_of
 from ncf.utils.checks import check_ids
@@ -118,10 +118,10 @@ class Interactions:
                 raise ValueError(
                     f"users has {len(user_numbers)} rows, {name} {len(column)}: they must be equal"
                 )
-        rows = latest(user_numbers * len(item_ids) + item_numbers, times)
+        rows = drop_duplicates_keep_latest(user_numbers * len(item_ids) + item_numbers, times)
         if min_user_count > 1 or min_item_count > 1:
             every = torch.arange(len(user_numbers), dtype=torch.int64, device="cpu") if rows is None else rows
-            rows = core(user_numbers, item_numbers, every, min_user_count, min_item_count)
+            rows = k_core(user_numbers, item_numbers, every, min_user_count, min_item_count)
             if len(rows) == 0 < len(user_numbers):
                 raise ValueError(
                     f"no interaction is left with min_user_count = {min_user_count} and "
@@ -275,6 +275,8 @@ def _check_column(ids: Any, name: str, size: int) -> None:
             f"{name} must be an int64 tensor with one dimension, got {_describe(ids)}: "
             "Interactions.from_arrays takes ids of any type"
         )
+    if not ids.is_cpu:
+        raise ValueError(f"{name} is on {ids.device}: interactions stay on the CPU, pass {name}.cpu()")
     check_ids(ids, name, size, f"num_{name}", remedy="Interactions.from_arrays numbers raw ids")
 
 

@@ -7,6 +7,7 @@ interaction. The timestamp may be left out, then the order of the lines is the t
 
 from __future__ import annotations
 
+import gzip
 import warnings
 from os import PathLike, fspath
 from pathlib import Path
@@ -37,15 +38,15 @@ def read_ncf(prefix: str | PathLike[str], *, num_negatives: int | None = None) -
     paper's MovieLens-1M file have their positive among them. `ncf.evaluate` does not count it against itself.
 
     Args:
-        prefix: path up to ``.test.rating``, such as ``"Data/ml-1m"``. ``.train.rating`` may be absent.
+        prefix: path up to ``.test.rating``, such as ``"Data/ml-1m"``. Each file may be compressed, ``.gz`` at its end.
         num_negatives: how many negatives each line must have; by default whatever is there, shorter lines padded.
 
     Returns:
-        The split, without a validation part (``train`` is ``None`` if its file is absent), and the candidates. Ids
-        are the files' own: users and items are as many as the highest one says.
+        The split, without a validation set, and the candidates. Ids are the files' own: there are as many users and
+        items as the highest number says.
 
     Raises:
-        FileNotFoundError: if a test file is missing.
+        FileNotFoundError: if a file is missing.
         ValueError: for a malformed line, a line with another number of negatives than asked for, or test files
             that do not hold the same pairs line by line; file and row are named.
 
@@ -60,19 +61,17 @@ def read_ncf(prefix: str | PathLike[str], *, num_negatives: int | None = None) -
         ...     read_ncf(f"{folder}/tiny")
         (Split(train 4, test 2), Candidates(2 users, 1 + 1 items each))
     """
-    train_file, test_file, negative_file = _files(prefix)
+    train_file, test_file, negative_file = (
+        zipped if not file.is_file() and (zipped := Path(f"{file}.gz")).is_file() else file
+        for file in _files(prefix)
+    )
     test = _read_ratings(test_file)
     candidates = _read_negatives(negative_file, num_negatives)
     _check_same(test, candidates, test_file, negative_file)
-    train = _read_ratings(train_file) if train_file.is_file() else None
-    tables = [test] if train is None else [train, test]
-    num_users = 1 + max(int(users.max()) for users, *_ in tables)
-    num_items = 1 + max(int(candidates.items.max()), *(int(items.max()) for _, items, _ in tables))
-    split = Split(
-        None if train is None else _once(*train, num_users, num_items),
-        None,
-        Interactions(*test, num_users, num_items),
-    )
+    train = _read_ratings(train_file)
+    num_users = 1 + max(int(train[0].max()), int(test[0].max()))
+    num_items = 1 + max(int(candidates.items.max()), int(train[1].max()), int(test[1].max()))
+    split = Split(_once(*train, num_users, num_items), None, Interactions(*test, num_users, num_items))
     _report(split, candidates, negative_file)
     return split, candidates
 
@@ -101,18 +100,14 @@ def write_ncf(prefix: str | PathLike[str], split: Split, candidates: Candidates)
     """
     train_file, test_file, negative_file = _files(prefix)
     _check_same((split.test.users, split.test.items, None), candidates, "split.test", "candidates")
-    train = split.merged().train
     with (
+        atomic_write(train_file) as train_beside,
         atomic_write(test_file) as test_beside,
         atomic_write(negative_file) as negative_beside,
     ):
+        _write_ratings(split.with_validation_in_train().train, train_beside)
         _write_ratings(split.test, test_beside)
         _write_negatives(candidates, negative_beside)
-        if train is None:
-            train_file.unlink(missing_ok=True)  # an older one would be read with the new test files
-        else:
-            with atomic_write(train_file) as train_beside:
-                _write_ratings(train, train_beside)
 
 
 _Ratings = tuple[Tensor, Tensor, Tensor | None]
@@ -126,7 +121,8 @@ def _read_ratings(file: Path) -> _Ratings:
     """Users, items and, if there are any, times: each ``[N]``, int64."""
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
-    with file.open("rb") as lines:
+    opened = gzip.open if file.suffix == ".gz" else open
+    with opened(file, "rb") as lines:
         width = lines.readline().count(b"\t") + 1
     if not 2 <= width <= len(_COLUMNS):
         raise ValueError(f"{file}, row 1: {width} columns, expected {' '.join(_COLUMNS)} with tabs between")
@@ -154,7 +150,9 @@ def _read_ratings(file: Path) -> _Ratings:
 def _read_negatives(file: Path, num_negatives: int | None) -> Candidates:
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
-    lines = pa.array(file.read_text(encoding="utf-8").splitlines(), pa.large_string())
+    content = file.read_bytes()
+    text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
+    lines = pa.array(text.splitlines(), pa.large_string())
     if len(lines) == 0:
         raise ValueError(f"{file} is empty")
     row = pc.index(pc.match_substring_regex(lines, _LINE), False).as_py()
@@ -215,11 +213,10 @@ def _report(split: Split, candidates: Candidates, file: Path) -> None:
         "their positive among their negatives": (negatives == candidates.positives[:, None]),
         "a negative twice": (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0),
     }
-    if split.train is not None:
-        trained = sorted_keys(split.train.users * split.test.num_items + split.train.items)
-        counts["a training item among their negatives"] = _within(keys, trained) & (negatives >= 0)
-        positives = candidates.users * split.test.num_items + candidates.positives
-        counts["their positive in the training file"] = _within(positives, trained)[:, None]
+    trained = sorted_keys(split.train.users * split.test.num_items + split.train.items)
+    counts["a training item among their negatives"] = _within(keys, trained) & (negatives >= 0)
+    positives = candidates.users * split.test.num_items + candidates.positives
+    counts["their positive in the training file"] = _within(positives, trained)[:, None]
     found = [
         f"{int(rows.any(1).sum())} users have {what}" for what, rows in counts.items() if bool(rows.any())
     ]

@@ -43,7 +43,7 @@ def evaluate(
         model: any object with ``score(users [U], candidates [U, C]) -> [U, C]``. If it offers ``scorer()``,
             a frozen fast view, that is taken once. An `nn.Module` is set to evaluation mode meanwhile.
         candidates: what `sample_candidates` or `whole_catalogue` drew. Every process of a sharded model judges
-            its own users, ``candidates.part(rank, world_size)``, and gets the ranking of all.
+            its own users, ``candidates.for_rank(rank, world_size)``, and gets the ranking of all.
         k: length of the list that HR and NDCG look at.
         block_users: users scored at once; by default as many as give about half a million pairs, so memory
             does not grow with the number of users.
@@ -246,7 +246,7 @@ def _refuse_repeated(users: Tensor) -> None:
     if len(again):
         raise ValueError(
             f"user {int(again[0])} is judged by more than one process: give each its own users, "
-            "candidates.part(rank, world_size)"
+            "candidates.for_rank(rank, world_size)"
         )
 
 

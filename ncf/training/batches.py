@@ -213,7 +213,7 @@ def collective_batches(
     if len(twice):
         raise ValueError(
             f"user {int(twice[0])} is trained on by more than one process: give each its own users, "
-            "split.part(rank, world_size)"
+            "split.for_rank(rank, world_size)"
         )
     counts = None
     if law == "popularity":

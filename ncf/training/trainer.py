@@ -37,7 +37,7 @@ class Trainer:
     """Trains a model as a classifier of interactions against sampled negatives (He et al. 2017).
 
     A model that `ncf.distributed.shard` has sharded is trained by all processes together. Each calls `fit` with the
-    interactions of its own users, ``split.part(rank, world_size)``, and samples their negatives; a step's
+    interactions of its own users, ``split.for_rank(rank, world_size)``, and samples their negatives; a step's
     ``batch_size`` is that of all of them.
 
     Args:

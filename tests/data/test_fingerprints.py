@@ -49,14 +49,14 @@ def test_fingerprints_go_from_interactions_to_candidates(tmp_path: Path) -> None
     carriers = (
         interactions.take(torch.tensor([0])),
         split,
-        split.part(0, 2),
-        split.merged(),
+        split.for_rank(0, 2),
+        split.with_validation_in_train(),
         candidates,
-        candidates.part(0, 2),
+        candidates.for_rank(0, 2),
         candidates.to("cpu"),
         Candidates.load(tmp_path / "candidates"),
         catalogue,
-        catalogue.part(1, 2),
+        catalogue.for_rank(1, 2),
     )
     assert [carrier.fingerprint for carrier in carriers] == [wanted] * len(carriers)
 

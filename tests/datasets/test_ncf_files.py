@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ncf import Candidates, Interactions, Split, leave_one_out, sample_candidates
+from ncf import Candidates, Interactions, leave_one_out, sample_candidates
 from ncf.datasets import ncf_files, read_ncf, write_ncf
 
 from ..conftest import random_interactions
@@ -35,7 +36,7 @@ def test_round_trip(tmp_path: Path) -> None:
     again, read = read_ncf(tmp_path / "x", num_negatives=20)
     assert torch.equal(read.users, candidates.users)
     assert torch.equal(read.items, candidates.items)
-    merged = split.merged().train
+    merged = split.with_validation_in_train().train
     for name in ("users", "items", "timestamps"):
         assert torch.equal(getattr(again.train, name), getattr(merged, name))
         assert torch.equal(getattr(again.test, name), getattr(split.test, name))
@@ -55,11 +56,22 @@ def test_padding_is_left_out_and_comes_back(tmp_path: Path) -> None:
     assert torch.equal(read_ncf(tmp_path / "x")[1].negatives, torch.tensor([[-1], [3]]))
 
 
-def test_the_training_part_is_optional(prefix: Path) -> None:
-    Path(f"{prefix}.train.rating").unlink()
-    split, candidates = read_ncf(prefix)
-    assert split.train is None
-    assert len(split.test) == len(candidates) == 6
+def test_compressed_files_are_read_like_plain_ones(prefix: Path) -> None:
+    plain, candidates = read_ncf(prefix)
+    for file in prefix.parent.iterdir():
+        Path(f"{file}.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+    split, again = read_ncf(prefix)
+    assert torch.equal(split.train.items, plain.train.items)
+    assert torch.equal(split.train.timestamps, plain.train.timestamps)
+    assert torch.equal(again.items, candidates.items)
+
+
+@pytest.mark.parametrize("ending", [".train.rating", ".test.rating", ".test.negative"])
+def test_a_missing_file_is_named(prefix: Path, ending: str) -> None:
+    Path(f"{prefix}{ending}").unlink()
+    with pytest.raises(FileNotFoundError, match=f"small{ending}"):
+        read_ncf(prefix)
 
 
 def test_fault_12_another_number_of_negatives_is_an_error(prefix: Path) -> None:
@@ -194,6 +206,7 @@ def test_a_training_pair_that_is_there_twice_counts_once(tmp_path: Path) -> None
     ],
 )
 def test_bad_files_are_one_clear_error(tmp_path: Path, ending: str, text: str, message: str) -> None:
+    (tmp_path / "x.train.rating").write_text("0\t1\t1\t30\n")
     (tmp_path / "x.test.rating").write_text("0\t2\t1\t40\n")
     (tmp_path / "x.test.negative").write_text("(0,2)\t3\t4\n")
     read_ncf(tmp_path / "x", num_negatives=2)
@@ -203,6 +216,7 @@ def test_bad_files_are_one_clear_error(tmp_path: Path, ending: str, text: str, m
 
 
 def test_a_user_twice_in_the_test_part(tmp_path: Path) -> None:
+    (tmp_path / "x.train.rating").write_text("0\t1\t1\t30\n")
     (tmp_path / "x.test.rating").write_text("1\t2\t1\n0\t3\t1\n1\t4\t1\n")
     (tmp_path / "x.test.negative").write_text("(1,2)\t5\n(0,3)\t5\n(1,4)\t5\n")
     with pytest.raises(ValueError, match=r"x\.test\.rating, row 3: user 1 is there a second time"):
@@ -238,9 +252,3 @@ def test_all_files_are_written_or_none(prefix: Path, monkeypatch: pytest.MonkeyP
         write_ncf(prefix, split, sample_candidates(split, num_negatives=4))
     assert len(written) == 2
     assert {file.name: file.read_bytes() for file in prefix.parent.iterdir()} == before
-
-
-def test_without_a_training_part_no_older_one_stays(prefix: Path) -> None:
-    split, candidates = read_ncf(prefix)
-    write_ncf(prefix, Split(None, None, split.test), candidates)
-    assert read_ncf(prefix)[0].train is None

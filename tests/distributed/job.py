@@ -32,7 +32,6 @@ def run(folder: Path, epochs: int, ready: Callable[[], object] = lambda: None) -
         Interactions.from_arrays(users, torch.randint(0, 100, (4000,), generator=generator))
     )
     train = split.train
-    assert train is not None
     start_processes(timeout=20)
     ready()
     model = NeuMF(
@@ -46,7 +45,7 @@ def run(folder: Path, epochs: int, ready: Callable[[], object] = lambda: None) -
         progress=False,
         checkpoint=folder / "checkpoints",
         checkpoint_every=7,
-    ).fit(split.part(rank(), world_size()))
+    ).fit(split.for_rank(rank(), world_size()))
     digest = hashlib.sha256(repr((history.loss, history.ndcg, history.best_epoch)).encode())
     for name, value in sorted(model.state_dict().items()):
         shards = value.local_shards() if hasattr(value, "local_shards") else None

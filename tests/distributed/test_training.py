@@ -52,7 +52,7 @@ def one_process(
     model = build()
     reference = _Reference(model, optimizer, RATE, plan, world)
     batches = [
-        TrainingBatches(split.part(rank, world).train, batch_size=100, seed=5, rank=rank)
+        TrainingBatches(split.for_rank(rank, world).train, batch_size=100, seed=5, rank=rank)
         for rank in range(world)
     ]
     for each in batches:
@@ -72,7 +72,7 @@ def one_process(
 
 def training(rank: int, world: int) -> None:
     split = data()
-    mine = split.part(rank, world)
+    mine = split.for_rank(rank, world)
     validation = sample_candidates(split, "validation", num_negatives=20)
     judged = [sample_candidates(split, num_negatives=20), whole_catalogue(split)]
     plans = PLANS[2:] if world == 2 else PLANS[3:]
@@ -82,7 +82,7 @@ def training(rank: int, world: int) -> None:
         trainer = Trainer(
             sharded, epochs=2, batch_size=100, optimizer="sgd", learning_rate=RATE, selection="last", seed=5
         )
-        history = trainer.fit(mine, validation.part(rank, world))
+        history = trainer.fit(mine, validation.for_rank(rank, world))
         steps = len(losses) // 2
         for epoch in range(2):
             mean = sum(losses[epoch * steps : (epoch + 1) * steps]) / steps
@@ -107,8 +107,7 @@ def bad_input(rank: int, world: int) -> None:
         Trainer(sharded, selection="last").fit(split)
     with pytest.raises(ValueError, match=r"user \d+ is judged by more than one process"):
         evaluate(sharded, sample_candidates(split, num_negatives=20))
-    mine = split.part(rank, world)
-    assert mine.train is not None
+    mine = split.for_rank(rank, world)
     everything = Interactions(torch.ones(ITEMS).long(), torch.arange(ITEMS), None, USERS, ITEMS)
     full = Split(everything if rank == 1 else mine.train, mine.validation, mine.test)
     with pytest.raises(ValueError, match="there is nothing to train on: no user has both"):
@@ -116,7 +115,7 @@ def bad_input(rank: int, world: int) -> None:
     with pytest.raises(ValueError, match=f"gives 1 positives to a step of {world} processes: give at least"):
         Trainer(sharded, selection="last", batch_size=5).fit(mine)
     with pytest.raises(ValueError, match="needs the validation part"):
-        Trainer(sharded).fit(mine if rank else mine.merged())
+        Trainer(sharded).fit(mine if rank else mine.with_validation_in_train())
     with pytest.raises(ValueError, match="train what shard"):
         Trainer(sharded.module)
     with pytest.raises(ValueError, match="compile=True is for a model in one process"):
@@ -124,9 +123,9 @@ def bad_input(rank: int, world: int) -> None:
     with torch.no_grad():
         sharded.module.head.bias.fill_(torch.nan if rank == 0 else 0.0)
     with pytest.raises(ValueError, match="the score of item"):
-        evaluate(sharded, sample_candidates(split, num_negatives=20).part(rank, world))
+        evaluate(sharded, sample_candidates(split, num_negatives=20).for_rank(rank, world))
     with pytest.raises(ValueError, match="a score is NaN"):
-        evaluate(sharded, whole_catalogue(split).part(rank, world))
+        evaluate(sharded, whole_catalogue(split).for_rank(rank, world))
     with pytest.raises(ValueError, match="is NaN"):
         recommend(sharded, [rank])
     with pytest.raises(ValueError, match="k = 99: a user has at most 70" if rank else "rank 1: k = 99"):
@@ -141,7 +140,7 @@ def compare_rankings(
     for candidates in judged:
         expected = evaluate(local, candidates)
         for block_users in (None, 3):
-            ranking = evaluate(sharded, candidates.part(rank, world), block_users=block_users)
+            ranking = evaluate(sharded, candidates.for_rank(rank, world), block_users=block_users)
             assert ranking.users.sort().values.tolist() == expected.users.sort().values.tolist()
             order, theirs = ranking.users.argsort(), expected.users.argsort()
             assert ranking.ranks[order].tolist() == expected.ranks[theirs].tolist()

@@ -43,7 +43,6 @@ def test_planted_truth_hits_as_often_as_bayes_rule_says_and_nothing_beats_it() -
     best = evaluate(truth, candidates)
     error = float((chances * (1 - chances)).sum().sqrt()) / len(chances)
     assert best.hr == pytest.approx(float(chances.mean()), abs=4 * error)
-    assert split.train is not None
     noise = torch.randn(truth.log_odds.shape, generator=torch.Generator().manual_seed(0))
     for other in (
         Truth(truth.log_odds + noise),
@@ -58,7 +57,6 @@ def test_the_best_mixture_is_at_least_as_good_as_each_of_its_parts() -> None:
     interactions, truth = plant(300, 200, 25.0, seed=1)
     split = leave_one_out(interactions, validation=False)
     candidates = sample_candidates(split, num_negatives=50)
-    assert split.train is not None
     models = {"EASE": EASE(split.train), "ItemPop": ItemPop(split.train), "truth": truth}
     hr, weights = best_weights(models, candidates)
     assert hr >= max(evaluate(model, candidates).hr for model in models.values())

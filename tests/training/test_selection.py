@@ -27,7 +27,7 @@ def test_fault_7_what_is_judged_is_the_held_out_item_of_the_named_part(
 
 def test_the_part_to_select_on_must_be_there(split: Split) -> None:
     with pytest.raises(ValueError, match="needs the validation part"):
-        Trainer(GMF(40, 60)).fit(split.merged())
+        Trainer(GMF(40, 60)).fit(split.with_validation_in_train())
     with pytest.raises(ValueError, match='"paper" needs the test part'):
         what_to_judge(Split(split.train, split.validation, None), "paper")
     assert what_to_judge(Split(split.train, None, None), "last") is None

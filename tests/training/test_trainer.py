@@ -277,7 +277,6 @@ def test_a_loss_that_diverges_later_leaves_the_best_weights(split: Split) -> Non
 def test_bpr_learns_to_rank(split: Split) -> None:
     def auc(model: GMF) -> float:
         train = split.train
-        assert train is not None
         every = model.score(torch.arange(40), torch.arange(60).expand(40, -1))
         own = torch.zeros(40, 60, dtype=torch.bool)
         own[train.users, train.items] = True
@@ -315,7 +314,6 @@ def test_one_step_is_that_of_pytorchs_optimizer(split: Split, optimizer: str) ->
         seed=8,
     )
     history = trainer.fit(split)
-    assert split.train is not None
     (batch,) = TrainingBatches(split.train, batch_size=10**6, seed=8).epoch(0)
     users, items = batch.users[0], batch.items[0]
     logits = theirs(users[:, None].expand_as(items).reshape(-1), items.reshape(-1))
@@ -354,7 +352,6 @@ def test_threads_are_set_back(split: Split) -> None:
 def test_the_vocabularies_come_with_the_training() -> None:
     users = [f"u{n % 7}" for n in range(42)]
     split = leave_one_out(Interactions.from_arrays(users, [(n * 5) % 23 for n in range(42)]))
-    assert split.train is not None
     model = GMF(split.train.num_users, split.train.num_items)
     Trainer(model, epochs=1).fit(split)
     assert model.user_ids is split.train.user_ids
@@ -376,7 +373,6 @@ def test_which_step_is_taken(
 ) -> None:
     monkeypatch.setattr(trainer_module, "_WORTH_COMPILING", worth)
     trainer = Trainer(GMF(40, 60), **more)
-    assert split.train is not None
     batches = TrainingBatches(split.train, batch_size=100)
     assert type(trainer._step(batches)) is kind
     if not more:  # where ncf was installed without a C compiler
