@@ -95,7 +95,7 @@ def launches(factors: int, layers: tuple[int, ...], dtype: torch.dtype) -> Itera
     users, scores = torch.empty(num_users, dtype=torch.int64), torch.empty(num_users, 101)
     lists = torch.empty(num_users, 101, dtype=torch.int64)
     yield "scores, a list per user", scoring_launch(tables, users, lists, scores)
-    yield "scores, a common list", scoring_launch(tables, users, lists[0].expand(lists.shape), scores)
+    yield "scores, a common list", scoring_launch(tables, users, lists[0], scores)
     batch, items = users.new_empty(8192), users.new_empty(8192, 5)
     pairs = items.numel()
     rows = (*gmf.values(), empty(num_users, dim), empty(num_items, dim))

@@ -41,7 +41,7 @@ from ncf import (
 from ncf.datasets import movielens
 from ncf.evaluation.significance import normal_interval, standard_error
 from ncf.models.baselines import ALS
-from ncf.models.scorers import SupportsScore, scoring_view
+from ncf.models.scoring import SupportsScore, inference_scorer
 
 Models = dict[str, list[SupportsScore]]  # by name, one for each seed
 
@@ -70,8 +70,7 @@ class Mixture:
 
 def standard(model: SupportsScore, users: Tensor, candidates: Tensor) -> Tensor:
     """Scores with mean 0 and deviation 1 over each user's candidates, ``[U, C]``."""
-    with scoring_view(model) as scorer:
-        scores = scorer.score(users, candidates).double()
+    scores = inference_scorer(model).score(users, candidates).double()
     return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True).clamp(min=1e-12)
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "NegativeSampler",
     "NeuMF",
     "Ranking",
+    "Recommender",
     "Split",
     "Trainer",
     "Vocabulary",
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     from ncf.evaluation.comparison import compare
     from ncf.evaluation.evaluator import evaluate
     from ncf.evaluation.ranking import Ranking
-    from ncf.inference.topk import recommend
+    from ncf.inference.recommender import Recommender, recommend
     from ncf.models.baselines import ALS, EASE, ItemKNN, ItemPop
     from ncf.models.loading import load
     from ncf.models.matrix_factorization import MatrixFactorization
@@ -99,7 +100,8 @@ _HOMES = {
     "evaluate": "evaluation.evaluator",
     "Ranking": "evaluation.ranking",
     "compare": "evaluation.comparison",
-    "recommend": "inference.topk",
+    "Recommender": "inference.recommender",
+    "recommend": "inference.recommender",
     "load": "models.loading",
 }
 

@@ -13,7 +13,7 @@ from ncf.data.candidates import Candidates, Catalogue
 from ncf.evaluation.evaluator import Ranking, evaluate
 from ncf.evaluation.metrics import Metric, metric_label
 from ncf.evaluation.significance import PairedTest, holm, paired_test
-from ncf.models.scorers import SupportsScore
+from ncf.models.scoring import SupportsScore
 from ncf.utils.html import html_table
 
 _ALONE: tuple[Metric, ...] = ("hr", "ndcg", "mrr")

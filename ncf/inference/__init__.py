@@ -1,5 +1,5 @@
 """Answers from a trained model."""
 
-from ncf.inference.topk import Recommendations, recommend
+from ncf.inference.recommender import Neighbours, Recommendations, Recommender, recommend
 
-__all__ = ["Recommendations", "recommend"]
+__all__ = ["Neighbours", "Recommendations", "Recommender", "recommend"]

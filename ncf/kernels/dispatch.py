@@ -30,8 +30,7 @@ def score_candidates(tables: ScoringTables, users: Tensor, candidates: Tensor) -
     Args:
         tables: the model's parameters laid out for ranking.
         users: ``[U]``, int64; ids are not checked here.
-        candidates: items, ``[U, C]``, int64; a negative one is padding. An expanded list (the same for every
-            user, ``stride(0) == 0``) is looked up less often.
+        candidates: items, ``[U, C]``, or ``[C]`` for one list for all users, int64; a negative one is padding.
 
     Returns:
         Scores, ``[U, C]``, fp32 or fp64 (`ScoringTables.score_dtype`); padding has ``-inf``.
@@ -44,15 +43,16 @@ def score_candidates(tables: ScoringTables, users: Tensor, candidates: Tensor) -
         >>> import torch
         >>> from ncf.kernels import ScoringTables, score_candidates
         >>> tables = ScoringTables(item_bias=torch.tensor([0.5, 2.0]), bias=torch.zeros(1))
-        >>> score_candidates(tables, torch.tensor([0, 7]), torch.tensor([1, 0, -1]).expand(2, 3))
+        >>> score_candidates(tables, torch.tensor([0, 7]), torch.tensor([1, 0, -1]))
         tensor([[2.0000, 0.5000,   -inf],
                 [2.0000, 0.5000,   -inf]])
     """
     check_pairs(users, candidates, tables.device)
-    if candidates.numel() == 0:
-        return torch.empty(candidates.shape, dtype=tables.score_dtype, device=tables.device)
-    if tables.item_hidden is None and candidates.stride(0) == 0:
-        return _score_product(tables, users, candidates[0])
+    shape = (len(users), candidates.shape[-1])
+    if 0 in shape:
+        return torch.empty(shape, dtype=tables.score_dtype, device=tables.device)
+    if tables.item_hidden is None and candidates.dim() == 1:
+        return _score_product(tables, users, candidates)
     if _has_triton(tables.device):
         from ncf.kernels.triton_scoring import fits, score_triton
 
@@ -133,13 +133,15 @@ def _score_product(tables: ScoringTables, users: Tensor, items: Tensor) -> Tenso
 
 
 def _score_blocks(tables: ScoringTables, users: Tensor, candidates: Tensor) -> Tensor:
-    scores = torch.empty(candidates.shape, dtype=tables.score_dtype, device=tables.device)
+    width = candidates.shape[-1]
+    scores = torch.empty(len(users), width, dtype=tables.score_dtype, device=tables.device)
     # Half-precision tables are read as fp32: once, not in every block.
     tables = tables.to(tables.score_dtype)
     widths = [t.shape[1] for t in (tables.item_hidden, tables.item_gmf) if t is not None]
     pair_bytes = tables.dtype.itemsize * max(widths, default=1)
-    rows = max(1, _BLOCK_BYTES.get(tables.device.type, 1 << 28) // (pair_bytes * candidates.shape[1]))
+    rows = max(1, _BLOCK_BYTES.get(tables.device.type, 1 << 28) // (pair_bytes * width))
     for start in range(0, len(users), rows):
         block = slice(start, start + rows)
-        scores[block] = score_reference(tables, users[block], candidates[block])
+        lists = candidates if candidates.dim() == 1 else candidates[block]
+        scores[block] = score_reference(tables, users[block], lists)
     return scores

@@ -96,7 +96,7 @@ class PackedTables:
 
         Args:
             users: ``[U]``, int64.
-            candidates: items, ``[U, C]``, int64; a negative one is padding.
+            candidates: items, ``[U, C]``, or ``[C]`` for one list for all users, int64; a negative one is padding.
 
         Returns:
             Scores, ``[U, C]``, fp32; padding has ``-inf``.
@@ -106,14 +106,14 @@ class PackedTables:
             IndexError: if a user or an item is unknown.
         """
         check_pairs(users, candidates, self._users.device)
-        width = candidates.shape[1]
-        scores = torch.empty(candidates.shape, dtype=torch.float32, device="cpu")
-        users, candidates = users.contiguous(), _rows(candidates)
+        width, shared = candidates.shape[-1], candidates.dim() == 1
+        scores = torch.empty(len(users), width, dtype=torch.float32, device="cpu")
+        users, candidates = users.contiguous(), candidates.contiguous()
 
         def work(mine: slice) -> None:
-            some, lists = users[mine], candidates[mine]
-            answer = self._call("ncf_score", some, lists, _step(lists), width, scores[mine])
-            refuse(answer, some, lists, len(self._users), len(self._items))
+            some, lists = users[mine], candidates if shared else candidates[mine]
+            answer = self._call("ncf_score", some, lists, 0 if shared else width, width, scores[mine])
+            refuse(answer, some, lists.view(-1, width), len(self._users), len(self._items))
 
         if scores.numel():
             _in_parts(work, len(users), width)
@@ -169,7 +169,9 @@ class PackedTables:
         if num_items > len(self._items) or len(seen_offsets) != len(users) + 1:
             return None
         users, positives = users.contiguous(), positives.contiguous()
-        seen_offsets, seen_items = seen_offsets.cpu().contiguous(), seen_items.cpu().contiguous()
+        seen_offsets, seen_items = (
+            tensor.to("cpu", torch.int64).contiguous() for tensor in (seen_offsets, seen_items)
+        )
         ranks, done = torch.empty_like(users), []
 
         def work(mine: slice) -> None:

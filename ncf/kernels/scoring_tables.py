@@ -157,7 +157,7 @@ def check_pairs(users: Tensor, items: Tensor, device: torch.device, name: str = 
 
     Args:
         users: should be ``[U]``, int64.
-        items: should be ``[U, C]``, int64.
+        items: should be ``[U, C]``, or ``[C]`` for one list for all users, int64.
         device: where both should be.
         name: what the items are called.
 
@@ -169,13 +169,14 @@ def check_pairs(users: Tensor, items: Tensor, device: torch.device, name: str = 
         >>> import torch
         >>> from ncf.kernels.scoring_tables import check_pairs
         >>> check_pairs(torch.tensor([7]), torch.tensor([[1, 2, -1]]), torch.device("cpu"))
-        >>> check_pairs(torch.tensor([7]), torch.tensor([1, 2, -1]), torch.device("cpu"))
+        >>> check_pairs(torch.tensor([7]), torch.tensor([[1], [2]]), torch.device("cpu"))
         Traceback (most recent call last):
-        ValueError: users has shape (1,), candidates (3,): give [U] and [U, C]
+        ValueError: users has shape (1,), candidates (2, 1): give [U] and [U, C], or [C] for all users
     """
-    if users.dim() != 1 or items.dim() != 2 or len(users) != len(items):
+    if users.dim() != 1 or items.dim() not in (1, 2) or (items.dim() == 2 and len(users) != len(items)):
         raise ValueError(
-            f"users has shape {tuple(users.shape)}, {name} {tuple(items.shape)}: give [U] and [U, C]"
+            f"users has shape {tuple(users.shape)}, {name} {tuple(items.shape)}: give [U] and [U, C], "
+            "or [C] for all users"
         )
     for which, ids in (("users", users), (name, items)):
         if ids.dtype != torch.int64 or ids.device != device:

@@ -28,10 +28,10 @@ class Launch:
         >>> from ncf.kernels import ScoringTables
         >>> from ncf.kernels.triton_scoring import scoring_launch
         >>> tables = ScoringTables(item_bias=torch.ones(1000), bias=torch.zeros(1))
-        >>> users, candidates = torch.arange(40), torch.arange(1000).expand(40, 1000)
+        >>> users, candidates = torch.arange(40), torch.arange(1000)
         >>> launch = scoring_launch(tables, users, candidates, torch.empty(40, 1000))
-        >>> launch.grid  # by 16 users and 128 items
-        (3, 8)
+        >>> launch.grid  # by 128 items and 16 users
+        (8, 3)
         >>> launch.arguments["num_candidates"], launch.arguments["num_warps"]
         (1000, 8)
     """

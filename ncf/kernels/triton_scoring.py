@@ -141,10 +141,10 @@ def _score_common(
     ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, USERS: tl.constexpr,
 ):  # fmt: skip
     """Scores ``[U, C]`` of one list of candidates, ``[C]``, for every user."""
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < num_candidates
     items = tl.load(candidates + columns, mask=inside, other=-1)
-    first = tl.program_id(0) * USERS
+    first = tl.program_id(1) * USERS
     for row in range(first, tl.minimum(first + USERS, num_users)):
         owner = tl.load(users + row + tl.arange(0, 1))  # [1]
         score = _scores(
@@ -183,8 +183,7 @@ def scoring_launch(tables: ScoringTables, users: Tensor, candidates: Tensor, sco
     Args:
         tables: the model's parameters laid out for ranking, for which `fits` holds.
         users: ``[U]``, int64.
-        candidates: items, ``[U, C]``, int64; a negative one is padding. With ``stride(0) == 0`` the list is
-            the same for every user.
+        candidates: items, ``[U, C]``, or ``[C]`` for one list for all users, int64; a negative one is padding.
         scores: ``[U, C]``, fp32, contiguous, to be filled.
 
     Returns:
@@ -201,7 +200,7 @@ def scoring_launch(tables: ScoringTables, users: Tensor, candidates: Tensor, sco
         >>> launch.arguments["num_pairs"], launch.arguments["BLOCK"], launch.grid
         (300, 128, (3,))
     """
-    num_users, num_candidates = candidates.shape
+    num_users, num_candidates = scores.shape
     size = tables.dtype.itemsize
     item_hidden, item_gmf = tables.item_hidden, tables.item_gmf
     widths = () if item_hidden is None else (item_hidden.shape[1], *(len(bias) for _, bias in tables.layers))
@@ -233,9 +232,10 @@ def scoring_launch(tables: ScoringTables, users: Tensor, candidates: Tensor, sco
         "num_warps": warps,
         "num_stages": 2,
     }
-    if candidates.stride(0) == 0 and num_users > 1:
-        arguments |= {"candidates": candidates[0].contiguous(), "num_users": num_users, "USERS": USERS}
-        grid = (triton.cdiv(num_users, USERS), triton.cdiv(num_candidates, block))
+    if candidates.dim() == 1:
+        arguments |= {"candidates": candidates.contiguous(), "num_users": num_users, "USERS": USERS}
+        # Items on the first axis, which alone may be longer than 65,535 programs.
+        grid = (triton.cdiv(num_candidates, block), triton.cdiv(num_users, USERS))
         return Launch(_score_common, grid, arguments)
     num_pairs = num_users * num_candidates
     num_tiles = triton.cdiv(num_pairs, block)
@@ -249,7 +249,7 @@ def score_triton(tables: ScoringTables, users: Tensor, candidates: Tensor) -> Te
     Args:
         tables: the model's parameters laid out for ranking, for which `fits` holds.
         users: ``[U]``, int64; ids are not checked.
-        candidates: items, ``[U, C]``, int64; a negative one is padding.
+        candidates: items, ``[U, C]``, or ``[C]`` for one list for all users, int64; a negative one is padding.
 
     Returns:
         Scores, ``[U, C]``, fp32; padding has ``-inf``. Half-precision tables are multiplied as they are, with
@@ -265,7 +265,7 @@ def score_triton(tables: ScoringTables, users: Tensor, candidates: Tensor) -> Te
         >>> score_triton(tables, users, candidates)  # no pair: no GPU is needed
         tensor([], size=(2, 0))
     """
-    scores = torch.empty(candidates.shape, dtype=torch.float32, device=tables.device)
+    scores = torch.empty(len(users), candidates.shape[-1], dtype=torch.float32, device=tables.device)
     if scores.numel():
         scoring_launch(tables, users, candidates, scores).run()
     return scores

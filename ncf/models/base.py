@@ -10,17 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from ncf.models.embeddings import Table, UserItemEmbeddings
+from ncf.models.scoring import (
+    ForwardScorer,
+    ModelScorer,
+    Ranker,
+    Scorer,
+    ShardedScorer,
+    full_precision,
+    in_evaluation_mode,
+)
 from ncf.utils.checks import check_ids, whole
-from ncf.utils.threads import cpu_threads
 
 if TYPE_CHECKING:
-    from ncf.data.interactions import Vocabulary
+    from ncf.data.vocabulary import Vocabulary
     from ncf.kernels.scoring_tables import ScoringTables
-    from ncf.models.scoring import Scorer
-    from ncf.models.sharded_scoring import CollectiveScorer
 
-# So few rows are laid out for ranking by one thread: others, once woken, would wait on cores that the kernel needs.
-_FEW_ROWS = 1 << 14
+
+_LOGITS = ("logits", "forward")
 
 
 class EmbeddingModel(nn.Module):
@@ -115,8 +121,17 @@ class EmbeddingModel(nn.Module):
 
         Returns:
             Logits of the shape of ``items``; `torch.sigmoid` and the loss are the caller's.
+
+        Raises:
+            ValueError: on a CPU, if an id is out of range; on a GPU `predict` and `score` find it.
         """
-        return self.logits(self.embeddings(users, items))
+        try:
+            rows = self.embeddings(users, items)
+        except IndexError:
+            check_ids(users.to(torch.int64), "users", self.num_users, "num_users")
+            check_ids(items.to(torch.int64), "items", self.num_items, "num_items")
+            raise
+        return self.logits(rows)
 
     def logits(self, rows: dict[str, Tensor]) -> Tensor:
         """Logits from looked-up rows: ``[..., D]`` per table to ``[...]``."""
@@ -150,36 +165,50 @@ class EmbeddingModel(nn.Module):
             raise ValueError(
                 f"items {tuple(items.shape)} must be [B] or [B, C] for users {tuple(users.shape)}"
             )
-        was_training = self.training
-        self.eval()
-        try:
-            logits = self(users.to(self.device), items.to(self.device))
-        finally:
-            self.train(was_training)
+        model = in_evaluation_mode(self, keep=self.embeddings)
+        with full_precision(self.device):
+            logits = model(users.to(self.device), items.to(self.device))
         # float32 rounds the sigmoid of 17 to one: stay inside the open interval
         tiny = torch.finfo(logits.dtype).tiny
         return torch.sigmoid(logits).clamp(tiny, 1 - torch.finfo(logits.dtype).eps / 2)
 
-    def scorer(self) -> Scorer | CollectiveScorer:
-        """A frozen, fast view of the model for ranking; later training does not change it.
+    def scorer(self) -> Ranker:
+        """Return a frozen, fast view of the model for ranking, in evaluation mode; later training does not change it.
 
-        The view of a sharded model looks rows up as it goes, and every process must use it together.
+        The view of a sharded model looks rows up as it goes, and every process must use it together. A subclass that
+        overrides `score` is ranked by that. One whose `scoring_tables` do not belong to its ``logits`` and ``forward``
+        is ranked by its ``forward``. These two follow later training.
         """
-        if self.embeddings.is_sharded:
-            from ncf.models.sharded_scoring import CollectiveScorer
+        if type(self).score is not EmbeddingModel.score:
+            own = in_evaluation_mode(self, keep=self.embeddings)
+            return ModelScorer(own, distributed=self.embeddings.is_sharded)
+        return self._scorer()
 
-            return CollectiveScorer(self)
-        from ncf.models.scoring import Scorer
-
-        with cpu_threads(1 if self.num_users + self.num_items <= _FEW_ROWS else None):
+    def _scorer(self) -> Ranker:
+        sharded, device = self.embeddings.is_sharded, self.device
+        if not self._is_separable():
+            own = in_evaluation_mode(self, keep=self.embeddings)
+            return ForwardScorer(own, distributed=sharded, device=device)
+        if sharded:
+            return ShardedScorer(self.embeddings, self.scoring_tables, device)
+        with torch.no_grad(), full_precision(device):
             return Scorer(self.scoring_tables())
+
+    def _is_separable(self) -> bool:
+        """The scoring tables were written for these logits: no class nearer to the model's own has other logits."""
+        classes = type(self).__mro__
+        place = {
+            n: next(i for i, c in enumerate(classes) if n in vars(c)) for n in ("scoring_tables", *_LOGITS)
+        }
+        written = classes[place["scoring_tables"]] is not EmbeddingModel
+        return written and all(place["scoring_tables"] <= place[name] for name in _LOGITS)
 
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
         """Logits of each user's candidates, for ranking.
 
         Args:
             users: ``[U]``, int64.
-            candidates: items, ``[U, C]``, int64; ``-1`` is padding.
+            candidates: items, ``[U, C]``, or ``[C]`` for one list for all users, int64; ``-1`` is padding.
 
         Returns:
             Scores, ``[U, C]``; padding has ``-inf``.
@@ -189,11 +218,12 @@ class EmbeddingModel(nn.Module):
         """
         check_ids(users, "users", self.num_users, "num_users")
         check_ids(candidates, "candidates", self.num_items, "num_items", lowest=-1)
-        if candidates.dim() != 2 or candidates.shape[:1] != users.shape:
+        if users.dim() != 1 or (candidates.dim() != 1 and candidates.shape[:-1] != users.shape):
             raise ValueError(
-                f"candidates {tuple(candidates.shape)} must be [U, C] for users {tuple(users.shape)}"
+                f"candidates {tuple(candidates.shape)} must be [U, C], or [C] for all users, "
+                f"for users {tuple(users.shape)}"
             )
-        return self.scorer().score(users, candidates)
+        return self._scorer().score(users.to(self.device), candidates.to(self.device))
 
     def save(self, path: str | PathLike[str], **options: Any) -> None:
         """Write the model to a folder; `ncf.load` reads it. See `ncf.models.saving.save` for the options."""

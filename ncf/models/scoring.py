@@ -1,4 +1,4 @@
-"""Scores of many candidates per user, fast: what depends on a user or an item alone is worked out once.
+"""Score, rank and select: the protocol of ranking, its default implementation, and the views of the models.
 
 The first layer of the MLP is separable, W·[u; v] = Wᵤu + Wᵥv, and the head's GMF weights fold into the user
 rows. A pair then costs an add, a ReLU and the small layers, in place of the whole network.
@@ -6,14 +6,231 @@ rows. A pair then costs an add, a ReLU and the small layers, in place of the who
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ncf.data.candidates import Candidates, Catalogue
+from ncf.distributed.collectives import all_gather_object, raise_on_all_ranks
 from ncf.kernels import ScoringTables, score_candidates
 from ncf.kernels.native_scoring import PackedTables, fits
+from ncf.kernels.reference import distinct_negatives, largest_k, merge_largest, num_at_least
+from ncf.utils.checks import check_known, whole
+
+USERS_PER_PASS = 4096  # of a sharded model: for whom the rows of the whole catalogue travel once
+# Pairs scored at once: about 8 MB with their ids, small beside any model, enough to keep a device busy.
+_PAIRS_PER_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 24}
+_SCORES_PER_BLOCK = 1 << 22  # of a selection: 16 MB
+M = TypeVar("M", bound=nn.Module)
 
 
-class Scorer:
+@runtime_checkable
+class SupportsScore(Protocol):
+    """The protocol of what can be evaluated and recommended from.
+
+    A scorer that can rank faster than by a table of scores also has
+    ``rank(candidates) -> (ranks [U], numbers of candidates [U])``, see `Ranker.rank`.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.models.scoring import SupportsScore
+        >>> class ByNumber:
+        ...     def score(self, users, candidates):
+        ...         return candidates.float()
+        >>> isinstance(ByNumber(), SupportsScore), isinstance(torch.nn.Linear(2, 1), SupportsScore)
+        (True, False)
+    """
+
+    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """Score each user's candidates: ``[U]`` and ``[U, C]`` to ``[U, C]``; ``-1`` is padding."""
+        ...
+
+
+class Ranker:
+    """Ranking and selection on top of ``score``: what a subclass does not do faster itself.
+
+    ``score`` also takes one list of candidates for all users, ``[C]``.
+
+    Attributes:
+        distributed: whether every process must call the methods as often as the others, each with its own users.
+        device: where ``score`` takes its ids; ``None`` where any will do.
+    """
+
+    distributed = False
+    device: torch.device | None = None
+
+    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """Scores, ``[U, C]``, of each user's candidates, ``[U, C]``, or of one list for all, ``[C]``."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def rank(
+        self, candidates: Candidates | Catalogue, *, block_users: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rank the held-out item of every user among the candidates.
+
+        Args:
+            candidates: what to rank.
+            block_users: users scored at once; by default as many as give about half a million pairs.
+
+        Returns:
+            ranks: how many other candidates score at least as high, ``[U]``, int64, on the CPU.
+            num_candidates: distinct items ranked, the held-out item among them, ``[U]``, int64.
+
+        Raises:
+            ValueError: if a score is NaN, or the scores have the wrong shape.
+        """
+        whole_catalogue = isinstance(candidates, Catalogue)
+        width = candidates.num_items if whole_catalogue else 1 + candidates.negatives.shape[1]  # type: ignore[union-attr]
+        device = self.device or candidates.users.device
+        pairs = _PAIRS_PER_BLOCK.get(device.type, 1 << 19)
+        if block_users is None:
+            block_users = USERS_PER_PASS if self.distributed else max(1, pairs // width)
+        block_users = whole("block_users", block_users)
+        ranks = torch.empty(len(candidates.users), dtype=torch.int64, device="cpu")
+        num_candidates = torch.empty_like(ranks)
+        failures: list[ValueError] = []
+        for block in self._blocks(len(ranks), block_users):
+            users, positives = candidates.users[block].to(device), candidates.positives[block].to(device)
+            with self._deferring(failures):
+                if isinstance(candidates, Catalogue):
+                    # A sharded model brings the rows of a few items at a time: no process ever has every item's.
+                    items_at_once = max(1, pairs // block_users) if self.distributed else width
+                    offsets = candidates.seen_offsets[block.start : block.stop + 1]
+                    seen = candidates.seen_items[int(offsets[0]) : int(offsets[-1])].to(device)
+                    lists = offsets.diff(), seen, width, items_at_once
+                    ranks[block] = self._ranks_in_catalogue(users, positives, *lists, failures)
+                    num_candidates[block] = width - offsets.diff().cpu()
+                else:
+                    negatives = candidates.negatives[block].to(device)
+                    ranks[block], num_candidates[block] = self._ranks_among(users, positives, negatives)
+        self._raise_first(failures)
+        return ranks, num_candidates
+
+    def _ranks_among(self, users: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+        items = torch.cat([positives[:, None], negatives], dim=1)  # [b, 1 + C]
+        scores = checked_scores(self, users, items)
+        counted = distinct_negatives(positives, negatives)
+        check_no_nan(scores, users, items, None if counted is None else items < 0)
+        wins = num_at_least(scores[:, 1:], scores[:, :1])  # [b, C]
+        if counted is None:
+            return wins.sum(1), torch.full_like(users, items.shape[1])
+        return (wins * counted).sum(1), 1 + counted.sum(1)
+
+    def _ranks_in_catalogue(
+        self,
+        users: Tensor,
+        positives: Tensor,
+        num_seen: Tensor,
+        seen: Tensor,
+        num_items: int,
+        items_at_once: int,
+        failures: list[ValueError],
+    ) -> Tensor:
+        rows = torch.arange(len(users), dtype=torch.int64, device=users.device)
+        rows = torch.cat([rows.repeat_interleave(num_seen.to(users.device)), rows])
+        left_out = torch.cat([seen, positives])  # [S + b]
+        own = None if items_at_once >= num_items else checked_scores(self, users, positives[:, None])
+        ranks = torch.zeros_like(users)
+        for start in range(0, num_items, items_at_once):
+            end = min(start + items_at_once, num_items)
+            items = torch.arange(start, end, dtype=torch.int64, device=users.device)
+            scores = checked_scores(self, users, items)  # [b, w]
+            own = scores.gather(1, positives[:, None]) if own is None else own  # [b, 1]
+            here = (left_out >= start) & (left_out < end)
+            places = rows[here] * len(items) + left_out[here] - start  # in the flattened block
+            with self._deferring(failures):
+                if may_hold_nan(scores) or may_hold_nan(own):
+                    check_no_nan(own, users, positives[:, None])
+                    check_no_nan(scores, users, items, _flat_mask(scores, places))
+            wins = num_at_least(scores, own)
+            wins.view(-1).index_fill_(0, places, 0)
+            ranks += wins.sum(1).to(torch.int64)
+        return ranks
+
+    @torch.no_grad()
+    def top_k(
+        self, users: Tensor, k: int, items: Tensor, left_out: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Select the best items of each user; of equal scores the item with the lower number is better.
+
+        Args:
+            users: ``[U]``, int64.
+            k: length of a list.
+            items: what may be selected, ``[C]``, int64, ascending.
+            left_out: items that a user is not offered: offsets ``[U + 1]`` and items, ascending within a user.
+
+        Returns:
+            Scores, ``[U, k]``, and items, ``[U, k]``, int64, best first, on the CPU. Past the end of a user's list
+            they are ``-inf`` and ``-1``.
+
+        Raises:
+            ValueError: if a score is NaN, or the scores have the wrong shape.
+        """
+        device = self.device or users.device
+        # A sharded model brings the rows of a few items at a time, for many users.
+        step = USERS_PER_PASS if self.distributed else max(1, _SCORES_PER_BLOCK // max(1, len(items)))
+        width = max(1, _SCORES_PER_BLOCK // step) if self.distributed else max(1, len(items))
+        lists: list[tuple[Tensor, Tensor]] = []
+        failures: list[ValueError] = []
+        for block in self._blocks(len(users), step):
+            some, best = users[block].to(device), None
+            if left_out is not None:
+                offsets = left_out[0][block.start : block.stop + 1]
+                hidden = left_out[1][int(offsets[0]) : int(offsets[-1])].to(device)
+                rows = torch.arange(len(some), dtype=torch.int64, device=device)
+                rows = rows.repeat_interleave(offsets.diff().to(device))
+            for part in items.to(device).split(width):
+                mask = None
+                if left_out is not None:
+                    places = torch.searchsorted(part, hidden).clamp(max=len(part) - 1)
+                    there = part[places] == hidden
+                    mask = torch.zeros(len(some), len(part), dtype=torch.bool, device=device)
+                    mask[rows[there], places[there]] = True
+                scores = checked_scores(self, some, part)  # [b, w]
+                with self._deferring(failures):
+                    check_no_nan(scores, some, part, mask)
+                    found = largest_k(scores, part, k, mask)
+                    best = found if best is None else merge_largest(best, found, k)
+            if best is not None:
+                lists.append((best[0].cpu(), best[1].cpu()))
+        self._raise_first(failures)
+        scores = torch.full((len(users), k), -torch.inf, dtype=_dtype_of(lists), device="cpu")
+        selected = torch.full((len(users), k), -1, dtype=torch.int64, device="cpu")
+        if lists:
+            of_all, items_of_all = (torch.cat(side) for side in zip(*lists, strict=True))
+            scores[:, : of_all.shape[1]], selected[:, : of_all.shape[1]] = of_all, items_of_all
+        return scores, selected
+
+    def _blocks(self, size: int, step: int) -> Iterator[slice]:
+        """Cut users into blocks; where all processes score, into as many on each, of which the last may be empty."""
+        longest = max(all_gather_object(size)) if self.distributed else size
+        for start in range(0, longest, step):
+            yield slice(min(start, size), min(start + step, size))
+
+    @contextmanager
+    def _deferring(self, failures: list[ValueError]) -> Iterator[None]:
+        """Keep a ValueError for later where other processes wait for the scores that follow."""
+        try:
+            yield
+        except ValueError as error:
+            if not self.distributed:
+                raise
+            failures.append(error)
+
+    def _raise_first(self, failures: list[ValueError]) -> None:
+        with raise_on_all_ranks(self.distributed):
+            if failures:
+                raise failures[0]
+
+
+class Scorer(Ranker):
     """A frozen view of a model for ranking.
 
     On a CPU a kernel in C takes a few pairs at a time through the whole network (`ncf.kernels`); elsewhere, in
@@ -31,9 +248,14 @@ class Scorer:
         >>> scorer.score(torch.tensor([0, 3]), torch.tensor([[1, 2, 3], [4, 5, -1]])).isinf()
         tensor([[False, False, False],
                 [False, False,  True]])
+        >>> scores, items = scorer.top_k(torch.tensor([3]), k=2, items=torch.arange(20))
+        >>> items.shape
+        torch.Size([1, 2])
     """
 
     def __init__(self, tables: ScoringTables) -> None:
+        self.device = tables.device
+        self.num_users, self.num_items = tables.num_users, tables.num_items
         self._packed = PackedTables(tables) if fits(tables) else None
         # Of one list for all users, the product alone is a matrix product, faster still.
         plain = self._packed is None or tables.item_hidden is None
@@ -45,8 +267,7 @@ class Scorer:
 
         Args:
             users: ``[U]``, int64.
-            candidates: items, ``[U, C]``, int64; ``-1`` is padding. An expanded list is the same for every user
-                (``stride(0) == 0``).
+            candidates: items, ``[U, C]``, or ``[C]`` for one list for all users, int64; ``-1`` is padding.
 
         Returns:
             Scores, ``[U, C]``; padding has ``-inf``.
@@ -54,24 +275,258 @@ class Scorer:
         Raises:
             IndexError: on a CPU, if an id is unknown; see `EmbeddingModel.score` for ids that were not checked.
         """
-        shared = len(users) > 1 and candidates.stride(0) == 0
-        if self._packed is not None and (self._tables is None or not shared):
+        if self._packed is not None and (self._tables is None or candidates.dim() == 2):
             return self._packed.score(users, candidates)
         assert self._tables is not None
-        return score_candidates(self._tables, users, candidates)
+        if self._tables.device.type == "cpu":
+            check_known(users, "user", self._tables.num_users)
+            check_known(candidates, "item", self._tables.num_items, lowest=None)
+        with full_precision(self._tables.device):
+            return score_candidates(self._tables, users, candidates)
 
-    def ranks(self, users: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Ranks of held-out items, where no table of scores is needed for them; else ``None``.
+    def rank(
+        self, candidates: Candidates | Catalogue, *, block_users: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Ranker.rank`: where the kernel can, no table of scores is made."""
+        ranked = None
+        if self._packed is not None and not isinstance(candidates, Catalogue):
+            lists = candidates.users, candidates.positives, candidates.negatives
+            ranked = self._packed.ranks(*(tensor.cpu() for tensor in lists))
+        elif self._packed is not None and self._tables is None and isinstance(candidates, Catalogue):
+            users, positives, offsets = (
+                tensor.cpu() for tensor in (candidates.users, candidates.positives, candidates.seen_offsets)
+            )
+            seen = offsets, candidates.seen_items
+            ranks = self._packed.catalogue_ranks(users, positives, candidates.num_items, *seen)
+            ranked = None if ranks is None else (ranks, candidates.num_items - offsets.diff())
+        # The kernel has no ranks for an unknown id or NaN: the scores then give an exact error.
+        return super().rank(candidates, block_users=block_users) if ranked is None else ranked
 
-        Args and results are those of `PackedTables.ranks`. ``None`` as well if an id is unknown or a
-        score not a number.
-        """
-        return None if self._packed is None else self._packed.ranks(users, positives, negatives)
 
-    def catalogue_ranks(
-        self, users: Tensor, positives: Tensor, num_items: int, seen_offsets: Tensor, seen_items: Tensor
-    ) -> Tensor | None:
-        """Ranks in the whole catalogue, as `ranks`; see `ncf.kernels.native_scoring.PackedTables.catalogue_ranks`."""
-        if self._packed is None or self._tables is not None:
-            return None
-        return self._packed.catalogue_ranks(users, positives, num_items, seen_offsets, seen_items)
+class ShardedScorer(Ranker):
+    """Scores of a model whose tables are spread over processes; rows are looked up call by call.
+
+    Every process must call the methods as often as the others, each with its own users and candidates: any number of
+    them, or none. No process ever holds more rows than those of one call.
+
+    Args:
+        embeddings: the sharded tables.
+        scoring_tables: lays looked-up rows out for ranking; see `ncf.models.base.EmbeddingModel.scoring_tables`.
+        device: of the model.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import GMF
+        >>> from ncf.distributed.sharding import shard
+        >>> sharded = shard(GMF(10, 20, device="meta"), "table_wise", verbose=False)  # a world of one
+        >>> sharded.module.scorer().score(torch.tensor([3]), torch.tensor([[7, 8, -1]])).isinf()
+        tensor([[False, False,  True]])
+    """
+
+    distributed = True
+
+    def __init__(
+        self,
+        embeddings: Any,
+        scoring_tables: Callable[[Mapping[str, Tensor]], ScoringTables],
+        device: torch.device,
+    ) -> None:
+        self.embeddings = embeddings
+        self.scoring_tables = scoring_tables
+        self.device = device
+
+    @torch.no_grad()
+    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """See `Scorer.score`; each distinct item is looked up once."""
+        items, places = candidates.unique(return_inverse=True)  # ascending: padding comes first
+        padding = int(len(items) > 0 and int(items[0]) < 0)
+        rows = self.embeddings.collective_lookup(users, items[padding:])
+        with full_precision(users.device):
+            scorer = Scorer(self.scoring_tables(rows))
+        of_rows = torch.arange(len(users), dtype=torch.int64, device=users.device)
+        return scorer.score(of_rows, places.view(candidates.shape) - padding)
+
+
+class ModelScorer(Ranker):
+    """Rank by a model's own ``score``, and by its own ``rank`` where it has one.
+
+    Args:
+        model: anything with ``score(users [U], candidates [U, C])``.
+        distributed: whether its ``score`` needs every process.
+    """
+
+    def __init__(self, model: SupportsScore, *, distributed: bool = False) -> None:
+        self.model = model
+        self.distributed = distributed
+        self.device = device_of(model)
+
+    @torch.no_grad()
+    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """See `Ranker.score`; the model gets one list for all as a view of shape ``[U, C]``."""
+        if candidates.dim() == 1:
+            candidates = candidates.expand(len(users), -1)
+        return checked_scores(self.model, users, candidates)
+
+    def rank(
+        self, candidates: Candidates | Catalogue, *, block_users: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Ranker.rank`."""
+        own: Any = getattr(self.model, "rank", None)
+        if callable(own):
+            with torch.no_grad():
+                ranks, num_candidates = own(candidates)
+            return ranks, num_candidates
+        return super().rank(candidates, block_users=block_users)
+
+
+class ForwardScorer(Ranker):
+    """Scores of a model that has no `ScoringTables`, by its ``forward``; the view follows later training.
+
+    Args:
+        model: the model, in evaluation mode; see `in_evaluation_mode`.
+        distributed: whether its tables are spread over processes.
+        device: of the model.
+    """
+
+    def __init__(self, model: nn.Module, *, distributed: bool, device: torch.device) -> None:
+        self.model = model
+        self.distributed = distributed
+        self.device = device
+
+    @torch.no_grad()
+    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """See `Ranker.score`."""
+        if candidates.dim() == 1:
+            candidates = candidates.expand(len(users), -1)
+        with full_precision(candidates.device):
+            scores: Tensor = self.model(users, candidates.clamp(min=0))
+        return scores.masked_fill(candidates < 0, -torch.inf)
+
+
+def inference_scorer(model: SupportsScore) -> Ranker:
+    """Return what ranks for a model, without a change to the model or to any global setting.
+
+    Args:
+        model: anything with ``score``. Its frozen view is taken if it offers ``scorer()``; of another `nn.Module` a
+            copy in evaluation mode that shares its parameters.
+
+    Raises:
+        TypeError: if there is no ``score`` to call.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import GMF
+        >>> from ncf.models.scoring import inference_scorer
+        >>> inference_scorer(GMF(num_users=2, num_items=3)).score(torch.tensor([1]), torch.tensor([0, 2])).shape
+        torch.Size([1, 2])
+    """
+    model = unwrap_model(model)
+    if isinstance(model, Ranker):
+        return model
+    if not isinstance(model, SupportsScore):
+        raise TypeError(f"{type(model).__name__} has no method score(users [U], candidates [U, C]) -> [U, C]")
+    view: Any = getattr(model, "scorer", None)
+    if callable(view):
+        with torch.no_grad():
+            model = view()
+    if isinstance(model, nn.Module):
+        model = in_evaluation_mode(model)
+    return model if isinstance(model, Ranker) else ModelScorer(model)
+
+
+def in_evaluation_mode(module: M, keep: nn.Module | None = None) -> M:
+    """Copy the modules, not their parameters, and set the copies to evaluation mode.
+
+    Args:
+        module: a module, which stays as it is.
+        keep: a part that has no modes, and is shared rather than copied.
+    """
+    copies: dict[nn.Module, nn.Module] = {} if keep is None else {keep: keep}
+
+    def copied(part: nn.Module) -> nn.Module:
+        if part not in copies:
+            twin = copies[part] = copy.copy(part)
+            children = part._modules.items()
+            twin.__dict__["_modules"] = {n: None if child is None else copied(child) for n, child in children}
+            twin.training = False
+        return copies[part]
+
+    return copied(module) if any(part.training for part in module.modules()) else module  # type: ignore[return-value]
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute in the tensors' own types, under `torch.autocast` as well."""
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+def unwrap_model(model: SupportsScore) -> SupportsScore:
+    """Return the model itself, where TorchRec's or PyTorch's wrapper for several processes is around it."""
+    inner = getattr(model, "module", None)
+    return inner if isinstance(inner, SupportsScore) else model
+
+
+def device_of(model: object) -> torch.device | None:
+    """Return where a model takes its ids, if it has a device."""
+    device = getattr(model, "device", None)
+    if device is None and isinstance(model, nn.Module):
+        device = next((parameter.device for parameter in model.parameters()), None)
+    return device if isinstance(device, torch.device) else None
+
+
+def checked_scores(scorer: Any, users: Tensor, items: Tensor) -> Tensor:
+    """Call ``score`` and return its result as a tensor, ``[U, C]``, for items ``[U, C]`` or ``[C]``.
+
+    Raises:
+        ValueError: if the result is no tensor or array of real numbers, or of another shape.
+    """
+    scores = scorer.score(users, items)
+    if isinstance(scores, np.ndarray):
+        scores = torch.from_numpy(scores).to(items.device)
+    if not isinstance(scores, Tensor) or scores.dtype.is_complex or scores.dtype == torch.bool:
+        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"{type(scorer).__name__}.score returned {got}: return a tensor of real numbers")
+    shape = (len(users), items.shape[-1])
+    if scores.shape != shape:
+        raise ValueError(
+            f"{type(scorer).__name__}.score returned shape {tuple(scores.shape)} for {shape[0]} users "
+            f"and {shape[1]} candidates each: return {shape}"
+        )
+    return scores
+
+
+def may_hold_nan(scores: Tensor) -> bool:
+    """Return False only if no score is NaN: a sum meets every NaN and costs a tenth of looking for it."""
+    return scores.is_floating_point() and bool(scores.sum().isnan())
+
+
+def check_no_nan(scores: Tensor, users: Tensor, items: Tensor, ignored: Tensor | None = None) -> None:
+    """Raise for the first NaN among scores, ``[U, C]``, of items, ``[U, C]`` or ``[C]``.
+
+    Raises:
+        ValueError: naming the user and the item; where ``ignored``, ``[U, C]``, is true a score does not matter.
+    """
+    if not may_hold_nan(scores):
+        return
+    bad = scores.isnan()
+    bad = (bad if ignored is None else bad & ~ignored).nonzero()
+    if len(bad):
+        row, column = bad[0].tolist()
+        item = items[column] if items.dim() == 1 else items[row, column]
+        raise ValueError(
+            f"the score of item {int(item)} for user {int(users[row])} is NaN "
+            f"(and {len(bad) - 1} more): the model has diverged or was fed NaN, it cannot be ranked"
+        )
+
+
+def _flat_mask(like: Tensor, places: Tensor) -> Tensor:
+    mask = torch.zeros_like(like, dtype=torch.bool)
+    mask.view(-1)[places] = True
+    return mask
+
+
+def _dtype_of(lists: list[tuple[Tensor, Tensor]]) -> torch.dtype:
+    return lists[0][0].dtype if lists else torch.float32

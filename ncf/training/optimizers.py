@@ -127,7 +127,7 @@ def _by_column(group: dict[str, Any], value: Tensor) -> tuple[Any, Any, Any]:
         (group["share"], group["weight_decay"], 0.0),
     )
     both = value.new_tensor([leading, rest])
-    sizes = torch.tensor([columns, value.shape[1] - columns], device=value.device)
+    sizes = torch.tensor([columns, value.shape[1] - columns], dtype=torch.int64, device=value.device)
     share, decay, target = both.repeat_interleave(sizes, dim=0).unbind(1)
     return share, decay, target
 

@@ -7,7 +7,7 @@ from typing import Literal
 from ncf.data.candidates import Candidates, sample_candidates
 from ncf.data.splitting import Split
 from ncf.evaluation.evaluator import evaluate
-from ncf.models.scorers import SupportsScore
+from ncf.models.scoring import SupportsScore
 from ncf.training.history import History
 
 SELECTIONS = ("validation", "paper", "last")

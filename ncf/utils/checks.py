@@ -94,7 +94,7 @@ def check_ids(
     """Refuse ids out of range: on a GPU they would be an abort without a message.
 
     Args:
-        ids: int64, of any shape. Of one list that is expanded for many users one row is looked at.
+        ids: int64, of any shape.
         name: the argument that they are.
         size: ids lie below it; by default they may be as large as they like.
         of: what ``size`` is.
@@ -115,12 +115,11 @@ def check_ids(
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
         got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"{name} must be an int64 tensor of ids, got {got}")
-    listed = ids[:1] if ids.dim() == 2 and ids.stride(0) == 0 else ids
     # NumPy does not wake PyTorch's threads, which then wait for more work on the cores that a kernel is about to use.
-    plain: Any = listed.numpy() if listed.is_cpu else listed
-    if not listed.numel() or (int(plain.min()) >= lowest and (size is None or int(plain.max()) < size)):
+    plain: Any = ids.numpy() if ids.is_cpu else ids
+    if not ids.numel() or (int(plain.min()) >= lowest and (size is None or int(plain.max()) < size)):
         return
-    wrong = listed < lowest if size is None else (listed < lowest) | (listed >= size)
+    wrong = ids < lowest if size is None else (ids < lowest) | (ids >= size)
     place = tuple(wrong.nonzero()[0].tolist())
     bound = (
         f" for {of} = {size}: ids go from {lowest} to {size - 1}"
@@ -128,9 +127,18 @@ def check_ids(
         else f": ids are {lowest} or more"
     )
     raise ValueError(
-        f"{name}[{', '.join(map(str, place))}] = {int(listed[place])} is out of range{bound}"
+        f"{name}[{', '.join(map(str, place))}] = {int(ids[place])} is out of range{bound}"
         + (f"; {remedy}" if remedy else "")
     )
+
+
+def check_known(ids: Tensor, name: str, size: int | None, *, lowest: int | None = 0) -> None:
+    """Raise an IndexError for the first id that no table has a row for; by itself indexing lets negative ones pass."""
+    wrong = torch.zeros_like(ids, dtype=torch.bool) if lowest is None else ids < lowest
+    wrong = wrong if size is None else wrong | (ids >= size)
+    if bool(wrong.any()):
+        bound = "0 or more" if size is None else f"from 0 to {size - 1}"
+        raise IndexError(f"{name} {int(ids[wrong][0])} is out of range: ids go {bound}")
 
 
 def check_rank(rank: int, world_size: int) -> None:

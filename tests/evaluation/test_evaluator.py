@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ncf import Candidates, Catalogue, Ranking, evaluate
-from ncf.evaluation.evaluator import ranks_of
-from ncf.models.scorers import scoring_view
+from ncf import GMF, Candidates, Catalogue, Interactions, Ranking, evaluate, leave_one_out, sample_candidates
+from ncf.models.scoring import inference_scorer
 
 NAN = float("nan")
+
+
+def ranks_of(scorer: Any, candidates: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    return inference_scorer(scorer).rank(candidates, **options)
 
 
 class Table:
@@ -308,7 +312,7 @@ class Net(nn.Module):
         return self.rows(users).gather(1, candidates)
 
 
-def test_a_module_is_judged_in_evaluation_mode_and_put_back() -> None:
+def test_a_module_is_evaluated_in_evaluation_mode_and_left_alone() -> None:
     net = Net()
     ranking = evaluate(net, random_candidates(), block_users=8)
     assert net.training
@@ -317,11 +321,37 @@ def test_a_module_is_judged_in_evaluation_mode_and_put_back() -> None:
     assert torch.equal(ranking.ranks, evaluate(Table(net.rows.weight.detach()), random_candidates()).ranks)
 
 
-def test_a_module_is_put_back_after_an_error() -> None:
-    net = Net()
-    with pytest.raises(RuntimeError, match="stop"), scoring_view(net):
-        raise RuntimeError("stop")
-    assert net.training
+def test_a_scorer_of_ones_own_may_rank() -> None:
+    class Ranks(Constant):
+        def rank(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+            return torch.full_like(candidates.users, 3), torch.full_like(candidates.users, 41)
+
+    assert evaluate(Ranks(), random_candidates()).ranks.unique().tolist() == [3]
+
+
+def test_candidates_of_other_raw_ids_are_refused() -> None:
+    spring = Interactions.from_arrays([1, 1, 1, 2, 2, 2], [1, 2, 3, 3, 4, 5])
+    autumn = Interactions.from_arrays([1, 1, 1, 2, 2, 2], [1, 2, 3, 3, 4, 6])
+    model = GMF(2, 5)
+    model.user_ids, model.item_ids = spring.user_ids, spring.item_ids
+    own, others = (sample_candidates(leave_one_out(each), num_negatives=2) for each in (spring, autumn))
+    assert len(evaluate(model, own, k=1)) == 2
+    with pytest.raises(
+        ValueError, match=r"the model and the candidates number different item ids.*item_ids="
+    ):
+        evaluate(model, others, k=1)
+
+
+def test_minus_infinity_ties_as_any_other_score_however_the_catalogue_is_cut() -> None:
+    scores = torch.tensor([[-torch.inf, -torch.inf, 1.0, -torch.inf, 0.0]])
+    scorer = inference_scorer(Table(scores))
+    catalogue = Catalogue(
+        *(torch.tensor(x) for x in ([0], [0])), 5, *(torch.tensor(x) for x in ([0, 1], [3]))
+    )
+    assert scorer.rank(catalogue)[0].tolist() == [3]
+    scorer.distributed = True  # a world of one: a few items at a time
+    assert scorer.rank(catalogue)[0].tolist() == [3]
+    assert scorer.rank(catalogue, block_users=1 << 20)[0].tolist() == [3]  # beyond all pairs of a block
 
 
 def test_parts_of_the_users_can_be_ranked_apart_and_merged() -> None:
@@ -403,7 +433,7 @@ def test_ids_unknown_to_the_model() -> None:
 
     assert len(evaluate(Small(), random_candidates())) == 50
     with pytest.raises(
-        ValueError, match=r"users\[50\] = 50 is out of range for the model's num_users = 50: .*; judge"
+        ValueError, match=r"users\[50\] = 50 is out of range for the model's num_users = 50: .*; evaluate"
     ):
         evaluate(Small(), random_candidates(num_users=51))
     negatives = random_candidates().negatives

@@ -56,7 +56,7 @@ def test_scores_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> N
     ("users", "candidates", "message"),
     [
         (torch.zeros(2, dtype=torch.int64), torch.zeros(3, 4, dtype=torch.int64), r"\(2,\).* \(3, 4\)"),
-        (torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), r"\(2,\).* \(2,\)"),
+        (torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1, 1, dtype=torch.int64), r"\(2,\).*1, 1\)"),
         (
             torch.zeros(2, dtype=torch.int32),
             torch.zeros(2, 1, dtype=torch.int64),

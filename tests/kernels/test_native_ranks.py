@@ -12,18 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ncf import Candidates, Catalogue
-from ncf.evaluation.evaluator import ranks_of
 from ncf.kernels.native_scoring import PackedTables
 from ncf.models.scoring import Scorer
 
-from ..evaluation.test_evaluator import random_candidates
+from ..evaluation.test_evaluator import random_candidates, ranks_of
 from .examples import random_tables
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 
 class Scores:
-    """The kernel's scores, and no ranks of its own: `ranks_of` then counts in a table of scores."""
+    """The kernel's scores, and no ranks of its own: the default counts in a table of scores."""
 
     def __init__(self, packed: PackedTables) -> None:
         self.packed = packed

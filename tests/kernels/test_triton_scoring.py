@@ -28,9 +28,7 @@ def _score(device: str, tables: ScoringTables, users: Tensor, candidates: Tensor
 def _score_common(device: str, tables: ScoringTables, users: Tensor, items: Tensor) -> Tensor:
     from ncf.kernels.triton_scoring import score_triton
 
-    candidates = items.to(device).expand(len(users), -1)  # pickled, or moved, it would be expanded no more
-    assert candidates.stride(0) == 0
-    return score_triton(tables.to(device), users.to(device), candidates).cpu()
+    return score_triton(tables.to(device), users.to(device), items.to(device)).cpu()
 
 
 def _check(scores: Tensor, tables: ScoringTables, users: Tensor, candidates: Tensor) -> None:

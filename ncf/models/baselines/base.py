@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ncf.data.interactions import Interactions
+from ncf.models.scoring import Ranker
 from ncf.utils.checks import check_ids, of_type, whole
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def training_interactions(train: Interactions) -> Interactions:
     return of_type("train", train, Interactions, "a split has them as split.train")
 
 
-class Baseline(nn.Module):
+class Baseline(nn.Module, Ranker):
     """A model without gradient, fitted by its constructor: what a trained model must beat.
 
     Its numbers are buffers, so that it moves between devices, and is saved and loaded, as every model is.
@@ -79,7 +80,7 @@ class Baseline(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in self.config.items())
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]
         """Where the numbers are."""
         return next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
 
@@ -95,8 +96,7 @@ class Baseline(nn.Module):
 
         Args:
             users: ``[U]``, int64.
-            candidates: items, ``[U, C]``, int64; ``-1`` is padding. An expanded list, the same for every
-                user, is looked up once.
+            candidates: items, ``[U, C]``, or ``[C]`` for one list for all users, int64; ``-1`` is padding.
 
         Returns:
             Scores, ``[U, C]``, float32; padding has ``-inf``.
@@ -104,12 +104,12 @@ class Baseline(nn.Module):
         Raises:
             ValueError: if an id is out of range, or the shapes do not fit.
         """
-        shared = candidates.dim() == 2 and len(candidates) > 1 and candidates.stride(0) == 0
-        listed = candidates[:1] if shared else candidates
         self._check(users, candidates)
-        if not candidates.numel():
-            return torch.empty(candidates.shape, dtype=torch.float32, device=self.device)
-        scores = self._score(users, listed.clamp(min=0)).expand(candidates.shape).contiguous()
+        listed = candidates[None] if candidates.dim() == 1 else candidates
+        shape = (len(users), candidates.shape[-1])
+        if 0 in shape:
+            return torch.empty(shape, dtype=torch.float32, device=self.device)
+        scores = self._score(users, listed.clamp(min=0)).expand(shape).contiguous()
         return scores.masked_fill(listed < 0, -torch.inf) if bool((listed < 0).any()) else scores
 
     def _score(self, users: Tensor, candidates: Tensor) -> Tensor:
@@ -120,9 +120,10 @@ class Baseline(nn.Module):
         return f"{type(self).__name__}({self.num_users} users, {self.num_items} items)"
 
     def _check(self, users: Tensor, candidates: Tensor) -> None:
-        if users.dim() != 1 or candidates.dim() != 2 or len(users) != len(candidates):
+        if users.dim() != 1 or (candidates.dim() != 1 and candidates.shape[:-1] != users.shape):
             raise ValueError(
-                f"candidates {tuple(candidates.shape)} must be [U, C] for users {tuple(users.shape)}"
+                f"candidates {tuple(candidates.shape)} must be [U, C], or [C] for all users, "
+                f"for users {tuple(users.shape)}"
             )
         check_ids(users, "users", self.num_users, "num_users")
         check_ids(candidates, "candidates", self.num_items, "num_items", lowest=-1)

@@ -1,0 +1,668 @@
+"""Ranked lists from a trained model, by raw id: `Recommender` keeps what answers need, `recommend` asks it once."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from ncf.data.columns import from_tensor, id_column, kind, to_tensor
+from ncf.data.interactions import Interactions
+from ncf.data.vocabulary import Vocabulary
+from ncf.distributed.collectives import raise_on_all_ranks
+from ncf.kernels.reference import largest_k
+from ncf.models.scoring import SupportsScore, inference_scorer, unwrap_model
+from ncf.utils.checks import whole
+from ncf.utils.jagged import lengths_to_offsets, select_lists
+
+Unknown = Literal["raise", "popular", "skip"]
+Lists = tuple[Tensor, Tensor]  # offsets [R + 1] and items, ascending within a row
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendations:
+    """The best items of each user, best first.
+
+    Args:
+        users: raw ids, ``[U]``; ``None`` for a list that answers a history.
+        items: raw item ids per user; fewer than asked for where fewer may be offered.
+        scores: the scores beside them, ``[U, k]``; ``-inf`` past the end of a shorter list.
+        sources: what made each list: ``"model"``, ``"history"``, ``"popularity"``, or ``"skipped"``.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.inference import Recommendations
+        >>> lists = Recommendations(["ann"], [["tea", "milk"]], torch.tensor([[0.75, 0.25]]), ["model"])
+        >>> lists.to_arrow().to_pylist()[1]
+        {'user': 'ann', 'rank': 1, 'item': 'milk', 'score': 0.25, 'source': 'model'}
+    """
+
+    users: list[Any]
+    items: list[list[Any]]
+    scores: Tensor
+    sources: list[str]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __repr__(self) -> str:
+        return f"Recommendations({len(self)} users, up to {self.scores.shape[1]} items each)"
+
+    def to_arrow(self) -> Any:
+        """Return a `pyarrow.Table` with a row per user and item: user, rank (0 is best), item, score, source."""
+        lengths = [len(listed) for listed in self.items]
+        rows = [row for row, length in enumerate(lengths) for _ in range(length)]
+        ranks = [rank for length in lengths for rank in range(length)]
+        return pa.table(
+            {
+                "user": [self.users[row] for row in rows],
+                "rank": pa.array(ranks, pa.int64()),
+                "item": [item for listed in self.items for item in listed],
+                "score": pa.array(self.scores[rows, ranks].tolist(), pa.float64()),
+                "source": pa.array([self.sources[row] for row in rows], pa.string()),
+            }
+        )
+
+    def to_pandas(self) -> Any:
+        """Return the table of `to_arrow` as a `pandas.DataFrame`."""
+        return self.to_arrow().to_pandas()
+
+
+class Neighbours(NamedTuple):
+    """Items and how near they are, nearest first.
+
+    Args:
+        items: raw item ids, one list for each item that was asked for.
+        scores: ``[n, k]``, float32; ``-inf`` past the end of a shorter list.
+    """
+
+    items: list[list[Any]]
+    scores: Tensor
+
+
+class Recommender:
+    """Answers from a trained model: everything that an answer needs is laid out once and kept between calls.
+
+    It changes neither the model nor any global setting, may be used from several threads at once, after a fork, and
+    pickled. Later training of the model does not change its answers.
+
+    Args:
+        model: anything with ``score(users, candidates)``: a trained model or a baseline.
+        seen: the items each user has interacted with, not offered again: `Interactions` with the model's raw ids, in
+            any numbering; or ``{user: items}``. Raw ids that the model does not know are passed over.
+        popularity: a weight per item in the order of the model's items, ``[num_items]``, for users that the model
+            does not know; by default the number of interactions in ``seen``.
+        item_columns: what to show of items, such as their titles: an Arrow table, or a dict of columns, with a row per
+            item in the order of the model's items.
+
+    Raises:
+        ValueError: if the sizes of the model and of ``seen`` differ, or no raw id of ``seen`` is known.
+
+    Example::
+
+        >>> from ncf import Interactions, ItemPop, Recommender
+        >>> bought = Interactions.from_arrays(["ann", "bob", "bob", "cat"], ["tea", "tea", "milk", "milk"])
+        >>> recommender = Recommender(ItemPop(bought), seen=bought)
+        >>> recommender.recommend("ann", k=2).items
+        [['milk']]
+        >>> recommender.recommend(["eve", "ann"], unknown="popular").sources
+        ['popularity', 'model']
+    """
+
+    record: dict[str, Any] | None = (
+        None  # of a loaded one: what its model was trained on, and how good it was
+    )
+    versions: dict[str, str] | None = None  # of a loaded one: of ncf and torch, when it was saved
+
+    def __init__(
+        self,
+        model: SupportsScore,
+        *,
+        seen: Interactions | Mapping[Any, Any] | None = None,
+        popularity: Tensor | None = None,
+        item_columns: Any = None,
+    ) -> None:
+        self.model = unwrap_model(model)
+        self._scorer = inference_scorer(model)
+        with raise_on_all_ranks(self._scorer.distributed):
+            sides = [_Ids(self.model, seen, side) for side in ("user", "item")]
+            self._users, self._items = sides
+            self._seen: Lists | None = None if seen is None else self._lists(seen, "seen")
+            self.popularity = self._counts() if popularity is None else popularity
+            if self.popularity is not None and len(self.popularity) < self.num_items:
+                raise ValueError(f"popularity has {len(self.popularity)} weights for {self.num_items} items")
+            self.item_columns = _table(item_columns, self.num_items)
+
+    @property
+    def num_users(self) -> int:
+        """How many users the model knows."""
+        return self._users.size
+
+    @property
+    def num_items(self) -> int:
+        """How many items may be offered."""
+        return self._items.size
+
+    def __repr__(self) -> str:
+        seen = "" if self._seen is None else f", {len(self._seen[1])} seen items"
+        return (
+            f"Recommender({type(self.model).__name__}, {self.num_users} users, {self.num_items} items{seen})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_scorer", "_vectors")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._scorer = inference_scorer(self.model)
+
+    def recommend(
+        self,
+        users: Any = None,
+        k: int = 10,
+        *,
+        items: Any = None,
+        exclude: Any = None,
+        exclude_seen: bool = True,
+        unknown: Unknown = "raise",
+    ) -> Recommendations:
+        """Rank the items for some users and keep the top of each list.
+
+        A list has exactly ``min(k, what may be offered)`` items. Of items with equal scores the one with the lower
+        number comes first.
+
+        Args:
+            users: raw user ids, ``[U]``, one id, or a `Vocabulary`; all by default.
+            k: length of a list.
+            items: raw ids of the only items that may be offered, such as those in stock; all by default.
+            exclude: items that are not offered: raw ids, for everybody; or by user, ``{user: items}`` or
+                `Interactions`.
+            exclude_seen: leave out what the user has interacted with, by the argument ``seen`` of the constructor.
+            unknown: what a user whom the model does not know gets: ``"raise"`` a ValueError, ``"popular"`` the most
+                popular items, ``"skip"`` an empty list.
+
+        Returns:
+            `Recommendations`, in the order of ``users``.
+
+        Raises:
+            ValueError: if a user is unknown, an argument is out of range, or a score is NaN.
+        """
+        with raise_on_all_ranks(self._scorer.distributed):
+            k = whole("k", k)
+            if unknown not in ("raise", "popular", "skip"):
+                raise ValueError(f'unknown = {unknown!r}: choose "raise", "popular" or "skip"')
+            raw, rows = self._numbers(users, unknown)
+            offered = self._offered(items)
+            by_user = exclude if isinstance(exclude, (Interactions, Mapping)) else None
+            if exclude is not None and by_user is None:
+                offered = offered[~torch.isin(offered, self._items.known(exclude, "exclude"))]
+            known = rows >= 0
+            parts = [] if self._seen is None or not exclude_seen else [select_lists(*self._seen, rows[known])]
+            if by_user is not None:
+                parts.append(self._for_rows(by_user, raw, rows, known))
+            left_out = _union(parts, self.num_items) if parts else None
+            if unknown == "popular" and not bool(known.all()) and self.popularity is None:
+                raise ValueError(
+                    'unknown = "popular": nothing says what is popular, give interactions as seen (or exclude)'
+                )
+        width = min(k, len(offered))
+        scores, selected = self._scorer.top_k(rows[known], width, offered, left_out)
+        sources = [
+            "model" if is_known else "popularity" if unknown == "popular" else "skipped" for is_known in known
+        ]
+        if not bool(known.all()):
+            scores, selected = _placed(scores, selected, known)
+            if unknown == "popular":
+                self._fill_popular(scores, selected, offered, raw, known, by_user)
+        return Recommendations(raw, self._decode(selected), scores, sources)
+
+    def popular(self, k: int = 10) -> list[Any]:
+        """Return the raw ids of the most popular items, at most ``k``, best first.
+
+        Raises:
+            ValueError: if nothing says what is popular.
+        """
+        if self.popularity is None:
+            raise ValueError("nothing says what is popular: give the interactions as seen")
+        order = self.popularity[: self.num_items].sort(descending=True, stable=True).indices
+        decoded: list[Any] = self._items.decode(order[: whole("k", k)])
+        return decoded
+
+    def score(self, users: Any, items: Any) -> Tensor:
+        """Score items for users.
+
+        Args:
+            users: raw user ids, ``[U]``, or one id.
+            items: raw item ids, ``[C]``, or one id.
+
+        Returns:
+            Scores, ``[U, C]``, on the CPU.
+
+        Raises:
+            ValueError: if an id is unknown.
+        """
+        with raise_on_all_ranks(self._scorer.distributed):
+            pair = self._users.find_all(users, "users"), self._items.find_all(items, "items")
+        device = self._scorer.device or torch.device("cpu")
+        scores: Tensor = self._scorer.score(*(ids.to(device) for ids in pair))
+        return scores.cpu()
+
+    def history(self, user: Any) -> list[Any]:
+        """Return the raw ids of the items that a user has interacted with, by ``seen``.
+
+        Raises:
+            ValueError: if the user is unknown, or there is no ``seen``.
+        """
+        return self._items.decode(self._seen_by(user))
+
+    def similar(self, items: Any, k: int = 10) -> Neighbours:
+        """Find the items that are most alike in the model's eyes.
+
+        Of a model with scoring tables: the cosine of the item vectors that go into the score. Of a model with weights
+        between items, such as `EASE`: these.
+
+        Args:
+            items: raw item ids, ``[n]``, or one id.
+            k: how many to find.
+
+        Returns:
+            `Neighbours`; an item is not its own neighbour.
+
+        Raises:
+            ValueError: if an item is unknown.
+            TypeError: if the model has no item vectors.
+        """
+        rows, k = self._items.find_all(items, "items"), whole("k", k)
+        every = torch.arange(self.num_items, dtype=torch.int64, device="cpu")
+        own = rows[:, None] == every
+        scores, selected = largest_k(self._relations(rows), every, min(k, self.num_items), own)
+        return Neighbours(self._decode(selected), scores)
+
+    def explain(self, user: Any, item: Any, k: int = 5) -> Neighbours:
+        """Find the interactions of a user that speak most for an item: those with items like it, see `similar`.
+
+        For a model with weights between items, such as `EASE`, the scores add up to the score of the item.
+
+        Args:
+            user: raw user id.
+            item: raw item id.
+            k: how many interactions to name.
+
+        Returns:
+            `Neighbours` with one list.
+
+        Raises:
+            ValueError: if an id is unknown, or there is no ``seen``.
+            TypeError: if the model has no item vectors.
+        """
+        seen, (row,), k = self._seen_by(user), self._items.find_all(item, "item"), whole("k", k)
+        seen = seen[seen != row]
+        if not len(seen):
+            return Neighbours([[]], torch.empty(1, 0, dtype=torch.float32, device="cpu"))
+        toward = self._relations(row[None], toward=True)[:, seen]
+        scores, selected = largest_k(toward, seen, min(k, len(seen)))
+        return Neighbours(self._decode(selected), scores)
+
+    def titles(self, items: Sequence[Any], column: str = "title") -> list[Any]:
+        """Look up a column of ``item_columns`` for raw item ids.
+
+        Raises:
+            ValueError: if an item is unknown, or there is no such column.
+        """
+        if self.item_columns is None or column not in self.item_columns.column_names:
+            raise ValueError(f"there is no column {column!r}: give item_columns with it")
+        rows = self._items.find_all(items, "items")
+        taken: list[Any] = self.item_columns[column].take(from_tensor(rows)).to_pylist()
+        return taken
+
+    def save(self, path: str | PathLike[str], **options: Any) -> None:
+        """Write the model with all that answers need to a folder, which `load` reads.
+
+        Args:
+            path: the folder.
+            options: those of `ncf.models.saving.save`, such as ``rows="int8"`` and ``record=``.
+
+        Raises:
+            OSError: if a file cannot be written.
+        """
+        from ncf.models.saving import save
+
+        model: Any = self.model
+        seen, popularity = self._seen, self.popularity
+        if seen is not None:  # rows to spare have none
+            more = seen[0][-1:].expand(model.num_users - self.num_users)
+            seen = torch.cat([seen[0], more]), seen[1]
+        if popularity is not None:
+            popularity = torch.nn.functional.pad(popularity, (0, model.num_items - len(popularity)))
+        save(model, path, seen=seen, popularity=popularity, item_columns=self.item_columns, **options)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, device: torch.device | str = "cpu") -> Recommender:
+        """Read what `save`, or a model's own ``save``, wrote.
+
+        Args:
+            path: the folder.
+            device: where to put the model; on a CPU its tables stay in the file, which processes share.
+
+        Raises:
+            FileNotFoundError: if the folder holds no model.
+            ValueError: if a file is damaged.
+        """
+        from ncf.models.loading import load_saved
+
+        saved = load_saved(path, device=device, mmap=torch.device(device).type == "cpu")
+        loaded = cls(saved.model, popularity=saved.popularity, item_columns=saved.item_columns)
+        loaded.record, loaded.versions = saved.record, saved.versions
+        loaded._seen = saved.seen
+        return loaded
+
+    def _numbers(self, users: Any, unknown: Unknown) -> tuple[list[Any], Tensor]:
+        """Raw ids of users, and their numbers, -1 for an unknown one."""
+        if users is None:
+            rows = torch.arange(self.num_users, dtype=torch.int64, device="cpu")
+            return self._users.decode(rows), rows
+        column = _column(users, "users")
+        rows = self._users.find(column, "users")
+        if unknown == "raise":
+            self._users.check(
+                rows, column, "users", '; unknown="popular" or "skip" gives such users other lists'
+            )
+        return column.to_pylist(), rows
+
+    def _offered(self, items: Any) -> Tensor:
+        if items is None:
+            return torch.arange(self.num_items, dtype=torch.int64, device="cpu")
+        offered: Tensor = self._items.known(items, "items").unique()
+        return offered
+
+    def _lists(self, by_user: Interactions | Mapping[Any, Any], name: str) -> Lists:
+        """The items of every user in the model's numbering, unknown users and items left out."""
+        if isinstance(by_user, Mapping):
+            users, items = _pairs(by_user, name)
+            return self._by_row(self._users.find(users, name), self._items.find(items, name), self.num_users)
+        if not isinstance(by_user, Interactions):
+            raise TypeError(f"{name} must be Interactions or {{user: items}}, got {type(by_user).__name__}")
+        for side, ids in ((self._users, by_user.user_ids), (self._items, by_user.item_ids)):
+            side.check_size(ids, by_user, name)
+        users = self._users.renumber(by_user.users.cpu(), by_user.user_ids, name)
+        items = self._items.renumber(by_user.items.cpu(), by_user.item_ids, name)
+        if not bool(((users >= 0) & (items >= 0)).any()):
+            raise ValueError(f"the model knows no raw ids of {name}: is it of the same data?")
+        return self._by_row(users, items, self.num_users)
+
+    def _by_row(self, rows: Tensor, items: Tensor, num_rows: int) -> Lists:
+        known = (rows >= 0) & (items >= 0)
+        keys = (rows * self.num_items + items)[known].unique()
+        return lengths_to_offsets(
+            torch.bincount(keys // self.num_items, minlength=num_rows)
+        ), keys % self.num_items
+
+    def _for_rows(
+        self, by_user: Interactions | Mapping[Any, Any], raw: list[Any], rows: Tensor, known: Tensor
+    ) -> Lists:
+        if not isinstance(by_user, Mapping):
+            return select_lists(*self._lists(by_user, "exclude"), rows[known])
+        asked = {
+            user for user, is_known in zip(raw, known.tolist(), strict=True) if is_known and user in by_user
+        }
+        return select_lists(*self._lists({user: by_user[user] for user in asked}, "exclude"), rows[known])
+
+    def _counts(self) -> Tensor | None:
+        if self._seen is None:
+            return None
+        counts: Tensor = torch.bincount(self._seen[1], minlength=self.num_items)
+        return counts.to(torch.float32)
+
+    def _seen_by(self, user: Any) -> Tensor:
+        if self._seen is None:
+            raise ValueError("nothing says what the user has interacted with: give the interactions as seen")
+        (row,) = self._users.find_all(user, "user").tolist()
+        offsets, items = self._seen
+        return items[int(offsets[row]) : int(offsets[row + 1])]
+
+    def _fill_popular(
+        self, scores: Tensor, selected: Tensor, offered: Tensor, raw: list[Any], known: Tensor, by_user: Any
+    ) -> None:
+        assert self.popularity is not None
+        weights = self.popularity[offered]
+        order = weights.sort(descending=True, stable=True).indices
+        of_user = by_user if isinstance(by_user, Mapping) else {}
+        for row in (~known).nonzero()[:, 0].tolist():
+            hidden = self._items.known(of_user[raw[row]], "exclude") if raw[row] in of_user else order[:0]
+            best = order[: scores.shape[1] + len(hidden)]
+            best = best[~torch.isin(offered[best], hidden)][: scores.shape[1]]
+            scores[row, : len(best)], selected[row, : len(best)] = (
+                weights[best].to(scores.dtype),
+                offered[best],
+            )
+
+    def _decode(self, selected: Tensor) -> list[list[Any]]:
+        lengths = (selected >= 0).sum(1).tolist()
+        raw = self._items.decode(selected[selected >= 0])
+        ends = torch.tensor(lengths, dtype=torch.int64, device="cpu").cumsum(0).tolist()
+        return [raw[end - length : end] for length, end in zip(lengths, ends, strict=True)]
+
+    @cached_property
+    def _vectors(self) -> Tensor:
+        """Item vectors of length one, ``[num_items, D]``, float32."""
+        tables: Any = getattr(self.model, "scoring_tables", None)
+        if tables is not None and not getattr(self._scorer, "distributed", False):
+            laid_out = tables().detach()
+            parts = [t for t in (laid_out.item_hidden, laid_out.item_gmf) if t is not None]
+        elif hasattr(self.model, "item_factors"):
+            parts = [self.model.item_factors]
+        else:
+            raise TypeError(f"{type(self.model).__name__} has no item vectors to compare")
+        parts = [torch.nn.functional.normalize(part.to("cpu", torch.float32), dim=1) for part in parts]
+        return torch.nn.functional.normalize(torch.cat(parts, dim=1)[: self.num_items], dim=1)
+
+    def _relations(self, rows: Tensor, toward: bool = False) -> Tensor:
+        """How each of some items is related to all items, ``[n, num_items]``; or all items to each of these."""
+        weights: Any = getattr(self.model, "weights", None)
+        if isinstance(weights, Tensor):  # [I, I], from row to column
+            return (weights.T if toward else weights)[rows.to(weights.device), : self.num_items].cpu()
+        cosines: Tensor = self._vectors[rows] @ self._vectors.T
+        return cosines
+
+
+def recommend(
+    model: SupportsScore,
+    users: Any,
+    k: int = 10,
+    *,
+    exclude: Any = None,
+    items: Any = None,
+    unknown: Unknown = "raise",
+) -> Recommendations:
+    """Rank the whole catalogue for some users and keep the top of it: one call of a `Recommender` made for it.
+
+    Args:
+        model: anything with ``score(users, candidates)``: a trained model or a baseline.
+        users: raw user ids, ``[U]``, or one id, as in the data that the model was trained on (0-based numbers where
+            that data had no vocabulary).
+        k: length of the list.
+        exclude: interactions whose items are not offered again to the same user, usually the training data; or
+            ``{user: items}``; or raw item ids that nobody is offered.
+        items: raw ids of the only items that may be offered; all by default.
+        unknown: what a user whom the model does not know gets; see `Recommender.recommend`.
+
+    Returns:
+        `Recommendations`: raw item ids, scores and sources.
+
+    Raises:
+        ValueError: if a user is unknown, an argument is out of range, the interactions to exclude have another number
+            of users or items than the model where either has no raw ids, or a score is NaN.
+
+    Example::
+
+        >>> from ncf import Interactions, ItemPop, recommend
+        >>> bought = Interactions.from_arrays(["ann", "bob", "bob", "cat"], ["tea", "tea", "milk", "milk"])
+        >>> recommend(ItemPop(bought), ["ann", "bob"], k=2, exclude=bought).items
+        [['milk'], []]
+    """
+    seen = exclude if isinstance(exclude, Interactions) else None
+    listed = None if seen is not None else exclude
+    return Recommender(model, seen=seen).recommend(users, k, exclude=listed, items=items, unknown=unknown)
+
+
+class _Ids:
+    """The raw ids of one side, and the numbers that stand for them in the model."""
+
+    def __init__(self, model: object, seen: object, side: str) -> None:
+        self.side = side
+        own: Vocabulary | None = getattr(model, f"{side}_ids", None)
+        self.vocabulary: Vocabulary | None = getattr(seen, f"{side}_ids", None) if own is None else own
+        size = getattr(model, f"num_{side}s", None) if own is None else len(own)
+        if size is None:
+            size = getattr(seen, f"num_{side}s", None)
+        if size is None:
+            raise ValueError(
+                f"{type(model).__name__} does not say its num_{side}s: give interactions with the same ids"
+            )
+        self.size = int(size)
+
+    def find(self, raw: Any, name: str) -> Tensor:
+        """Numbers of raw ids, ``[N]``, -1 for an unknown one."""
+        column = _column(raw, name)
+        if not len(column):
+            return torch.empty(0, dtype=torch.int64, device="cpu")
+        if self.vocabulary is None:
+            if kind(column) == "strings":
+                raise ValueError(
+                    f"{name} holds strings, but there is no vocabulary: give numbers below {self.size}"
+                )
+            numbers = to_tensor(column)
+            return torch.where((numbers >= 0) & (numbers < self.size), numbers, -1)
+        values = self.vocabulary.values
+        if column.type != values.type:
+            raise ValueError(f"{name} holds {kind(column)}, the vocabulary {kind(values)}: convert them")
+        if len(column) * 100 > len(values):  # hashes the whole vocabulary
+            return to_tensor(pc.index_in(column, value_set=values).fill_null(-1))
+        return torch.tensor(
+            [self._search(one) for one in column.to_pylist()], dtype=torch.int64, device="cpu"
+        )
+
+    def find_all(self, raw: Any, name: str) -> Tensor:
+        """Numbers of raw ids, ``[N]``, all of which must be known."""
+        column = _column(raw, name)
+        numbers = self.find(column, name)
+        self.check(numbers, column, name)
+        return numbers
+
+    def known(self, raw: Any, name: str) -> Tensor:
+        """Numbers of those raw ids that are known."""
+        numbers = self.find(raw, name)
+        return numbers[numbers >= 0]
+
+    def check(self, numbers: Tensor, column: Any, name: str, remedy: str = "") -> None:
+        """Raise for the first unknown id."""
+        unknown = (numbers < 0).nonzero()
+        if not len(unknown):
+            return
+        row = int(unknown[0])
+        if self.vocabulary is None:
+            raise ValueError(
+                f"{name}[{row}] = {column[row].as_py()} is out of range for num_{self.side}s = {self.size}: "
+                f"ids go from 0 to {self.size - 1}{remedy}"
+            )
+        raise ValueError(
+            f"{name}[{row}] = {column[row].as_py()!r} is not among the {len(self.vocabulary)} known ids{remedy}"
+        )
+
+    def check_size(self, ids: Vocabulary | None, interactions: Interactions, name: str) -> None:
+        """Raise where one side has numbers only, and not as many as the other."""
+        size = getattr(interactions, f"num_{self.side}s")
+        if (ids is None or self.vocabulary is None or ids is self.vocabulary) and size != self.size:
+            raise ValueError(
+                f"num_{self.side}s differs: {self.size} in the model, {size} in {name}; with raw ids on both "
+                "sides the numbers need not be equal"
+            )
+
+    def renumber(self, numbers: Tensor, ids: Vocabulary | None, name: str) -> Tensor:
+        """Numbers in another vocabulary as numbers in this one, -1 where it has no such raw id."""
+        own = self.vocabulary
+        if ids is None or own is None or ids is own or ids.fingerprint == own.fingerprint:
+            return numbers
+        return self.find(ids, f"{name}.{self.side}_ids")[numbers]
+
+    def decode(self, numbers: Tensor) -> list[Any]:
+        """Raw ids of numbers, ``[N]``."""
+        listed: list[Any] = numbers.tolist() if self.vocabulary is None else self.vocabulary.decode(numbers)
+        return listed
+
+    @cached_property
+    def _order(self) -> Any:
+        """Places of the raw ids in ascending order; ``None`` where they are in that order."""
+        assert self.vocabulary is not None
+        values = self.vocabulary.values
+        ascends = len(values) < 2 or pc.all(pc.less(values[:-1], values[1:])).as_py()
+        return None if ascends else to_tensor(pc.sort_indices(values))
+
+    def _search(self, raw: Any) -> int:
+        assert self.vocabulary is not None
+        values, order = self.vocabulary.values, self._order
+        place = bisect_left(
+            range(len(values)), raw, key=lambda n: values[n if order is None else int(order[n])].as_py()
+        )
+        if place == len(values):
+            return -1
+        number = place if order is None else int(order[place])
+        return number if values[number].as_py() == raw else -1
+
+
+def _column(raw: Any, name: str) -> Any:
+    """One raw id, a vocabulary, or a column of raw ids as an Arrow array."""
+    if isinstance(raw, Vocabulary):
+        return raw.values
+    if isinstance(raw, (str, int)) and not isinstance(raw, bool):
+        raw = [raw]
+    return id_column(raw, name)
+
+
+def _pairs(by_user: Mapping[Any, Any], name: str) -> tuple[Any, Any]:
+    """Users and items of ``{user: items}``, a row per item."""
+    users, items = [], []
+    for user, listed in by_user.items():
+        column = _column(listed, f"{name}[{user!r}]")
+        users += [user] * len(column)
+        items.append(column)
+    filled = [column for column in items if len(column)]
+    if len({column.type for column in filled}) > 1:
+        raise ValueError(f"{name} holds whole numbers and strings as items: convert them")
+    return users, pa.concat_arrays(filled) if filled else []
+
+
+def _union(parts: list[Lists], num_items: int) -> Lists:
+    """The lists of several sources as one list per row, ascending, each item once."""
+    if len(parts) == 1:
+        return parts[0]
+    num_rows = len(parts[0][0]) - 1
+    keys = [torch.repeat_interleave(offsets.diff()) * num_items + items for offsets, items in parts]
+    every = torch.cat(keys).unique()
+    return lengths_to_offsets(torch.bincount(every // num_items, minlength=num_rows)), every % num_items
+
+
+def _placed(scores: Tensor, selected: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of known users among all rows; the others are empty."""
+    of_all = torch.full((len(known), scores.shape[1]), -torch.inf, dtype=scores.dtype, device="cpu")
+    items = torch.full(of_all.shape, -1, dtype=torch.int64, device="cpu")
+    of_all[known], items[known] = scores, selected
+    return of_all, items
+
+
+def _table(columns: Any, num_items: int) -> Any:
+    if columns is None:
+        return None
+    table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
+    if table.num_rows != num_items:
+        raise ValueError(f"item_columns has {table.num_rows} rows for {num_items} items")
+    return table
