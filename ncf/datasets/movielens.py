@@ -6,21 +6,17 @@ Every rating counts as an interaction, whatever its stars, as in He et al. (2017
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import sys
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ncf.data.columns import from_tensor
 from ncf.data.interactions import Interactions, Vocabulary
-from ncf.datasets.download import check_md5, data_home, download, download_wheel, open_archive
+from ncf.datasets.download import check_hash, data_home, download, download_wheel, open_archive
 from ncf.utils.files import atomic_write
 
 __all__ = ["MovieLens", "load"]
@@ -51,11 +47,8 @@ _RELEASES = {
 # The same 100,000 ratings in the same order, for machines that reach a package index and nothing else.
 _WHEEL = "recbole==1.2.1"
 _WHEEL_FILE = "recbole-1.2.1-py3-none-any.whl"
-_WHEEL_MEMBERS = {  # name: SHA-256
-    "recbole/dataset_example/ml-100k/ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
-    "recbole/dataset_example/ml-100k/ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
-}
-
+_WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+_WHEEL_MEMBERS = [f"recbole/dataset_example/ml-100k/ml-100k.{ending}" for ending in ("inter", "item")]
 
 # The columns at the end of 100k's u.item.
 _GENRES = (
@@ -95,7 +88,7 @@ def load(name: str = "100k") -> MovieLens:
 
     It is kept in ``$NCF_DATA_HOME``, else in ``ncf`` in the user's cache folder. GroupLens's archive is
     checked against its published MD5. Where GroupLens cannot be reached, 100k comes from the data files
-    inside the published wheel ``recbole==1.2.1``, checked by SHA-256: the same ratings in the same order.
+    inside the published wheel ``recbole==1.2.1``, checked by its SHA-256: the same ratings in the same order.
     An archive that was put there by hand (``ml-1m.zip``) is taken as if it had been fetched.
 
     Args:
@@ -105,7 +98,7 @@ def load(name: str = "100k") -> MovieLens:
         `MovieLens`, numbered by ascending raw id; films that nobody rated are left out.
 
     Raises:
-        OSError: if it can be had from nowhere; the message says which file to place where by hand.
+        OSError: if it cannot be fetched from any source; the message names the file to place by hand.
         ValueError: for an unknown name, or a placed or kept file that is not what it should be.
 
     Example::
@@ -122,12 +115,11 @@ def load(name: str = "100k") -> MovieLens:
         ratings, movies = _obtain(name)
         _write_parquet(movies, folder / "movies.parquet")
         _write_parquet(ratings, folder / "ratings.parquet")
-    with _small_pool():
-        ratings, movies = (_read_parquet(folder / f"{part}.parquet") for part in ("ratings", "movies"))
-        interactions = Interactions.from_table(ratings, timestamp="timestamp")
-        assert interactions.item_ids is not None  # from_table always gives them
-        rows = Vocabulary(movies["item"]).encode(interactions.item_ids.values, "item")
-        movies = movies.take(from_tensor(rows))
+    ratings, movies = (_read_parquet(folder / f"{part}.parquet") for part in ("ratings", "movies"))
+    interactions = Interactions.from_table(ratings, timestamp="timestamp")
+    assert interactions.item_ids is not None  # from_table always gives them
+    rows = Vocabulary(movies["item"]).encode(interactions.item_ids.values, "item")
+    movies = movies.take(from_tensor(rows))
     return MovieLens(
         interactions, movies["title"].to_pylist(), [tuple(row) for row in movies["genres"].to_pylist()]
     )
@@ -138,7 +130,7 @@ def _obtain(name: str) -> tuple[Any, Any]:
     home, release = data_home(), _RELEASES[name]
     archive, wheel = home / f"ml-{name}.zip", home / _WHEEL_FILE
     if archive.is_file():
-        check_md5(archive, release.md5)
+        check_hash(archive, release.md5, "md5")
         return _read_archive(name, archive)
     if name == "100k" and wheel.is_file():
         return _read_wheel(wheel)
@@ -176,7 +168,7 @@ def _obtain(name: str) -> tuple[Any, Any]:
 def _read_archive(name: str, path: Path) -> tuple[Any, Any]:
     release = _RELEASES[name]
     members = [f"ml-{name}/{member}" for member in (release.ratings, release.movies)]
-    with _whole_archive(path, members) as archive:
+    with open_archive(path, members) as archive:
         if release.ratings == "ratings.dat":  # separated by "::", which no fast reader knows
             text = archive.read(members[0]).replace(b"::", b"\t")
             ratings = _read_ratings(io.BytesIO(text), separator="\t", header=False)
@@ -206,14 +198,9 @@ def _film_rows(file: str, text: bytes) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _read_wheel(path: Path) -> tuple[Any, Any]:
-    with _whole_archive(path, list(_WHEEL_MEMBERS)) as archive:
+    check_hash(path, _WHEEL_SHA256, "sha256")  # before anything is unpacked
+    with open_archive(path, _WHEEL_MEMBERS) as archive:
         texts = [archive.read(member) for member in _WHEEL_MEMBERS]
-    for (member, expected), text in zip(_WHEEL_MEMBERS.items(), texts, strict=True):
-        found = hashlib.sha256(text).hexdigest()
-        if found != expected:
-            raise ValueError(
-                f"{member} in {path.name} is not the published file: its SHA-256 is {found}, not {expected}"
-            )
     ratings = _read_ratings(io.BytesIO(texts[0]), separator="\t", header=True)
     lines = [line.split("\t") for line in texts[1].decode().splitlines()[1:]]
     # The wheel has title and year apart, and misspells the one film without either.
@@ -222,29 +209,6 @@ def _read_wheel(path: Path) -> tuple[Any, Any]:
         for item, title, year, genres in lines
     ]
     return ratings, _films(rows)
-
-
-@contextmanager
-def _small_pool() -> Iterator[None]:
-    """Meanwhile Arrow allocates with malloc: its own allocator takes 13 MB before the first row."""
-    import pyarrow as pa
-
-    before = pa.default_memory_pool()
-    pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        yield
-    finally:
-        pa.set_memory_pool(before)
-
-
-@contextmanager
-def _whole_archive(path: Path, members: list[str]) -> Iterator[zipfile.ZipFile]:
-    """An open archive; damage that shows only while a member is read is told as such."""
-    with open_archive(path, members) as archive:
-        try:
-            yield archive
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
 
 
 def _read_ratings(file: Any, *, separator: str, header: bool) -> Any:
@@ -282,16 +246,24 @@ def _write_parquet(table: Any, path: Path) -> None:
     from pyarrow import parquet
 
     with atomic_write(path) as beside:
-        parquet.write_table(table, beside, compression="zstd")
+        parquet.write_table(table, beside, compression="zstd", write_page_checksum=True)
 
 
 def _read_parquet(path: Path) -> Any:
     import pyarrow as pa
     from pyarrow import parquet
 
+    columns = {
+        "ratings.parquet": ["user", "item", "timestamp"],
+        "movies.parquet": ["item", "title", "genres"],
+    }
     try:
         # Not read_table(): that imports pyarrow.dataset and with it pandas, 60 MB.
-        with parquet.ParquetFile(path) as file:
-            return file.read(use_threads=False)
-    except (OSError, pa.ArrowInvalid) as error:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(use_threads=False)
+        if table.column_names != columns[path.name]:
+            raise ValueError(f"{path} is damaged: its columns are {', '.join(table.column_names)}")
+        table.validate(full=True)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, and it is fetched again") from error
+    return table

@@ -8,7 +8,10 @@ interaction. The timestamp may be left out, then the order of the lines is the t
 from __future__ import annotations
 
 import gzip
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from ncf.data.columns import time_column, to_tensor
 from ncf.data.filters import sorted_keys
 from ncf.data.interactions import Interactions
 from ncf.data.splitting import Split
-from ncf.utils.files import atomic_write
+from ncf.utils.files import flush_to_disk
 from ncf.utils.jagged import lengths_to_offsets
 
 _COLUMNS = ("user", "item", "rating", "timestamp")
@@ -77,7 +80,10 @@ def read_ncf(prefix: str | PathLike[str], *, num_negatives: int | None = None) -
 
 
 def write_ncf(prefix: str | PathLike[str], split: Split, candidates: Candidates) -> None:
-    """Write a split and its test candidates as the paper's files: all of them, or none.
+    """Write a split and its test candidates as the paper's files.
+
+    Where one cannot be written, the files that were there stay. A process that is killed at the wrong instant leaves
+    files missing, but never some of another split.
 
     Args:
         prefix: path up to ``.test.rating``; its folder is made if missing.
@@ -100,14 +106,37 @@ def write_ncf(prefix: str | PathLike[str], split: Split, candidates: Candidates)
     """
     train_file, test_file, negative_file = _files(prefix)
     _check_same((split.test.users, split.test.items, None), candidates, "split.test", "candidates")
-    with (
-        atomic_write(train_file) as train_beside,
-        atomic_write(test_file) as test_beside,
-        atomic_write(negative_file) as negative_beside,
-    ):
-        _write_ratings(split.with_validation_in_train().train, train_beside)
-        _write_ratings(split.test, test_beside)
-        _write_negatives(candidates, negative_beside)
+    with _all_or_none([train_file, test_file, negative_file]) as (train_new, test_new, negative_new):
+        _write_ratings(split.with_validation_in_train().train, train_new)
+        _write_ratings(split.test, test_new)
+        _write_negatives(candidates, negative_new)
+
+
+@contextmanager
+def _all_or_none(targets: list[Path]) -> Iterator[list[Path]]:
+    """Give paths for new files; then put all of them in the targets' place, or leave all as it was."""
+    targets[0].parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".ncf-files.", suffix=".part", dir=targets[0].parent) as folder:
+        new, old = ([Path(folder, f"{age}{target.name}") for target in targets] for age in ("new", "old"))
+        yield new
+        for path in new:
+            flush_to_disk(path)
+        try:
+            for target, kept in zip(
+                targets, old, strict=True
+            ):  # all go first: one left would be read with new ones
+                if target.exists():
+                    target.replace(kept)
+            for target, path in zip(targets, new, strict=True):
+                path.replace(target)
+        except BaseException:
+            for target, path, kept in zip(targets, new, old, strict=True):
+                if not path.exists():
+                    target.unlink()
+                if kept.exists():
+                    kept.replace(target)
+            raise
+    flush_to_disk(targets[0].parent)
 
 
 _Ratings = tuple[Tensor, Tensor, Tensor | None]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from itertools import pairwise
@@ -213,15 +214,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         version = manifest["format"]
         groups = [(int(user), int(rows)) for part in manifest["parts"] for user, rows in part["groups"]]
         sizes = [int(manifest[name]) for name in ("num_users", "num_items", "num_rows")]
-        known = all(isinstance(part["file"], str) for part in manifest["parts"]) and "timestamps" in manifest
-    except (ValueError, KeyError, TypeError) as error:
+        names = [str(part["file"]) for part in manifest["parts"]]
+        manifest["timestamps"]  # its absence is found here, with the others'
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{place} does not describe interactions ({error!r}): write the folder again"
         ) from error
     if version != _FORMAT:
         raise ValueError(f"{place} has format {version}, this version of ncf reads {_FORMAT}: update ncf")
     ascending = all(one[0] < two[0] for one, two in pairwise(groups))
-    if not (known and groups and ascending and sum(rows for _, rows in groups) == sizes[2]):
+    for name in names:
+        if not re.fullmatch(r"part-\d+\.parquet", name):
+            raise ValueError(
+                f"{place} names {name!r}: its parts are part-00000.parquet and so on in this folder"
+            )
+    if not (groups and ascending and sum(rows for _, rows in groups) == sizes[2]):
         raise ValueError(f"{place}: the parts do not hold every user once, write the folder again")
     return manifest
 
@@ -237,7 +244,7 @@ def _read_part(file: Path, groups: list[list[int]], wanted: range, columns: list
                     f"{file} does not hold the rows that the manifest says: copy the whole folder again"
                 )
             return parquet.read_row_groups(wanted).select(columns)
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is damaged ({error}): copy it again") from error
 
 
@@ -247,5 +254,5 @@ def _read_vocabulary(file: Path) -> Vocabulary | None:
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             return Vocabulary(parquet.read()["id"])
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is damaged ({error}): copy it again") from error

@@ -447,6 +447,6 @@ def _read_table(file: Path, most: int, *, dictionaries: bool = False) -> Any:
                 raise ValueError(f"{file} holds an id more than once: save the model again")
             table = table.set_column(table.column_names.index(name), name, column.cast(kind))
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is damaged ({error}): save the model again") from error
     return table

@@ -252,3 +252,25 @@ def test_all_files_are_written_or_none(prefix: Path, monkeypatch: pytest.MonkeyP
         write_ncf(prefix, split, sample_candidates(split, num_negatives=4))
     assert len(written) == 2
     assert {file.name: file.read_bytes() for file in prefix.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("failing", range(6))
+def test_a_failure_while_the_files_change_places_leaves_the_earlier_ones(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Three files go away and three come: each of the six renames is the one that fails."""
+    before = {file.name: file.read_bytes() for file in prefix.parent.iterdir()}
+    split = leave_one_out(random_interactions(8, 20, 5, seed=1))
+    replace, calls = Path.replace, 0
+
+    def failing_once(self: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == failing + 1:
+            raise PermissionError("no")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing_once)
+    with pytest.raises(PermissionError):
+        write_ncf(prefix, split, sample_candidates(split, num_negatives=4))
+    assert {file.name: file.read_bytes() for file in prefix.parent.iterdir()} == before

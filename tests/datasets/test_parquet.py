@@ -168,6 +168,16 @@ def test_damage_is_found_and_named(tmp_path: Path) -> None:
     damage("manifest.json", json.dumps(manifest).encode(), "do not hold every user once")
 
 
+@pytest.mark.parametrize("name", ["../x/part-00000.parquet", "/etc/passwd", "user_ids.parquet", "", None])
+def test_a_part_outside_the_folder_is_refused(tmp_path: Path, name: str | None) -> None:
+    write_parquet(Interactions.from_arrays([*"ab"], [1, 2]), tmp_path / "x")
+    manifest = json.loads((tmp_path / "x" / "manifest.json").read_text())
+    manifest["parts"][0]["file"] = name
+    (tmp_path / "x" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest.json names .*: its parts are part-00000.parquet"):
+        read_parquet(tmp_path / "x")
+
+
 def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path) -> None:
     whole = Interactions.from_arrays([*"abcd"] * 3, [1] * 4 + [2] * 4 + [3] * 4, range(12))
     write_parquet(whole, tmp_path / "x")
