@@ -9,36 +9,29 @@ from typing import Any
 
 
 class Interruption:
-    """Notes that the user wants to stop, instead of stopping this process alone at once.
+    """Note that the user wants to stop, instead of stopping this process alone at once.
 
-    Of several processes each gets the signal at a step of its own; whoever stopped there would leave the others
-    waiting. They ask each other, and stop together. A second Ctrl-C stops at once.
+    Of several processes each gets the signal at a step of its own; one that stopped there would leave the others
+    waiting. They exchange ``wanted`` from time to time, and stop together. A second Ctrl-C stops at once.
 
     Args:
-        collective: whether there are other processes; without them Ctrl-C does what it always does.
-
-    Example::
-
-        >>> from ncf.distributed.interrupt import Interruption
-        >>> with Interruption(collective=True) as interruption:
-        ...     interruption.wanted
-        False
+        distributed: there are other processes; without them Ctrl-C raises KeyboardInterrupt as usual.
     """
 
-    def __init__(self, *, collective: bool) -> None:
+    def __init__(self, *, distributed: bool) -> None:
         self.wanted = False
-        self._collective = collective and threading.current_thread() is threading.main_thread()
+        self._catches = distributed and threading.current_thread() is threading.main_thread()
         self._previous: Any = None
 
     def __enter__(self) -> Interruption:
-        if self._collective:
+        if self._catches:
             self._previous = signal.signal(signal.SIGINT, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._collective:
+        if self._catches:
             signal.signal(signal.SIGINT, self._previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

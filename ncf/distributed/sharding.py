@@ -123,9 +123,11 @@ def _shard(
     group = dist.group.WORLD
     assert group is not None
     plan: ShardingPlan = planner.collective_plan(model, sharders, group)
-    sharded: nn.Module = DistributedModelParallel(
+    sharded: Any = DistributedModelParallel(
         model, env=ShardingEnv.from_process_group(group), device=device, plan=plan, sharders=sharders
     )
+    if any(kind != "data_parallel" for kind in types.values()):
+        sharded.table_optimizer = [optimizer, learning_rate]  # which a run that resumes must have as well
     with raise_on_all_ranks():
         for table in model.embeddings.tables:
             for out, row, column in rectangles(sharded, table.name):
@@ -137,7 +139,8 @@ def _shard(
                     model.embeddings.table_fillers[table.name](out, row=row, column=column)
     if verbose and dist.get_rank() == 0:
         print(describe(plan, model))
-    return sharded
+    wrapped: nn.Module = sharded
+    return wrapped
 
 
 def rectangles(sharded: nn.Module, table: str) -> Iterator[tuple[Tensor, int, int]]:

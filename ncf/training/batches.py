@@ -18,18 +18,8 @@ from ncf.utils.seeding import stream
 class Batch(NamedTuple):
     """A chunk of K batches of P positives, each beside its own negatives.
 
-    Args:
-        users: ``[K, P]``, int64.
-        items: ``[K, P, 1 + n]``, int64; along the last dimension the positive comes first.
-        weights: ``[K]``, this process's share of the samples of all processes; ``None`` where it is the only one.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.training.batches import Batch
-        >>> chunk = Batch(users=torch.tensor([[3, 8]]), items=torch.tensor([[[7, 0, 4], [2, 9, 1]]]))
-        >>> chunk.items[0, 1]  # what user 8 has touched, and two negatives
-        tensor([2, 9, 1])
+    ``users`` is ``[K, P]`` and ``items`` ``[K, P, 1 + n]``, both int64; the positive comes first among the items.
+    ``weights``, ``[K]``, is this process's share of the samples of all processes; ``None`` where it is the only one.
     """
 
     users: Tensor
@@ -42,33 +32,25 @@ class TrainingBatches:
 
     A positive and its negatives share a batch, so their user is looked up once. The negatives are drawn
     in user order, where the search in memory is fastest, and then permuted with their positives; they are kept
-    as 32-bit numbers, 4 · (1 + n) bytes per interaction.
+    as 32-bit numbers where they fit, 4 · (1 + n) bytes per interaction.
 
-    A user who has touched every item has no negatives and nothing to rank: such users are left out.
+    A user who has interacted with every item has no negatives and nothing to rank: such users are left out.
 
-    Of several processes each has its own users, and `share_out` gives all of them equally many steps.
+    Of several processes each has its own users, and `balance_across_ranks` gives all of them equally many steps.
 
     Args:
         train: the training interactions.
         batch_size: samples per batch, positives and negatives together; rounded to whole groups of
             one positive and its negatives. The last batch of an epoch may be smaller; none is dropped.
         negatives: negatives per positive.
-        law: law of the negatives, see `NegativeSampler`.
-        counts: interactions per item behind the popularity law, ``[num_items]``; those of ``train`` by default.
+        negative_sampling: distribution of the negatives, see `NegativeSampler`.
+        counts: interactions per item for popularity sampling, ``[num_items]``; those of ``train`` by default.
         seed: epoch ``e`` of a seed is the same whatever was drawn before it.
         rank: number of the process, of several; each draws its own numbers.
         device: where the batches live.
 
     Raises:
         ValueError: if there are no interactions, or a size is below one.
-
-    Example::
-
-        >>> from ncf import Interactions
-        >>> from ncf.training.batches import TrainingBatches
-        >>> batches = TrainingBatches(Interactions.from_arrays([0, 0, 1], [0, 1, 2]), batch_size=10, negatives=4)
-        >>> [batch.items.shape for batch in batches.epoch(0)]
-        [torch.Size([1, 2, 5]), torch.Size([1, 1, 5])]
     """
 
     def __init__(
@@ -77,7 +59,7 @@ class TrainingBatches:
         *,
         batch_size: int,
         negatives: int = 4,
-        law: Literal["uniform", "popularity"] = "uniform",
+        negative_sampling: Literal["uniform", "popularity"] = "uniform",
         counts: Tensor | None = None,
         seed: int = 0,
         rank: int = 0,
@@ -89,8 +71,9 @@ class TrainingBatches:
         self.rank = rank
         self.device = torch.device(device)
         self.positives_per_batch = max(1, batch_size // (1 + negatives))
-        self.sampler = NegativeSampler(train, law=law, counts=counts, device=device)
+        self.sampler = NegativeSampler(train, law=negative_sampling, counts=counts, device=device)
         self._shares: tuple[list[int], Tensor] | None = None
+        self._item_type = torch.int32 if train.num_items < 2**31 else torch.int64
         offsets, items = train.csr()
         users = torch.repeat_interleave(
             torch.arange(train.num_users, dtype=torch.int64, device="cpu"), offsets.diff()
@@ -99,7 +82,13 @@ class TrainingBatches:
         self.users = users[trainable]  # [N], ascending
         self.items = items.to(device)[trainable]  # [N]
         if len(self.users) == 0:
-            raise ValueError("there is nothing to train on: no user has both a touched and an untouched item")
+            raise ValueError(
+                "there is nothing to train on: each user has interacted with all items or with none"
+            )
+        size, steps = self.positives_per_batch, len(self)
+        sizes = torch.full((steps,), size, dtype=torch.int64, device="cpu")
+        sizes[-1] -= steps * size - len(self.users)
+        self.positives_of_steps = sizes  # [steps], on all processes
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -112,7 +101,12 @@ class TrainingBatches:
         """Samples in an epoch of this process, positives and negatives."""
         return len(self.users) * (1 + self.negatives)
 
-    def share_out(self, rows: Sequence[int]) -> None:
+    @property
+    def samples_of_all(self) -> int:
+        """Samples in an epoch of all processes."""
+        return int(self.positives_of_steps.sum()) * (1 + self.negatives)
+
+    def balance_across_ranks(self, rows: Sequence[int]) -> None:
         """Cut the epoch into as many batches on every process, which together are of ``batch_size``.
 
         A process with few interactions has smaller batches, some of them perhaps empty, and none is dropped.
@@ -132,19 +126,24 @@ class TrainingBatches:
         edges = torch.arange(steps + 1, dtype=torch.int64, device="cpu")
         sizes = torch.stack([(edges * size // steps).diff() for size in rows])  # [processes, steps]
         own = sizes[self.rank]
-        self._shares = own.tolist(), (own / sizes.sum(0)).to(self.device)
+        self.positives_of_steps = sizes.sum(0)
+        self._shares = (
+            own.tolist(),
+            (own.double() / self.positives_of_steps).to(torch.float32).to(self.device),
+        )
 
     def epoch(self, number: int, start: int = 0, per_chunk: int = 1) -> Iterator[Batch]:
         """The batches of an epoch, in chunks of equal ones.
 
         Args:
             number: which epoch, from 0.
-            start: how many batches to pass over, to go on where a run was cut off.
+            start: how many batches to pass over, to resume within an epoch.
             per_chunk: how many batches to give at once; a chunk at the end, or the last and smaller batch,
                 holds fewer.
 
         Yields:
-            Chunks of K batches: users ``[K, P]`` and items ``[K, P, 1 + n]``; after `share_out` one batch at a time.
+            Chunks of K batches: users ``[K, P]`` and items ``[K, P, 1 + n]``; after `balance_across_ranks`
+            one batch at a time.
 
         Raises:
             ValueError: if ``start`` is not between 0 and the number of batches, or ``per_chunk`` below one.
@@ -157,7 +156,7 @@ class TrainingBatches:
         random.manual_seed(stream(self.seed, "epoch", number, *own).initial_seed())
         self.sampler.generator = random
         drawn = self.sampler.sample(self.users, self.negatives)  # [N, n]
-        items = torch.cat([self.items[:, None], drawn], dim=1).to(torch.int32)  # [N, 1 + n]
+        items = torch.cat([self.items[:, None], drawn], dim=1).to(self._item_type)  # [N, 1 + n]
         order = torch.randperm(len(items), generator=random, dtype=torch.int64, device=self.device)
         if self._shares is not None:
             sizes, weights = self._shares
@@ -176,37 +175,25 @@ class TrainingBatches:
                 yield Batch(self.users[rows], items[rows].to(torch.int64))
 
 
-def collective_batches(
+def distributed_batches(
     train: Interactions,
     *,
     num_users: int,
-    law: Literal["uniform", "popularity"] = "uniform",
+    negative_sampling: Literal["uniform", "popularity"] = "uniform",
     **settings: Any,
 ) -> TrainingBatches:
-    """The batches of several processes, each of which brings its own users; every process must ask.
+    """Build this process's share of the batches; all processes must call this, each with its own users.
 
     All have equally many steps, and popularity is that among the interactions of all.
 
     Args:
         train: this process's training interactions.
         num_users: size of the user vocabulary, the same in every process.
-        law: law of the negatives, see `NegativeSampler`.
+        negative_sampling: distribution of the negatives, see `NegativeSampler`.
         settings: other arguments of `TrainingBatches`; ``batch_size`` is that of all processes.
 
-    Returns:
-        This process's part of the batches.
-
     Raises:
-        ValueError: if two processes have interactions of the same user, or for what `TrainingBatches` refuses.
-
-    Example::
-
-        >>> from ncf import Interactions
-        >>> from ncf.training.batches import collective_batches
-        >>> train = Interactions.from_arrays([0, 0, 1], [0, 1, 2])
-        >>> (batch,) = collective_batches(train, num_users=2, batch_size=15).epoch(0)
-        >>> batch.items.shape, batch.weights
-        (torch.Size([1, 3, 5]), tensor([1.]))
+        ValueError: if two processes have interactions of the same user, or as `TrainingBatches` raises it.
     """
     present = train.users.bincount(minlength=num_users).clamp(max=1)
     twice = (all_reduce_sum(present) > 1).nonzero()
@@ -216,9 +203,23 @@ def collective_batches(
             "split.for_rank(rank, world_size)"
         )
     counts = None
-    if law == "popularity":
+    if negative_sampling == "popularity":
         counts = all_reduce_sum(train.items.bincount(minlength=train.num_items))
     with raise_on_all_ranks():
-        batches = TrainingBatches(train, law=law, counts=counts, rank=rank(), **settings)
-    batches.share_out(all_gather_object(len(batches.users)))
+        batches = TrainingBatches(
+            train, negative_sampling=negative_sampling, counts=counts, rank=rank(), **settings
+        )
+    batches.balance_across_ranks(all_gather_object(len(batches.users)))
     return batches
+
+
+def rows_fingerprint(*columns: Tensor, distributed: bool = False) -> str:
+    """Hash of the rows of some int64 columns ``[N]``, whatever their order and the processes that have them."""
+    mixed = torch.zeros_like(columns[0])
+    for column in columns:
+        mixed = (mixed ^ column) * -7046029254386353131  # odd constants of SplitMix64, as signed numbers
+        mixed = (mixed ^ (mixed >> 30)) * -4658895280553007687
+        mixed ^= mixed >> 27
+    total = torch.stack([mixed.sum(), mixed.new_tensor(len(mixed))])
+    count, rows = (int(value) for value in (all_reduce_sum(total) if distributed else total))
+    return f"{count & (2**64 - 1):016x}, {rows} rows"

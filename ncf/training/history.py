@@ -1,12 +1,18 @@
-"""Record of a training run, epoch by epoch."""
+"""Record of a training run, epoch by epoch, and the evaluation that selects an epoch."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
+from ncf.data.candidates import Candidates, Catalogue, sample_candidates
+from ncf.data.splitting import Split
+from ncf.evaluation.evaluator import evaluate
+from ncf.models.scoring import SupportsScore
 from ncf.utils.html import html_table
+
+SELECTIONS = ("validation", "paper", "last")
 
 
 @dataclass(repr=False)
@@ -14,15 +20,16 @@ class History:
     """One entry per epoch, and which epoch was kept.
 
     Args:
-        selection: how the kept epoch was chosen; ``"paper"`` means on the test part, as the article did.
+        selection: how the kept epoch was chosen; ``"paper"`` means on the test set, as the paper did.
         epochs: epoch numbers, from 1.
-        loss: mean training loss of each epoch.
-        hr: HR@k after each epoch, ``None`` where the epoch was not judged.
+        loss: mean training loss of each epoch, over its samples.
+        hr: HR@k after each epoch, ``None`` where the epoch was not evaluated.
         ndcg: NDCG@k after each epoch, likewise.
-        seconds: training time of each epoch, sampling included, judging excluded.
+        seconds: training time of each epoch, sampling included, evaluation excluded.
         samples: training samples of each epoch, positives and negatives.
         best_epoch: the epoch whose weights the model has; 0 before the first has ended.
-        interrupted: whether Ctrl-C ended the training.
+        interrupted: Ctrl-C ended the training. With ``selection="last"`` the weights are then of the step where it
+            stopped, after ``best_epoch``.
 
     Example::
 
@@ -72,3 +79,38 @@ class History:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def selection_candidates(split: Split, selection: str, *, seed: int = 0) -> Candidates | None:
+    """Draw what each epoch is evaluated on, if the caller brings no candidates.
+
+    ``"validation"`` draws for the validation set, ``"paper"`` for the test set; with ``"last"`` nothing is evaluated.
+
+    Raises:
+        ValueError: if the split lacks that set.
+    """
+    if selection == "last":
+        return None
+    part: Literal["test", "validation"] = "test" if selection == "paper" else "validation"
+    if getattr(split, part) is None:
+        raise ValueError(
+            f'selection = "{selection}" needs the {part} part of the split, which is missing: '
+            'split with leave_one_out(..., validation=True), or train with selection="last"'
+        )
+    return sample_candidates(split, part, seed=seed)
+
+
+def evaluate_epoch(
+    model: SupportsScore, candidates: Candidates | Catalogue | None, selection: str, *, k: int = 10
+) -> tuple[float | None, float | None, float | None]:
+    """Evaluate a model after an epoch.
+
+    Returns:
+        HR@k, NDCG@k, and the one of them whose best epoch is kept: NDCG@k on the validation set and, as the paper
+        did, HR@k on the test set. ``None`` where there is no such figure.
+    """
+    if candidates is None:
+        return None, None, None
+    ranking = evaluate(model, candidates, k=k)
+    selected = {"paper": ranking.hr, "validation": ranking.ndcg, "last": None}[selection]
+    return ranking.hr, ranking.ndcg, selected

@@ -133,7 +133,11 @@ def _by_column(group: dict[str, Any], value: Tensor) -> tuple[Any, Any, Any]:
 
 
 def make_optimizer(
-    model: nn.Module, name: str, *, learning_rate: Setting, weight_decay: Setting = 0.0
+    model: nn.Module,
+    name: str | Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+    *,
+    learning_rate: Setting,
+    weight_decay: Setting = 0.0,
 ) -> torch.optim.Optimizer:
     """The optimizer of a model, and beside it what its tables have of their own.
 
@@ -149,12 +153,14 @@ def make_optimizer(
         model: whose parameters to update; perhaps one that `ncf.distributed.sharding.shard` has sharded.
         name: ``"adamw"``, ``"adagrad"``, ``"rowwise_adagrad"`` or ``"sgd"``, see `RowSparse`; or ``"adam"``, the dense
             one (Kingma & Ba, ICLR 2015), which updates every row at every step, and whose decay is an L2 penalty on
-            every parameter.
+            every parameter. Or a function that makes an optimizer from a list of parameters; rates and decays are then
+            its own.
         learning_rate: step size.
         weight_decay: decay, in units of the learning rate; with ``"adam"`` an L2 penalty.
 
     Raises:
         ValueError: for an unknown name or part, or a number that is negative or not finite.
+        TypeError: if a function makes something else than an optimizer.
 
     Example::
 
@@ -169,8 +175,11 @@ def make_optimizer(
         [('gmf', 0.004, 0.2), ('mlp', 0.001, 0.0), ('tower', 0.004, 0.0), ('tower', 0.004, 0.0), ('head', 0.004, 0.0),
          ('head', 0.004, 0.0)]
     """
-    if name not in _CHOICES:
-        raise ValueError(f"optimizer = {name!r}: choose one of {', '.join(map(repr, _CHOICES))}")
+    if not callable(name) and name not in _CHOICES:
+        raise ValueError(
+            f"optimizer = {name!r}: choose one of {', '.join(map(repr, _CHOICES))}, or give a function such as "
+            "lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
+        )
     inner: Any = getattr(model, "module", model)
     parts = dict.fromkeys(_part(key) for key, _ in model.named_parameters())
     columns = 0
@@ -183,6 +192,11 @@ def make_optimizer(
     )
 
     def dense(parameters: Mapping[str, Any]) -> torch.optim.Optimizer:
+        if callable(name):
+            made: Any = name([*parameters.values()])
+            if not isinstance(made, torch.optim.Optimizer):
+                raise TypeError(f"optimizer returned {type(made).__name__}: return a torch.optim.Optimizer")
+            return made
         if name == "adam":
             if len({*rates.values()}) > 1 or len({*decays.values()}) > 1:
                 raise ValueError(
@@ -319,8 +333,32 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
         for name, value in model.named_parameters():
             if id(value) in held:
                 state = started(part, value)
-                found |= {f"optimizer.{name}.{key}": tensor for key, tensor in state.items()}
+                found |= {
+                    f"optimizer.{name}.{key}": tensor for key, tensor in state.items() if tensor is not None
+                }
+    for name, tensor in found.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{name} is {type(tensor).__name__}: a checkpoint takes optimizers whose state is tensors"
+            )
     return found
+
+
+def make_state(optimizer: Any) -> None:
+    """Let an optimizer of the user's own make its state, to be read into: a step without gradients, undone."""
+    for _, part in getattr(optimizer, "optimizers", [("", getattr(optimizer, "_optimizer", optimizer))]):
+        inner: Any = getattr(part, "_optimizer", part)
+        if inner.state or isinstance(inner, RowSparse | torch.optim.Adam) or hasattr(inner, "params"):
+            continue  # `params`: TorchRec's, of tables that are updated in their backward
+        parameters = [value for group in inner.param_groups for value in group["params"]]
+        values = [value.detach().clone() for value in parameters]
+        for value in parameters:
+            value.grad = torch.zeros_like(value)
+        inner.step()
+        inner.zero_grad()
+        with torch.no_grad():
+            for value, old in zip(parameters, values, strict=True):
+                value.copy_(old)
 
 
 def started(optimizer: Any, parameter: Tensor) -> dict[str, Tensor]:

@@ -1,49 +1,68 @@
-"""Where a training run is: everything it needs to go on as if it had never stopped."""
+"""One training run: where it is, how it goes on by an epoch, and what it keeps."""
 
 from __future__ import annotations
 
 import json
+import logging
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ncf.distributed.collectives import rank
+from ncf.data.candidates import Candidates, Catalogue
+from ncf.distributed.collectives import all_reduce_sum, group_rank
+from ncf.distributed.interrupt import Interruption
 from ncf.models.base import EmbeddingModel
-from ncf.training.history import History
-from ncf.training.optimizers import state_tensors
+from ncf.training.batches import TrainingBatches
+from ncf.training.history import History, evaluate_epoch
+from ncf.training.optimizers import make_state, state_tensors
+from ncf.training.steps import Step
+from ncf.utils.seeding import stream
 
 if TYPE_CHECKING:
-    from ncf.distributed.checkpoint import Checkpoints
+    from ncf.distributed.checkpoint import Checkpoint, Checkpoints
+
+# Steps between looks at the loss: each waits for the device, or for the other processes, which may want to stop.
+_STEPS_BETWEEN_LOOKS, _STEPS_BETWEEN_LOOKS_TOGETHER = 100, 10
+
+_log = logging.getLogger("ncf.training")
 
 
-class TrainingState:
-    """The model, its optimizer, the best weights so far, and the place in the run.
+@dataclass(frozen=True)
+class _Ended:
+    """Everything that has to agree when an epoch ends; one assignment replaces it."""
 
-    Random numbers are no part of it: batches and dropout depend on the seed, the epoch and the step alone.
+    history: History
+    best_score: float = -1.0
+    best_in_model: bool = False  # the weights of the best epoch are the model's, and not yet copied
+
+
+class TrainingRun:
+    """The model, its optimizer, the place in the run, the losses, and the best weights so far.
+
+    An interruption at any line leaves the run as it was after a whole epoch. What an epoch changes is replaced by one
+    assignment, and the best weights are in the model until they are copied. Random numbers are no part of it:
+    batches and dropout depend on the seed, the epoch and the step alone.
 
     Args:
-        model: the model; its parameters are used as they are.
-        wrapped: what is trained: the model, or what `ncf.distributed.sharding.shard` put around it.
+        model: the model, trained in place.
+        wrapped: the model, or what `ncf.distributed.sharding.shard` put around it.
         optimizer: of its parameters.
-        steps: in an epoch.
-        selection: see `History`.
-        checkpoints: where it is written; nowhere by default.
-        settings: of the run, which one that goes on must have.
-
-    Example::
-
-        >>> from ncf import GMF
-        >>> from ncf.training.optimizers import make_optimizer
-        >>> from ncf.training.run import TrainingState
-        >>> model = GMF(2, 3)
-        >>> optimizer = make_optimizer(model, "adam", learning_rate=0.01)
-        >>> state = TrainingState(model, model, optimizer, steps=4, selection="validation")
-        >>> state.end_epoch(samples=20)
-        >>> state.epoch, state.keep_best(0.5), state.keep_best(0.4)
-        (1, True, False)
+        step: trains on a chunk of batches.
+        batches: of the run.
+        candidates: what each epoch is evaluated on; ``None`` where nothing is.
+        selection: see `History`. With ``"last"`` no copy of the weights is held.
+        epochs: length of the whole run.
+        lr_factor: share of the learning rates at a step of the whole run.
+        k: length of the list that HR and NDCG look at.
+        seed: of dropout.
+        checkpoints: where the run is saved, and resumed from; nowhere by default.
+        save_every: steps between checkpoints, besides the one at the end of each epoch.
+        settings: of the run, which a run that resumes must have.
     """
 
     def __init__(
@@ -51,129 +70,273 @@ class TrainingState:
         model: EmbeddingModel,
         wrapped: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
+        step: Step,
+        batches: TrainingBatches,
         *,
-        steps: int,
         selection: str,
+        epochs: int,
+        lr_factor: Callable[[int], float] = lambda step: 1.0,
+        candidates: Candidates | Catalogue | None = None,
+        k: int = 10,
+        seed: int = 0,
         checkpoints: Checkpoints | None = None,
+        save_every: int | None = None,
         settings: dict[str, Any] | None = None,
     ) -> None:
-        self.model = model
-        self.wrapped = wrapped
-        self.optimizer = optimizer
-        self.collective = model.embeddings.is_sharded
-        self.checkpoints = checkpoints
+        self.model, self.wrapped, self.optimizer = model, wrapped, optimizer
+        self.train_on, self.batches, self.candidates = step, batches, candidates
+        self.selection, self.epochs, self.lr_factor = selection, epochs, lr_factor
+        self.k, self.seed = k, seed
+        self.checkpoints, self.save_every = checkpoints, save_every
         self.settings = json.loads(json.dumps(settings or {}))  # as a checkpoint gives them back
-        self.history = History(selection)
-        self.epoch = 0  # epochs done
+        self.distributed = model.embeddings.is_sharded
         self.step = 0  # steps done of the epoch that runs
         self.seconds = 0.0  # that it has taken
-        self.losses = torch.zeros(steps, dtype=torch.float32, device=model.device)
-        self.best_score = -1.0
-        self._best = [weight.clone() for weight in local_weights(model)]
+        self.losses = torch.zeros(
+            len(batches), dtype=torch.float32, device=model.device
+        )  # of that epoch's steps
+        self._ended = _Ended(History(selection))
+        self._built = _layout(model)
+        self._kept = None if selection == "last" else [weight.clone() for weight in local_weights(model)]
 
-    def keep_best(self, score: float | None) -> bool:
-        """Remember the weights if they are the best so far, as the last ones are where nothing is scored."""
-        if score is not None and score <= self.best_score:
-            return False
-        self.best_score = -1.0 if score is None else score
-        self.history.best_epoch = self.epoch
-        self._remember()
-        return True
+    @property
+    def history(self) -> History:
+        """Of the whole epochs so far."""
+        return self._ended.history
 
-    def restore_best(self) -> None:
-        """Give the model the best weights so far."""
-        for kept, weight in zip(self._best, local_weights(self.model), strict=True):
-            weight.copy_(kept)
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return len(self.history)
 
-    def end_epoch(self, samples: int) -> None:
-        """Write an epoch down and go to the start of the next."""
-        self.epoch += 1
-        self.history.seconds.append(self.seconds)
-        self.history.epochs.append(self.epoch)
-        self.history.samples.append(samples)
-        self.history.loss.append(float(self.losses.mean()))
-        self.step, self.seconds = 0, 0.0
-        self.losses.zero_()
+    @property
+    def samples(self) -> int:
+        """Samples trained on, those of the running epoch included."""
+        done = self.epoch * len(self.batches) + self.step
+        return self.batches.samples_of_all * done // len(self.batches)
 
-    def save(self, *, best: bool = False) -> None:
-        """Write a checkpoint, if that is asked for; every process must call it.
+    def train_epoch(self, interruption: Interruption, progress: Callable[[int], object]) -> None:
+        """Train to the end of the epoch, evaluate it, keep it if it is the best so far, and save.
 
         Args:
-            best: whether the weights are the best so far.
+            interruption: the user wants to stop, where several processes must stop together.
+            progress: called with the number of samples after each call of the step.
+
+        Raises:
+            FloatingPointError: if the loss is not a finite number; the epoch and step are named.
+            ValueError: if the model's parameters have other shapes or types than when the run began.
+            KeyboardInterrupt: if a process was asked to stop.
         """
+        self._check_layout()
+        self._take_steps(interruption, progress)
+        self._end_epoch()
+
+    def _take_steps(self, interruption: Interruption, progress: Callable[[int], object]) -> None:
+        self.model.train()
+        steps, before = len(self.batches), self.epoch * len(self.batches)
+        dropout = bool(self.model.config.get("dropout"))
+        of_rank = (group_rank(),) if self.distributed and group_rank() else ()
+        between = _STEPS_BETWEEN_LOOKS_TOGETHER if self.distributed else _STEPS_BETWEEN_LOOKS
+        device = self.model.device
+        began, seconds = time.perf_counter(), self.seconds
+        looked = saved = self.step
+        with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=dropout):
+            for chunk in self.batches.epoch(
+                self.epoch, start=self.step, per_chunk=self.train_on.batches_per_call
+            ):
+                first, last, samples = self.step, self.step + len(chunk.users), self.samples
+                if dropout:  # its own stream for each step, so that a run can be resumed within an epoch
+                    torch.manual_seed(
+                        stream(self.seed, "dropout", self.epoch, first, *of_rank).initial_seed()
+                    )
+                factors = [self.lr_factor(before + number) for number in range(first, last)]
+                self.losses[first:last] = self.train_on(chunk, factors)
+                self.step = last
+                progress(self.samples - samples)
+                due = self.save_every is not None and last - saved >= self.save_every and last < steps
+                if due or last == steps or last - looked >= between:
+                    self._look_at_losses(looked, interruption)
+                    looked = last
+                if due:
+                    self.seconds = seconds + time.perf_counter() - began
+                    self._save()
+                    saved = last
+        self.seconds = seconds + time.perf_counter() - began
+
+    def _look_at_losses(self, since: int, interruption: Interruption) -> None:
+        """Add up the processes' parts of the losses; stop if one is not finite, or if a process wants to stop."""
+        losses = self.losses[since : self.step]
+        if self.distributed:
+            wanted = losses.new_tensor([float(interruption.wanted)])
+            both = all_reduce_sum(torch.cat([losses, wanted]))
+            losses.copy_(both[:-1])
+            if float(both[-1]):
+                raise KeyboardInterrupt
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            place = int(bad[0])
+            raise FloatingPointError(
+                f"the loss is {float(losses[place])} at epoch {self.epoch + 1}, step {since + place + 1}: "
+                "lower the learning rate, or look for huge values in the model's initial weights"
+            )
+
+    def _end_epoch(self) -> None:
+        hr, ndcg, score = evaluate_epoch(self.model, self.candidates, self.selection, k=self.k)
+        is_best = score is None or score > self._ended.best_score
+        positives = self.batches.positives_of_steps.to(self.losses.device)  # [steps]
+        loss = float((self.losses.double() @ positives.double()) / positives.sum())
+        old, epoch = self.history, self.epoch + 1
+        history = replace(
+            old,
+            epochs=[*old.epochs, epoch],
+            loss=[*old.loss, loss],
+            hr=[*old.hr, hr],
+            ndcg=[*old.ndcg, ndcg],
+            seconds=[*old.seconds, self.seconds],
+            samples=[*old.samples, self.batches.samples_of_all],
+            best_epoch=epoch if is_best else old.best_epoch,
+        )
+        best_score = self._ended.best_score if score is None or not is_best else score
+        self.step, self.seconds = 0, 0.0
+        self._ended = _Ended(history, best_score, best_in_model=is_best)
+        if is_best:
+            self._keep()
+        self._save(best=is_best)
+        if group_rank() == 0:
+            figures = "" if hr is None else f", HR@{self.k} {hr:.4f}, NDCG@{self.k} {ndcg:.4f}"
+            seconds = history.seconds[-1]
+            name = type(self.model).__name__
+            _log.info(
+                "%s: epoch %d of %d: loss %.4f%s, %.1f s", name, epoch, self.epochs, loss, figures, seconds
+            )
+
+    def _keep(self) -> None:
+        """Copy the model's weights, which are the best so far."""
+        self._ended = replace(self._ended, best_in_model=True)
+        if self._kept is not None:
+            for kept, weight in zip(self._kept, local_weights(self.model), strict=True):
+                kept.copy_(weight)
+            self._ended = replace(self._ended, best_in_model=False)
+
+    def interrupt(self) -> None:
+        """Note in the history that the user ended the run."""
+        self._ended = replace(self._ended, history=replace(self.history, interrupted=True))
+
+    def restore_best(self) -> None:
+        """Give the model the best weights so far; Ctrl-C meanwhile starts this anew."""
+        while self._kept is not None and not self._ended.best_in_model:
+            try:
+                for kept, weight in zip(self._kept, local_weights(self.model), strict=True):
+                    if kept.shape == weight.shape:  # else the caller has changed the model
+                        weight.copy_(kept)
+                return
+            except KeyboardInterrupt:
+                self.interrupt()
+
+    def _check_layout(self) -> None:
+        for (name, was), (_, now) in zip(self._built.items(), _layout(self.model).items(), strict=True):
+            if was != now:
+                raise ValueError(
+                    f"{name} was {was} when the training began and is {now} now: change and save a copy in on_epoch, "
+                    "copy.deepcopy(model).half()"
+                )
+
+    # Checkpoints.
+
+    def _save(self, *, best: bool = False) -> None:
         if self.checkpoints is None:
             return
-        about = {
+        metadata = {
             "settings": self.settings,
+            "epochs": self.epochs,
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
-            "best_score": self.best_score,
+            "best_score": self._ended.best_score,
             "history": self.history.to_dict(),
         }
-        position = self.epoch * len(self.losses) + self.step
-        self.checkpoints.save(self._tensors(), about, step=position, best=best)
+        position = self.epoch * len(self.batches) + self.step
+        self.checkpoints.save(self._tensors(), metadata, step=position, best=best)
 
     def resume(self) -> None:
-        """Go to where the newest checkpoint is, if there is one; every process must call it.
+        """Go to where the newest checkpoint is, if there is one; all processes must call this.
 
         Raises:
-            ValueError: if the checkpoint is of a run with other settings, or of another model.
+            ValueError: if the checkpoint is of a run with other settings or other data, or of another model.
         """
-        if self.checkpoints is None:
+        newest = None if self.checkpoints is None else self.checkpoints.latest()
+        if self.checkpoints is None or newest is None:
             return
-        newest = self.checkpoints.latest()
-        if newest is None:
-            return
+        self._check_settings(newest)
+        make_state(self.optimizer)
+        saved = newest.metadata
+        history = History(**saved["history"])
+        try:
+            if self._kept is None:
+                newest.read(self._tensors())
+                self._ended = _Ended(history, best_in_model=True)
+            elif history.best_epoch == 0 or self._read_best(self.checkpoints):
+                newest.read(self._tensors())
+                self._ended = _Ended(history, saved["best_score"])
+            else:  # any epoch that follows is better than one that is not known
+                newest.read(self._tensors())
+                self._keep()
+                self._ended = _Ended(replace(history, best_epoch=0 if saved["step"] else saved["epoch"]))
+        except BaseException:
+            self.restore_best()
+            raise
+        self.step, self.seconds = saved["step"], saved["seconds"]
+
+    def _check_settings(self, newest: Checkpoint) -> None:
         theirs, own = newest.metadata["settings"], self.settings
-        if theirs != own:
-            name = next(key for key in {**theirs, **own} if theirs.get(key) != own.get(key))
-            raise ValueError(
-                f"{newest.folder} is of a run with {name} = {theirs.get(name)!r}, here it is {own.get(name)!r}: "
-                "go on with the same settings, or choose another folder"
+        for name in {**theirs, **own}:
+            if theirs.get(name) != own.get(name):
+                raise ValueError(
+                    f"{newest.folder} is of a run with {name} = {theirs.get(name)!r}, here it is {own.get(name)!r}: "
+                    "resume with the same settings and the same data, or choose another folder"
+                )
+        epochs, done = newest.metadata["epochs"], newest.metadata["epoch"]
+        if done > self.epochs:
+            raise ValueError(f"{newest.folder} has {done} epochs, more than epochs = {self.epochs}")
+        if epochs != self.epochs and own.get("schedule") != "constant" and group_rank() == 0:
+            warnings.warn(
+                f"{newest.folder} is of a run of {epochs} epochs, which is now one of {self.epochs}: its learning "
+                "rates so far were those of the other schedule",
+                stacklevel=4,
             )
-        self.history, self.best_score = History(**newest.metadata["history"]), newest.metadata["best_score"]
-        self.epoch, self.step, self.seconds = (newest.metadata[name] for name in ("epoch", "step", "seconds"))
-        if self.history.best_epoch and not self._read_best(self.checkpoints):
-            newest.read(self._tensors())
-            self._remember()
-            self.best_score = -1.0  # any epoch that follows is better than one that is not known
-        newest.read(self._tensors())
 
     def _read_best(self, checkpoints: Checkpoints) -> bool:
         try:
             best = checkpoints.best()
         except ValueError as error:
-            if rank() == 0:
-                warnings.warn(f"{error} The newest weights stand for the best.", stacklevel=2)
+            if group_rank() == 0:
+                warnings.warn(f"{error} The newest weights are taken for the best.", stacklevel=4)
             return False
         if best is None:
             return False
-        best.read(self._tensors())
-        self._remember()
+        best.read(self._weights(), strict=False)
+        self._keep()
         return True
 
-    def _remember(self) -> None:
-        for kept, weight in zip(self._best, local_weights(self.model), strict=True):
-            kept.copy_(weight)
+    def _weights(self) -> dict[str, Any]:
+        return {f"model.{name}": value for name, value in self.model.state_dict().items()}
 
     def _tensors(self) -> dict[str, Any]:
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        return tensors | {"losses": self.losses} | state_tensors(self.wrapped, self.optimizer)
+        return self._weights() | {"losses": self.losses} | state_tensors(self.wrapped, self.optimizer)
 
 
 def local_weights(model: EmbeddingModel) -> Iterator[Tensor]:
-    """The weights that this process holds: those of its shards where the tables are sharded.
-
-    Example::
-
-        >>> from ncf import GMF
-        >>> from ncf.training.run import local_weights
-        >>> [tuple(weight.shape) for weight in local_weights(GMF(2, 3, factors=4))]
-        [(2, 4), (3, 4), (1, 4), (1,)]
-    """
+    """The weights that this process holds: its shards where the tables are sharded."""
     for value in model.state_dict().values():
         if hasattr(value, "local_shards"):
             yield from (shard.tensor.detach() for shard in value.local_shards())
         else:
             yield value.detach()
+
+
+def _layout(model: EmbeddingModel) -> dict[str, str]:
+    """Type, shape and device of each parameter, in words."""
+    return {
+        name: f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+        for name, value in model.named_parameters()
+    }

@@ -1,31 +1,34 @@
-"""Train a model on sampled negatives, and keep the epoch that the validation part likes best."""
+"""Train a model on sampled negatives, and keep the epoch that is best on the validation set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from os import PathLike
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ncf.data.candidates import Candidates
+from ncf.data.candidates import Candidates, Catalogue
 from ncf.data.interactions import Interactions
 from ncf.data.splitting import Split
+from ncf.data.vocabulary import check_same_ids
 from ncf.distributed.checkpoint import Checkpoints
-from ncf.distributed.collectives import all_gather_object, raise_on_all_ranks, rank
+from ncf.distributed.collectives import all_reduce_sum, group_rank, raise_on_all_ranks
 from ncf.distributed.interrupt import Interruption
 from ncf.models.base import EmbeddingModel
-from ncf.training.batches import TrainingBatches, collective_batches
-from ncf.training.epoch import run_epoch
-from ncf.training.history import History
-from ncf.training.losses import LOSSES
+from ncf.training.batches import TrainingBatches, distributed_batches, rows_fingerprint
+from ncf.training.history import SELECTIONS, History, selection_candidates
+from ncf.training.losses import LOSSES, Loss
 from ncf.training.native_step import NativeStep, can_be_native
 from ncf.training.optimizers import learning_rate_at, make_optimizer
-from ncf.training.run import TrainingState
-from ncf.training.selection import SELECTIONS, judge, what_to_judge
+from ncf.training.run import TrainingRun
 from ncf.training.steps import CollectiveStep, CompiledStep, EagerStep, Step, can_be_compiled
-from ncf.utils.checks import of_type, whole, whole_or_none
+from ncf.utils.checks import whole, whole_or_none
 from ncf.utils.threads import cpu_threads
 
 __all__ = ["History", "Trainer"]
@@ -46,17 +49,23 @@ class Trainer:
         batch_size: samples per step, positives and negatives together.
         learning_rate: of the optimizer, at the start; one number, or one for each part of the model by name, see
             `ncf.training.optimizers.make_optimizer`.
-        schedule: ``"linear"``, falling to zero over the epochs, or ``"constant"``.
-        optimizer: of all but the tables that `ncf.distributed.shard` gave one. ``"adamw"``, ``"adagrad"``,
-            ``"rowwise_adagrad"`` and ``"sgd"`` update the rows of the batch; ``"adam"`` every row at every step.
+        schedule: ``"linear"``, falling to zero over the epochs, or ``"constant"``; or a function of the steps done and
+            the steps of the whole run that returns the share of the learning rate.
+        optimizer: for all parameters except sharded tables, which have their own (`ncf.distributed.shard`).
+            ``"adamw"``, ``"adagrad"``, ``"rowwise_adagrad"`` and ``"sgd"`` update the rows of the batch; ``"adam"``
+            every row at every step. Or a function that makes a `torch.optim.Optimizer` from a list of parameters, such
+            as ``lambda parameters: torch.optim.NAdam(parameters, lr=1e-3)``; ``learning_rate`` and ``weight_decay``
+            are then its own.
         weight_decay: decay, decoupled from the gradient, in units of the learning rate; also by part of the model. With
             ``optimizer="adam"`` an L2 penalty.
         negatives: negatives per positive.
-        law: law of the negatives, ``"uniform"`` or ``"popularity"``.
-        loss: ``"bce"`` (binary cross-entropy) or ``"bpr"``.
-        selection: which epoch's weights are kept. ``"validation"``: the best NDCG@k on the validation part;
-            ``"paper"``: the best HR@k on the *test* part, as published tables did, which flatters the result;
-            ``"last"``: the last one, nothing is selected.
+        negative_sampling: distribution of the negatives, ``"uniform"`` or ``"popularity"``.
+        loss: ``"bce"`` (binary cross-entropy) or ``"bpr"``; or a function of logits ``[P, 1 + n]``, of which column 0
+            belongs to the positives, that returns the mean loss over them as a scalar.
+        selection: which epoch's weights are kept. ``"validation"``: the best NDCG@k on the validation set;
+            ``"paper"``: the best HR@k on the *test* set, as published tables did, which flatters the result;
+            ``"last"``: the last one, nothing is selected and no copy of the weights is held. By default
+            ``"validation"``, but ``"last"`` where `fit` gets all interactions.
         patience: stop after so many epochs without a better one; never by default.
         k: length of the list that HR and NDCG look at.
         seed: of the batches and of dropout.
@@ -66,13 +75,16 @@ class Trainer:
         threads: CPU threads of PyTorch during `fit`; ``None`` leaves its setting. One is the default: a step of this
             size gains little from a second core, and loses tenfold where another process is using it. The C
             kernel trains on one.
-        progress: show a progress bar; by default where the output is a terminal.
-        checkpoint: a folder of checkpoints. The run goes on where the newest one is, with the same numbers as if it
-            had never stopped; all settings that bear on them must be the same. By default nothing is written.
+        progress: show a progress bar; by default in a terminal and in a notebook. One line for each epoch also goes to
+            the logger ``ncf.training``, at the level INFO.
+        checkpoint: a folder of checkpoints. The run resumes from the newest one and ends with the same numbers as if it
+            had never stopped; the data and all settings that bear on them must be the same. ``epochs`` may be another
+            number, to train longer. By default nothing is written.
         checkpoint_every: steps between checkpoints; there is one at the end of each epoch anyway.
+        law: the former name of ``negative_sampling``.
 
     Raises:
-        ValueError: for an unknown choice or a number out of range.
+        ValueError: for an unknown choice, a number out of range, or settings that exclude each other.
         TypeError: if the model is none of ncf's, nor one of them sharded.
 
     Example::
@@ -93,14 +105,15 @@ class Trainer:
         *,
         epochs: int = 10,
         batch_size: int = 2048,
-        learning_rate: float | Mapping[str, float] = 4e-3,
-        schedule: Literal["linear", "constant"] = "linear",
-        optimizer: Literal["adamw", "adagrad", "rowwise_adagrad", "sgd", "adam"] = "adam",
-        weight_decay: float | Mapping[str, float] = 0.0,
+        learning_rate: float | Mapping[str, float] | None = None,
+        schedule: Literal["linear", "constant"] | Callable[[int, int], float] = "linear",
+        optimizer: Literal["adamw", "adagrad", "rowwise_adagrad", "sgd", "adam"]
+        | Callable[[list[nn.Parameter]], torch.optim.Optimizer] = "adam",
+        weight_decay: float | Mapping[str, float] | None = None,
         negatives: int = 4,
-        law: Literal["uniform", "popularity"] = "uniform",
-        loss: Literal["bce", "bpr"] = "bce",
-        selection: Literal["validation", "paper", "last"] = "validation",
+        negative_sampling: Literal["uniform", "popularity"] = "uniform",
+        loss: Literal["bce", "bpr"] | Loss = "bce",
+        selection: Literal["validation", "paper", "last"] | None = None,
         patience: int | None = None,
         k: int = 10,
         seed: int = 0,
@@ -109,34 +122,44 @@ class Trainer:
         progress: bool | None = None,
         checkpoint: Checkpoints | str | PathLike[str] | None = None,
         checkpoint_every: int | None = None,
+        law: Literal["uniform", "popularity"] | None = None,
     ) -> None:
-        for name, choice, known in (
-            ("schedule", schedule, ("linear", "constant")),
-            ("loss", loss, LOSSES),
-            ("selection", selection, SELECTIONS),
-        ):
-            if choice not in known:
-                raise ValueError(f"{name} = {choice!r}: choose one of {', '.join(map(repr, known))}")
-        if compile not in (None, True, False):
-            raise ValueError(f"compile = {compile!r}: choose None, True or False")
+        if law is not None:
+            warnings.warn("law is now negative_sampling", FutureWarning, stacklevel=2)
+            negative_sampling = law
+        _check_choice("schedule", schedule, ("linear", "constant"), "function")
+        _check_choice("loss", loss, LOSSES, "function")
+        _check_choice("negative_sampling", negative_sampling, ("uniform", "popularity"))
+        _check_choice("compile", compile, (None, True, False))
+        if selection is not None:
+            _check_choice("selection", selection, SELECTIONS)
+        if patience is not None and selection == "last":
+            raise ValueError(
+                'patience waits for a better epoch, and selection="last" selects none: give one of them'
+            )
         inner = getattr(model, "module", model)
         if not isinstance(inner, EmbeddingModel):
             raise TypeError(f"{type(model).__name__} is not one of ncf's models")
         self.model: EmbeddingModel = inner
         self.wrapped: nn.Module = model
-        self.collective = inner.embeddings.is_sharded
-        if self.collective and model is inner:
+        self.distributed = inner.embeddings.is_sharded
+        if self.distributed and model is inner:
             raise ValueError(
                 "the model is sharded: train what shard() returned, which averages the gradients"
             )
-        if self.collective and compile:
+        if self.distributed and compile:
             raise ValueError("compile=True is for a model in one process, not for a sharded one")
+        if callable(optimizer) and (learning_rate is not None or weight_decay is not None):
+            raise ValueError(
+                "an optimizer of your own has its own learning_rate and weight_decay: set them there"
+            )
         self.epochs = whole("epochs", epochs)
         self.batch_size = whole("batch_size", batch_size)
-        self.learning_rate = dict(learning_rate) if isinstance(learning_rate, Mapping) else learning_rate
+        self.learning_rate = 4e-3 if learning_rate is None else _plain(learning_rate)
+        self.weight_decay = 0.0 if weight_decay is None else _plain(weight_decay)
         self.schedule = schedule
         self.negatives = whole("negatives", negatives)
-        self.law = law
+        self.negative_sampling = negative_sampling
         self.loss = loss
         self.selection = selection
         self.patience = whole_or_none("patience", patience)
@@ -147,100 +170,93 @@ class Trainer:
         self.progress = progress
         self.checkpoints = Checkpoints(checkpoint) if isinstance(checkpoint, str | PathLike) else checkpoint
         self.checkpoint_every = whole_or_none("checkpoint_every", checkpoint_every)
-        self.optimizer_name = optimizer
-        self.weight_decay = dict(weight_decay) if isinstance(weight_decay, Mapping) else weight_decay
+        self.optimizer_name = optimizer if isinstance(optimizer, str) else _name(optimizer)
         self.optimizer = make_optimizer(
-            model, optimizer, learning_rate=learning_rate, weight_decay=weight_decay
+            model, optimizer, learning_rate=self.learning_rate, weight_decay=self.weight_decay
         )
 
     def __repr__(self) -> str:
-        shown = "epochs", "batch_size", "learning_rate", "loss", "selection"
-        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
-        return f"Trainer({type(self.model).__name__}, {settings})"
+        shown = "epochs", "batch_size", "learning_rate", "negatives", "selection", "patience", "seed"
+        settings = {"optimizer": self.optimizer_name, "loss": _name(self.loss)}
+        settings |= {name: getattr(self, name) for name in shown if getattr(self, name) is not None}
+        return f"Trainer({type(self.model).__name__}, {', '.join(f'{k}={v!r}' for k, v in settings.items())})"
 
     def fit(
         self,
-        split: Split,
-        candidates: Candidates | None = None,
-        on_epoch: Callable[[History], None] | None = None,
+        split: Split | Interactions,
+        candidates: Candidates | Catalogue | None = None,
+        on_epoch: Callable[[History, EmbeddingModel], bool | None] | None = None,
     ) -> History:
-        """Train on ``split.train``.
+        """Train on ``split.train``, or on all interactions.
 
-        Ctrl-C ends the training early; the model then has the best weights so far.
+        Ctrl-C ends the training early; the model then has the best weights so far. With ``selection="last"`` it has
+        those of the last step. `fit` called again trains the same model further.
 
         Args:
-            split: what `leave_one_out` returned.
-            candidates: what each epoch is judged on. By default drawn from the validation part or, with
-                ``selection="paper"``, from the test part; with ``"last"`` nothing is judged.
-            on_epoch: called after each epoch.
+            split: the return value of `leave_one_out` or another split; or `Interactions`, all of which are trained on.
+            candidates: what each epoch is evaluated on. By default drawn from the validation set or, with
+                ``selection="paper"``, from the test set; with ``"last"`` nothing is evaluated.
+            on_epoch: called as ``on_epoch(history, model)`` after each epoch; the training stops where it returns
+                ``True``. The model then has the weights of that epoch, and must keep its shapes and types.
 
         Returns:
             The `History`; the model has the weights of ``history.best_epoch``.
 
         Raises:
-            TypeError: if ``split`` is something else.
-            ValueError: if the split does not fit the model or lacks the part to select on.
-            FloatingPointError: if the loss is no longer a finite number; the epoch and step are named.
+            TypeError: if ``split`` is something else, or ``on_epoch`` takes other arguments.
+            ValueError: if the split does not fit the model, numbers other raw ids, or lacks the set to select on.
+            FloatingPointError: if the loss is not a finite number; the epoch and step are named.
         """
-        with raise_on_all_ranks(self.collective):
-            train, candidates = self._checked(split, candidates)
+        with raise_on_all_ranks(self.distributed):
+            train, candidates, selection = self._checked(split, candidates, on_epoch)
         batches = self._batches(train)
-        self.model.user_ids, self.model.item_ids = train.user_ids, train.item_ids
-        samples = sum(all_gather_object(batches.samples)) if self.collective else batches.samples
-        state = TrainingState(
+        run = TrainingRun(
             self.model,
             self.wrapped,
             self.optimizer,
-            steps=len(batches),
-            selection=self.selection,
+            self._step(batches),
+            batches,
+            selection=selection,
+            epochs=self.epochs,
+            lr_factor=self._lr_factor(self.epochs * len(batches)),
+            candidates=candidates,
+            k=self.k,
+            seed=self.seed,
             checkpoints=self.checkpoints,
-            settings=self._settings(samples),
+            save_every=self.checkpoint_every,
+            settings=self._settings(train, candidates, selection),
         )
-        state.resume()
-        step = self._step(batches)
-        hidden = None if self.progress is None else not self.progress
-        bar = tqdm(
-            total=self.epochs * samples,
-            initial=samples * (state.epoch * len(batches) + state.step) // len(batches),
-            unit=" samples",
-            unit_scale=True,
-            desc=type(self.model).__name__,
-            disable=True if rank() else hidden,
+        self.model.user_ids, self.model.item_ids = (
+            getattr(self.model, side) if getattr(train, side) is None else getattr(train, side)
+            for side in ("user_ids", "item_ids")
         )
-        try:
-            with cpu_threads(self.threads), Interruption(collective=self.collective) as interruption:
-                while state.epoch < self.epochs and not self._is_patience_over(state):
-                    run_epoch(
-                        state,
-                        step,
-                        batches,
-                        rate_at=lambda position: learning_rate_at(
-                            position, self.epochs * len(batches), self.schedule
-                        ),
-                        seed=self.seed,
-                        interruption=interruption,
-                        progress=lambda done, more: bar.update(
-                            samples * (done + more) // len(batches) - samples * done // len(batches)
-                        ),
-                        save_every=self.checkpoint_every,
-                    )
-                    state.end_epoch(samples)
-                    score = judge(self.model, candidates, state.history, k=self.k)
-                    state.save(best=state.keep_best(score))
-                    _show(bar, state.history, self.k)
-                    if on_epoch is not None:
-                        on_epoch(state.history)
-        except KeyboardInterrupt:
-            state.history.interrupted = True
-        finally:
-            bar.close()
-            state.restore_best()
-            self.model.eval()
-        return state.history
+        with self.checkpoints.locked() if self.checkpoints is not None else nullcontext():
+            run.resume()
+            with self._progress_bar(run) as bar, cpu_threads(self.threads):
+                try:
+                    with Interruption(distributed=self.distributed) as interruption:
+                        while run.epoch < self.epochs and not self._is_patience_over(run.history):
+                            run.train_epoch(interruption, bar.update)
+                            _show(bar, run.history, self.k)
+                            if on_epoch is not None and self._wants_stop(on_epoch(run.history, self.model)):
+                                break
+                except KeyboardInterrupt:
+                    run.interrupt()
+                finally:
+                    run.restore_best()
+                    self.model.eval()
+        return run.history
 
-    def _checked(self, split: Split, candidates: Candidates | None) -> tuple[Interactions, Candidates | None]:
-        """What to train on, and what to judge each epoch on."""
-        train = of_type("split", split, Split, "leave_one_out(interactions) makes one").train
+    def _checked(
+        self, split: Split | Interactions, candidates: Candidates | Catalogue | None, on_epoch: Any
+    ) -> tuple[Interactions, Candidates | Catalogue | None, str]:
+        """What to train on, what to evaluate each epoch on, and which epoch to keep."""
+        if not isinstance(split, Split | Interactions):
+            raise TypeError(
+                f"split must be Split or Interactions, got {type(split).__name__}: "
+                "leave_one_out(interactions) makes a split"
+            )
+        train = split.train if isinstance(split, Split) else split
         if train is None:
             raise ValueError("split.train is None: there is nothing to train on")
         for name in ("num_users", "num_items"):
@@ -248,21 +264,50 @@ class Trainer:
                 raise ValueError(
                     f"the split has {name} = {getattr(train, name)}, the model {getattr(self.model, name)}"
                 )
-        if candidates is None:
-            candidates = what_to_judge(split, self.selection, seed=self.seed)
-        return train, candidates
+        remedy = (
+            "number the data as the model does, with user_ids=model.user_ids and item_ids=model.item_ids, or make a "
+            "new model"
+        )
+        check_same_ids(self.model, train, "the model", "the training data", remedy)
+        selection = self.selection
+        if selection is None:
+            selection = "last" if candidates is None and isinstance(split, Interactions) else "validation"
+        if selection == "last" and self.patience is not None:
+            raise ValueError(
+                "patience waits for a better epoch, and without a validation set none is selected"
+            )
+        if candidates is None and isinstance(split, Split):
+            candidates = selection_candidates(split, selection, seed=self.seed)
+        elif candidates is None and selection != "last":
+            raise ValueError(
+                f'selection = "{selection}" needs a split, or candidates: give leave_one_out(interactions), or train '
+                'on all interactions with selection="last"'
+            )
+        if candidates is not None:
+            check_same_ids(train, candidates, "the training data", "the candidates")
+        if on_epoch is not None:
+            try:
+                inspect.signature(on_epoch).bind(None, None)
+            except TypeError as error:
+                raise TypeError(f"on_epoch is called as on_epoch(history, model): {error}") from None
+            except ValueError:  # some of Python's own functions have no signature
+                pass
+        if not isinstance(self.loss, str):
+            _check_loss(self.loss, self.negatives, self.model.device)
+        return train, candidates, selection
 
     def _batches(self, train: Interactions) -> TrainingBatches:
-        names = "batch_size", "negatives", "law", "seed"
+        names = "batch_size", "negatives", "negative_sampling", "seed"
         settings = {"device": self.model.device, **{name: getattr(self, name) for name in names}}
-        if self.collective:
-            return collective_batches(train, num_users=self.model.num_users, **settings)
+        if self.distributed:
+            return distributed_batches(train, num_users=self.model.num_users, **settings)
         return TrainingBatches(train, **settings)
 
     def _step(self, batches: TrainingBatches) -> Step:
-        model, optimizer, loss = self.model, self.optimizer, LOSSES[self.loss]
+        model, optimizer = self.model, self.optimizer
+        loss = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
         positives = batches.positives_per_batch
-        if self.collective:
+        if self.distributed:
             return CollectiveStep(self.wrapped, optimizer, loss)
         if self.compile is None and can_be_native(model, optimizer, loss):
             samples = positives * (1 + self.negatives)
@@ -274,24 +319,102 @@ class Trainer:
             return CompiledStep(model, optimizer, loss, positives_per_batch=positives)
         return EagerStep(model, optimizer, loss)
 
-    def _is_patience_over(self, state: TrainingState) -> bool:
-        return self.patience is not None and state.epoch - state.history.best_epoch >= self.patience
+    def _lr_factor(self, steps: int) -> Callable[[int], float]:
+        schedule = self.schedule
+        if isinstance(schedule, str):
+            return lambda step: learning_rate_at(step, steps, schedule)
+        return lambda step: float(schedule(step, steps))
 
-    def _settings(self, samples: int) -> dict[str, Any]:
-        """What bears on the numbers: a run that goes on must have the same."""
-        of_steps = "epochs", "batch_size", "learning_rate", "schedule", "weight_decay"
-        of_what_is_learned = "negatives", "law", "loss", "selection", "k"
+    def _progress_bar(self, run: TrainingRun) -> Any:
+        in_notebook = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)
+        hidden = None if self.progress is None and not in_notebook else self.progress is False
+        return tqdm(
+            total=self.epochs * run.batches.samples_of_all,
+            initial=run.samples,
+            unit=" samples",
+            unit_scale=True,
+            desc=type(self.model).__name__,
+            disable=True if self.distributed and group_rank() else hidden,
+        )
+
+    def _is_patience_over(self, history: History) -> bool:
+        return self.patience is not None and len(history) - history.best_epoch >= self.patience
+
+    def _wants_stop(self, answer: Any) -> bool:
+        if answer not in (None, True, False):
+            raise TypeError(f"on_epoch returned {answer!r}: return True to stop the training, else None")
+        if not self.distributed:
+            return bool(answer)
+        wanted = torch.tensor([bool(answer)], dtype=torch.int64, device="cpu")
+        return bool(all_reduce_sum(wanted))
+
+    def _settings(
+        self, train: Interactions, candidates: Candidates | Catalogue | None, selection: str
+    ) -> dict[str, Any]:
+        """What bears on the numbers: a run that resumes must have the same."""
+        if self.checkpoints is None:
+            return {}
+        names = "batch_size", "learning_rate", "weight_decay", "negatives", "negative_sampling", "k"
         return {
             "model": type(self.model).__name__,
             **self.model.config,
-            "samples": samples,
+            "interactions": rows_fingerprint(train.users, train.items, distributed=self.distributed),
+            "ids": train.fingerprint,
+            "candidates": _candidates_fingerprint(candidates, self.distributed),
             "optimizer": self.optimizer_name,
-            **{name: getattr(self, name) for name in of_steps + of_what_is_learned},
+            "table_optimizer": getattr(self.wrapped, "table_optimizer", None),
+            "loss": _name(self.loss),
+            "schedule": _name(self.schedule),
+            "selection": selection,
+            **{name: getattr(self, name) for name in names},
             "training_seed": self.seed,
         }
 
 
-def _show(bar: tqdm[None], history: History, k: int) -> None:
+def _check_choice(name: str, choice: Any, known: Iterable[Any], other: str = "") -> None:
+    if (other and callable(choice)) or choice in (known := tuple(known)):
+        return
+    raise ValueError(
+        f"{name} = {choice!r}: choose one of {', '.join(map(repr, known))}"
+        + (f", or give a {other}" if other else "")
+    )
+
+
+def _plain(setting: float | Mapping[str, float]) -> float | dict[str, float]:
+    return dict(setting) if isinstance(setting, Mapping) else setting
+
+
+def _name(choice: Any) -> str:
+    """The name of a choice, or where a function of the user's own is defined."""
+    if isinstance(choice, str):
+        return choice
+    named = choice if hasattr(choice, "__qualname__") else type(choice)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _check_loss(loss: Loss, negatives: int, device: torch.device) -> None:
+    logits = torch.zeros(2, 1 + negatives, dtype=torch.float32, device=device, requires_grad=True)
+    with torch.enable_grad():
+        value = loss(logits)
+    if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
+        shape = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"loss returned {shape} for logits {list(logits.shape)}: return a scalar that is computed from the logits"
+        )
+
+
+def _candidates_fingerprint(candidates: Candidates | Catalogue | None, distributed: bool) -> str | None:
+    if candidates is None:
+        return None
+    columns = [candidates.users, candidates.positives]
+    if isinstance(candidates, Candidates):
+        return rows_fingerprint(*columns, *candidates.negatives.unbind(1), distributed=distributed)
+    of_seen = candidates.users.repeat_interleave(candidates.seen_offsets.diff())
+    held_out = rows_fingerprint(*columns, distributed=distributed)
+    return f"{held_out}; {rows_fingerprint(of_seen, candidates.seen_items, distributed=distributed)} seen"
+
+
+def _show(bar: Any, history: History, k: int) -> None:
     shown = {"loss": f"{history.loss[-1]:.4f}"}
     if history.hr[-1] is not None:
         shown |= {f"HR@{k}": f"{history.hr[-1]:.3f}", f"NDCG@{k}": f"{history.ndcg[-1]:.3f}"}

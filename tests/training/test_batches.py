@@ -44,7 +44,7 @@ def test_a_user_who_has_touched_everything_is_left_out() -> None:
 @pytest.mark.parametrize("law", ["uniform", "popularity"])
 def test_fault_10_no_negative_is_a_training_item_of_its_user(interactions: Interactions, law: str) -> None:
     own = set((interactions.users * 60 + interactions.items).tolist())
-    batches = TrainingBatches(interactions, batch_size=64, negatives=6, law=law, seed=3)  # type: ignore[arg-type]
+    batches = TrainingBatches(interactions, batch_size=64, negatives=6, negative_sampling=law, seed=3)  # type: ignore[arg-type]
     for chunk in batches.epoch(1, per_chunk=2):
         users, items, _ = chunk
         assert users.dtype == items.dtype == torch.int64

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ncf import GMF, History, Split, Trainer, evaluate, sample_candidates
-from ncf.training import selection as selecting
-from ncf.training.selection import judge, what_to_judge
+from ncf import GMF, Split, Trainer, evaluate, sample_candidates
+from ncf.training import history as selecting
+from ncf.training.history import evaluate_epoch, selection_candidates
 
 
 @pytest.mark.parametrize(("selection", "part"), [("validation", "validation"), ("paper", "test")])
@@ -29,8 +29,8 @@ def test_the_part_to_select_on_must_be_there(split: Split) -> None:
     with pytest.raises(ValueError, match="needs the validation part"):
         Trainer(GMF(40, 60)).fit(split.with_validation_in_train())
     with pytest.raises(ValueError, match='"paper" needs the test part'):
-        what_to_judge(Split(split.train, split.validation, None), "paper")
-    assert what_to_judge(Split(split.train, None, None), "last") is None
+        selection_candidates(Split(split.train, split.validation, None), "paper")
+    assert selection_candidates(Split(split.train, None, None), "last") is None
 
 
 def test_each_selection_looks_at_its_metric_and_writes_both(split: Split) -> None:
@@ -38,7 +38,5 @@ def test_each_selection_looks_at_its_metric_and_writes_both(split: Split) -> Non
     ranking = evaluate(model, candidates, k=5)
     looked_at = {"validation": ranking.ndcg, "paper": ranking.hr, "last": None}
     for selection, metric in looked_at.items():
-        history = History(selection)
-        assert judge(model, candidates, history, k=5) == metric
-        assert judge(model, None, history) is None
-        assert (history.hr, history.ndcg) == ([ranking.hr, None], [ranking.ndcg, None])
+        assert evaluate_epoch(model, candidates, selection, k=5) == (ranking.hr, ranking.ndcg, metric)
+        assert evaluate_epoch(model, None, selection) == (None, None, None)

@@ -98,7 +98,7 @@ def test_ctrl_c_leaves_the_best_model_so_far(split: Split) -> None:
     kept: dict[int, torch.Tensor] = {}
     model = NeuMF(40, 60, init_std=0.1)
 
-    def interrupt(history: History) -> None:
+    def interrupt(history: History, _: object) -> None:
         kept[len(history)] = weights(model).clone()
         if len(history) == 3:
             raise KeyboardInterrupt
@@ -179,7 +179,15 @@ def test_the_compiled_step_trains_as_the_eager_one(split: Split, loss: str) -> N
         ({"seed": 0.5}, r"seed = 0\.5: give a whole number"),
         ({"k": 0}, "k = 0"),
         ({"threads": 0}, "threads = 0"),
-        ({"compile": "yes"}, "compile = 'yes': choose None, True or False"),
+        ({"negative_sampling": "pop"}, "negative_sampling = 'pop': choose one of 'uniform', 'popularity'"),
+        ({"selection": "last", "patience": 1}, "patience waits for a better epoch"),
+        ({"optimizer": torch.optim.AdamW, "weight_decay": 0.1}, "has its own learning_rate and weight_decay"),
+        (
+            {"loss": lambda logits: logits},
+            r"loss returned shape \[2, 5\] for logits \[2, 5\]: return a scalar",
+        ),
+        ({"loss": lambda logits: 0.0}, "loss returned float"),
+        ({"compile": "yes"}, "compile = 'yes': choose one of None, True, False"),
     ],
 )
 def test_bad_arguments(split: Split, arguments: dict, message: str) -> None:
@@ -188,8 +196,8 @@ def test_bad_arguments(split: Split, arguments: dict, message: str) -> None:
 
 
 def test_a_split_that_does_not_fit(split: Split) -> None:
-    with pytest.raises(TypeError, match=r"split must be Split, got Interactions: leave_one_out"):
-        Trainer(GMF(40, 60)).fit(split.train)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"split must be Split or Interactions, got list: leave_one_out"):
+        Trainer(GMF(40, 60)).fit([1])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_users = 40, the model 39"):
         Trainer(GMF(39, 60)).fit(split)
     with pytest.raises(ValueError, match="nothing to train on"):
@@ -200,7 +208,7 @@ def test_the_last_epoch_is_kept_where_nothing_is_selected(split: Split) -> None:
     kept = []
     model = NeuMF(40, 60, init_std=0.1)
     history = Trainer(model, epochs=4, batch_size=64, selection="last").fit(
-        split, on_epoch=lambda _: kept.append(weights(model).clone())
+        split, on_epoch=lambda *_: kept.append(weights(model).clone())
     )
     assert history.best_epoch == 4
     assert torch.equal(weights(model), kept[-1])
@@ -250,7 +258,7 @@ def test_ctrl_c_in_the_middle_of_an_epoch(
     # 400 positives, 50 in a batch: 8 steps an epoch
     trainer = Trainer(model, epochs=9, batch_size=250, compile=compiled, checkpoint_every=1)
     stop_at(monkeypatch, kind, at)
-    history = trainer.fit(split, on_epoch=lambda h: kept.update({len(h): weights(model).clone()}))
+    history = trainer.fit(split, on_epoch=lambda h, _: kept.update({len(h): weights(model).clone()}))
     assert history.interrupted
     assert len(history) == ended
     assert torch.equal(weights(model), kept[history.best_epoch])
@@ -262,7 +270,7 @@ def test_a_loss_that_diverges_later_leaves_the_best_weights(split: Split) -> Non
     model = NeuMF(40, 60, init_std=0.1)
     kept = {}
 
-    def poison(history: History) -> None:
+    def poison(history: History, _: object) -> None:
         kept[len(history)] = weights(model).clone()
         if len(history) == 2:
             with torch.no_grad():
@@ -343,7 +351,7 @@ def test_threads_are_set_back(split: Split) -> None:
     before = torch.get_num_threads()
     seen = []
     Trainer(GMF(40, 60), epochs=1, threads=2).fit(
-        split, on_epoch=lambda _: seen.append(torch.get_num_threads())
+        split, on_epoch=lambda *_: seen.append(torch.get_num_threads())
     )
     assert seen == [2]
     assert torch.get_num_threads() == before
@@ -384,3 +392,149 @@ def test_which_step_is_taken(
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("PATH", "")
     assert not can_be_compiled(GMF(40, 60), trainer.optimizer)
+
+
+def test_a_loss_an_optimizer_and_a_schedule_of_ones_own(split: Split) -> None:
+    """The same as ncf's own, written by hand: the same weights."""
+    seen = []
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        labels = torch.zeros_like(logits)
+        labels[:, 0] = 1
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+
+    def falling(step: int, total: int) -> float:
+        seen.append((step, total))
+        return 1 - step / total
+
+    ours, theirs = (NeuMF(40, 60, init_std=0.5).double() for _ in range(2))
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 250, "seed": 3}
+    expected = Trainer(ours, **settings, optimizer="sgd", learning_rate=0.5).fit(split)
+    trainer = Trainer(
+        theirs,
+        **settings,
+        loss=loss,
+        schedule=falling,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
+    )
+    history = trainer.fit(split)
+    torch.testing.assert_close(weights(ours), weights(theirs), atol=1e-9, rtol=1e-6)
+    assert history.loss == pytest.approx(expected.loss)
+    assert seen == [(step, 16) for step in range(16)]
+    assert "loss='tests.training.test_trainer.test_a_loss" in repr(trainer)
+    with pytest.raises(TypeError, match=r"optimizer returned list: return a torch\.optim\.Optimizer"):
+        Trainer(ours, optimizer=list)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="or give a function such as lambda parameters"):
+        Trainer(ours, optimizer=torch.optim.SGD(ours.parameters()))  # type: ignore[arg-type]
+
+
+def test_all_interactions_can_be_trained_on(interactions: Interactions) -> None:
+    model = GMF(40, 60)
+    history = Trainer(model, epochs=2).fit(interactions)
+    assert (history.selection, history.best_epoch, history.hr) == ("last", 2, [None, None])
+    assert history.samples[0] == 5 * len(interactions)
+    with pytest.raises(ValueError, match=r'selection = "validation" needs a split, or candidates'):
+        Trainer(model, selection="validation").fit(interactions)
+    with pytest.raises(ValueError, match="without a validation set none is selected"):
+        Trainer(model, patience=2).fit(interactions)
+    split = leave_one_out(interactions)
+    chosen = Trainer(model, epochs=1).fit(
+        interactions, sample_candidates(split, "validation", num_negatives=9)
+    )
+    assert chosen.selection == "validation"
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_samples(split: Split) -> None:
+    """Three steps of 190, 190 and 20 positives: the last one counts a tenth as much."""
+    model = NeuMF(40, 60, init_std=1.0)
+    history = Trainer(model, epochs=1, batch_size=950, learning_rate=0.0, seed=4).fit(split)
+    assert split.train is not None
+    (chunk,) = TrainingBatches(split.train, batch_size=2000, seed=4).epoch(0)
+    logits = model(chunk.users[0], chunk.items[0]).detach().double()
+    labels = torch.zeros_like(logits)
+    labels[:, 0] = 1
+    mean = float(torch.nn.functional.binary_cross_entropy_with_logits(logits, labels))
+    assert history.loss == [pytest.approx(mean, rel=1e-6)]
+
+
+def test_on_epoch_gets_the_model_and_can_stop(split: Split) -> None:
+    model, seen = GMF(40, 60), []
+
+    def on_epoch(history: History, trained: torch.nn.Module) -> bool:
+        seen.append(trained)
+        return len(history) == 2
+
+    history = Trainer(model, epochs=5).fit(split, on_epoch=on_epoch)
+    assert history.epochs == [1, 2]
+    assert seen == [model, model]
+    assert not history.interrupted
+    with pytest.raises(TypeError, match=r"on_epoch is called as on_epoch\(history, model\)"):
+        Trainer(model).fit(split, on_epoch=lambda history: None)  # type: ignore[misc,arg-type]
+    with pytest.raises(TypeError, match="on_epoch returned 'stop': return True to stop"):
+        Trainer(model).fit(split, on_epoch=lambda *_: "stop")  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize("selection", ["validation", "last"])
+def test_attack_8_a_model_changed_by_on_epoch_is_an_error(split: Split, selection: str) -> None:
+    model = GMF(40, 60)
+    trainer = Trainer(model, epochs=2, selection=selection)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"weight was float32 \[40, 8\] on cpu .* float16 .*change and save a copy"
+    ):
+        trainer.fit(split, on_epoch=lambda _, trained: trained.half() and None)
+
+    def cut(_: History, trained: Any) -> None:
+        weight = trained.embeddings.weight("item_gmf")
+        weight.data = weight.data[:3]
+
+    with pytest.raises(ValueError, match=r"item_gmf\.weight was float32 \[60, 8\] on cpu .* \[3, 8\]"):
+        Trainer(GMF(40, 60), epochs=2, selection=selection).fit(split, on_epoch=cut)  # type: ignore[arg-type]
+
+
+def numbered(first_user: int, first_item: str) -> Split:
+    users = [n % 7 + first_user for n in range(42)]
+    return leave_one_out(Interactions.from_arrays(users, [f"{first_item}{(n * 5) % 23}" for n in range(42)]))
+
+
+def test_data_of_other_raw_ids_is_not_trained_on_and_changes_nothing() -> None:
+    split = numbered(0, "a")
+    assert split.train is not None
+    model = GMF(split.train.num_users, split.train.num_items)
+    Trainer(model, epochs=1).fit(split)
+    before = weights(model).clone()
+    for other, kind in ((numbered(1, "a"), "user"), (numbered(0, "b"), "item")):
+        for data in (other, other.train):
+            with pytest.raises(ValueError, match=f"different {kind} ids.*user_ids=model.user_ids"):
+                Trainer(model, epochs=1).fit(data)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the training data and the candidates number different item ids"):
+        Trainer(model, epochs=1).fit(
+            split, sample_candidates(numbered(0, "b"), "validation", num_negatives=3)
+        )
+    assert model.item_ids is split.train.item_ids
+    assert torch.equal(weights(model), before)
+    plain = Interactions(
+        split.train.users, split.train.items, None, split.train.num_users, split.train.num_items
+    )
+    Trainer(model, epochs=1).fit(plain)  # numbers that are nobody's raw ids
+    assert model.item_ids is split.train.item_ids
+
+
+def test_an_epoch_is_a_line_in_the_log(split: Split, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="ncf.training"):
+        Trainer(GMF(40, 60), epochs=2, k=3).fit(split)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("GMF: epoch 1 of 2: loss 0.69")
+    assert "HR@3 0." in second
+
+
+def test_law_is_the_former_name_of_negative_sampling(split: Split) -> None:
+    with pytest.warns(FutureWarning, match="law is now negative_sampling"):
+        trainer = Trainer(GMF(40, 60), law="popularity")
+    assert trainer.negative_sampling == "popularity"
+
+
+def test_dropout_leaves_the_generators_of_gpus_alone(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "device_count", lambda: 2
+    )  # forking all of them is a warning, or an error
+    Trainer(NeuMF(40, 60, dropout=0.5), epochs=1).fit(split)

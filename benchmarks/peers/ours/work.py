@@ -51,7 +51,7 @@ class Ours:
             progress=False,
         )
         clock.start()
-        trainer.fit(self.split, on_epoch=lambda _: clock.epoch())
+        trainer.fit(self.split, on_epoch=lambda *_: clock.epoch())
 
     def score(self, users: Ints, items: Ints) -> Floats:
         users, items = users.reshape(self.shape)[:, 0], items.reshape(self.shape)
