@@ -257,8 +257,6 @@ class Trainer:
                 "leave_one_out(interactions) makes a split"
             )
         train = split.train if isinstance(split, Split) else split
-        if train is None:
-            raise ValueError("split.train is None: there is nothing to train on")
         for name in ("num_users", "num_items"):
             if getattr(train, name) > getattr(self.model, name):
                 raise ValueError(
@@ -406,12 +404,15 @@ def _check_loss(loss: Loss, negatives: int, device: torch.device) -> None:
 def _candidates_fingerprint(candidates: Candidates | Catalogue | None, distributed: bool) -> str | None:
     if candidates is None:
         return None
-    columns = [candidates.users, candidates.positives]
+    users, positives = candidates.users, candidates.positives
     if isinstance(candidates, Candidates):
-        return rows_fingerprint(*columns, *candidates.negatives.unbind(1), distributed=distributed)
-    of_seen = candidates.users.repeat_interleave(candidates.seen_offsets.diff())
-    held_out = rows_fingerprint(*columns, distributed=distributed)
-    return f"{held_out}; {rows_fingerprint(of_seen, candidates.seen_items, distributed=distributed)} seen"
+        return rows_fingerprint(users, positives, *candidates.negatives.unbind(1), distributed=distributed)
+    lists = (candidates.held_out_offsets, positives), (candidates.seen_offsets, candidates.seen_items)
+    held_out, seen = (
+        rows_fingerprint(users.repeat_interleave(offsets.diff()), items, distributed=distributed)
+        for offsets, items in lists
+    )
+    return f"held out {held_out}; seen {seen}"
 
 
 def _show(bar: Any, history: History, k: int) -> None:

@@ -200,8 +200,6 @@ def test_a_split_that_does_not_fit(split: Split) -> None:
         Trainer(GMF(40, 60)).fit([1])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_users = 40, the model 39"):
         Trainer(GMF(39, 60)).fit(split)
-    with pytest.raises(ValueError, match="nothing to train on"):
-        Trainer(GMF(40, 60)).fit(Split(None, None, split.test))
 
 
 def test_the_last_epoch_is_kept_where_nothing_is_selected(split: Split) -> None:
