@@ -11,86 +11,106 @@ import torch
 from torch import Tensor
 
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+# Times in text, in the order in which Arrow's CSV reader tries the types too: files and tables give the same numbers.
+_TIME_TYPES = (
+    pa.int64(),
+    pa.date32(),
+    pa.timestamp("s"),
+    pa.timestamp("ns"),
+    pa.timestamp("us"),
+    pa.timestamp("us", "UTC"),
+)
+_EXACT = 2**53  # up to it, every whole number is a float
 
 
-def id_column(values: Any, name: str) -> Any:
+def id_column(values: Any, name: str, *, gaps: bool = False) -> Any:
     """Raw ids as one Arrow array of whole numbers (int64) or strings (large_string).
 
     Args:
         values: ids, ``[N]``, in any array type or a list.
-        name: what to call them in an error.
+        name: the column's name in an error.
+        gaps: leave missing ids in the array; a column of whole floats and gaps holds whole numbers then.
 
     Raises:
         ValueError: if an id is missing, a float, or not of the others' type; its row is named.
-
-    Example::
-
-        >>> import numpy as np
-        >>> from ncf.data.columns import id_column
-        >>> id_column(np.array(["ann", "bob"]), "users").to_pylist()
-        ['ann', 'bob']
     """
     column = _arrow(values, name)
     if pa.types.is_floating(column.type):
+        if gaps:
+            column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+            whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), _EXACT))
+            if pc.all(whole, min_count=0).as_py():
+                return column.cast(pa.int64())
         row = _first(pc.is_null(column, nan_is_null=True))
-        if row is not None:
-            raise ValueError(f"{name}[{row}] is NaN or missing: drop the row, or give it an id")
+        if row is not None and not gaps:
+            raise ValueError(
+                f"{name}[{row}] is NaN or missing: drop the row (missing='drop'), or give it an id"
+            )
+        row = 0 if not gaps else pc.index(pc.is_valid(column), True).as_py()
         raise ValueError(
-            f"{name} holds floating-point numbers ({name}[0] = {column[0].as_py()}): ids are whole numbers or strings, "
-            "convert them first, for instance with .astype('int64')"
+            f"{name} holds floating-point numbers ({name}[{row}] = {column[row].as_py()}): ids are whole numbers or "
+            "strings, convert them first, for instance with .astype('int64')"
         )
-    if column.null_count:
-        raise ValueError(f"{name}[{_first(column.is_null())}] is missing: drop the row, or give it an id")
+    if column.null_count and not gaps:
+        row = _first(column.is_null())
+        raise ValueError(f"{name}[{row}] is missing: drop the row (missing='drop'), or give it an id")
     if pa.types.is_integer(column.type) or pa.types.is_null(column.type):
         try:
             return column.cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise ValueError(f"{name} holds a number above 2**63 - 1: use strings for such ids") from error
-    if not any(is_text(column.type) for is_text in _TEXT):
+    if not is_text(column):
         raise ValueError(
             f"{name} is of type {column.type}: ids are whole numbers or (UTF-8) strings, convert them"
         )
     return column.cast(pa.large_string())
 
 
-def time_column(values: Any, name: str) -> Tensor:
-    """Times as whole numbers; their unit does not matter, only their order.
-
-    Args:
-        values: whole numbers, or Arrow, NumPy, pandas or Python times or dates, ``[N]``.
-        name: what to call them in an error.
-
-    Returns:
-        int64, ``[N]``.
-
-    Raises:
-        ValueError: if a time is missing, text or a fraction; its row is named.
-
-    Example::
-
-        >>> from datetime import date
-        >>> from ncf.data.columns import time_column
-        >>> time_column([date(1970, 1, 1), date(1970, 1, 2)], "timestamps")
-        tensor([       0, 86400000])
-    """
+def time_values(values: Any, name: str, *, gaps: bool = False) -> Any:
+    """Times as one Arrow array of whole numbers, dates or timestamps; ISO dates in text are read."""
     column = _arrow(values, name)
-    row = _first(pc.is_null(column, nan_is_null=pa.types.is_floating(column.type)))
+    floats = pa.types.is_floating(column.type)
+    row = None if gaps else _first(pc.is_null(column, nan_is_null=floats))
     if row is not None:
-        raise ValueError(f"{name}[{row}] is missing: drop the row, or give it a time")
-    if pa.types.is_floating(column.type):
+        raise ValueError(f"{name}[{row}] is missing: drop the row (missing='drop'), or give it a time")
+    if floats:
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
         row = _first(pc.not_equal(column, pc.floor(column)))
         if row is not None:
             raise ValueError(
                 f"{name}[{row}] = {column[row].as_py()} is no whole number: choose a unit small enough, "
                 "for instance milliseconds"
             )
+        row = _first(pc.greater(pc.abs(column), _EXACT))
+        if row is not None:
+            raise ValueError(
+                f"{name}[{row}] = {column[row].as_py()} is a float too large to be exact: times must be whole "
+                "numbers or times"
+            )
+        return column.cast(pa.int64())
+    if is_text(column):
+        return _times_of_text(column, name)
+    if pa.types.is_boolean(column.type) or pa.types.is_decimal(column.type):
+        raise ValueError(f"{name} is of type {column.type}: times must be whole numbers or times")
+    return column
+
+
+def time_column(values: Any, name: str) -> Tensor:
+    """Times as whole numbers; their unit does not matter, only their order.
+
+    Args:
+        values: whole numbers, ISO dates in text, or Arrow, NumPy, pandas or Python times or dates, ``[N]``.
+        name: the column's name in an error.
+
+    Returns:
+        int64, ``[N]``: milliseconds for dates, else in the unit of the column.
+
+    Raises:
+        ValueError: if a time is missing, a fraction or text of another form; its row is named.
+    """
+    column = time_values(values, name)
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("ms"))
-    if any(is_text(column.type) for is_text in _TEXT):
-        raise ValueError(
-            f"{name} holds text ({name}[0] = {column[0].as_py()!r}): convert it first, for instance with "
-            "pandas.to_datetime"
-        )
     try:
         numbers = column.cast(pa.int64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -99,48 +119,32 @@ def time_column(values: Any, name: str) -> Tensor:
 
 
 def kind(column: Any) -> str:
-    """What an `id_column` holds, in words.
+    """The kind of ids that an `id_column` holds, in words."""
+    return "strings" if is_text(column) else "whole numbers"
 
-    Example::
 
-        >>> from ncf.data.columns import id_column, kind
-        >>> kind(id_column([7, 8], "users"))
-        'whole numbers'
-    """
-    return "strings" if pa.types.is_large_string(column.type) else "whole numbers"
+def is_text(column: Any) -> bool:
+    """Tell whether a column holds strings."""
+    return any(is_of_type(column.type) for is_of_type in _TEXT)
 
 
 def to_tensor(numbers: Any) -> Tensor:
-    """Whole numbers of an Arrow array, none missing, as int64; copied, for Arrow's memory must not be written.
-
-    Example::
-
-        >>> import pyarrow
-        >>> from ncf.data.columns import to_tensor
-        >>> to_tensor(pyarrow.array([7, 8]))
-        tensor([7, 8])
-    """
+    """Whole numbers of an Arrow array, none missing, as int64; copied, for Arrow's memory must not be written."""
     if isinstance(numbers, pa.ChunkedArray):
         numbers = numbers.combine_chunks()
     return torch.from_numpy(np.from_dlpack(numbers).astype("int64"))  # its to_numpy() would import pandas
 
 
 def from_tensor(numbers: Tensor) -> Any:
-    """Whole numbers as an int64 Arrow array. `pyarrow.array` would import pandas, 60 MB, where there is one.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.data.columns import from_tensor
-        >>> from_tensor(torch.tensor([7, 8])).to_pylist()
-        [7, 8]
-    """
+    """Whole numbers as an int64 Arrow array. `pyarrow.array` would import pandas, 60 MB, where there is one."""
     held = numbers.to(torch.int64).cpu().contiguous().numpy()
     return pa.Array.from_buffers(pa.int64(), len(held), [None, pa.py_buffer(held)])
 
 
 def _arrow(values: Any, name: str) -> Any:
     """A column as one Arrow array, whatever holds it."""
+    if isinstance(values, str | bytes | set | frozenset):
+        raise ValueError(f"{name} cannot be read as one column: got a {type(values).__name__}, pass a list")
     try:
         if isinstance(values, Tensor):
             values = values.detach().cpu().numpy()
@@ -151,11 +155,46 @@ def _arrow(values: Any, name: str) -> Any:
         pa.ArrowNotImplementedError,
         OverflowError,
         TypeError,
+        UnicodeError,
     ) as error:
-        raise ValueError(f"{name} cannot be read as one column of one type: {error}") from error
+        raise ValueError(
+            f"{name} cannot be read as one column of one type: {error}; pass a list or an array of ids, such as [196]"
+        ) from error
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(column, pa.ChunkedArray):
+        if is_text(column):
+            column = column.cast(pa.large_string())  # 32-bit offsets end at 2 GiB of text
+        column = column.combine_chunks()
+    return column
+
+
+def _times_of_text(column: Any, name: str) -> Any:
+    for of_type in _TIME_TYPES:
+        try:
+            return column.cast(of_type)
+        except pa.ArrowInvalid:
+            continue
+    # The type that fits most of the rows before its first misfit: that row is the one to look at.
+    row = max(_first_failing(column, of_type) for of_type in _TIME_TYPES)
+    raise ValueError(
+        f"{name} holds text that is no time: {name}[{row}] = {column[row].as_py()!r}; write every time as "
+        "'2025-12-31 23:59:59' (ISO 8601), or convert them first, for instance with pandas.to_datetime"
+    )
+
+
+def _first_failing(column: Any, of_type: Any) -> int:
+    """The first row that cannot be cast; there is one."""
+    start, end = 0, len(column)
+    while end - start > 1:
+        middle = (start + end) // 2
+        try:
+            column.slice(start, middle - start).cast(of_type)
+        except pa.ArrowInvalid:
+            end = middle
+        else:
+            start = middle
+    return start
 
 
 def _first(condition: Any) -> int | None:

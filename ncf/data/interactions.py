@@ -1,22 +1,23 @@
-"""The record of who touched what: users, items and times as columns of numbers."""
+"""The record of who interacted with what: users, items and times as columns of numbers."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ncf.data.columns import time_column
+from ncf.data.columns import id_column, time_column, time_values
 from ncf.data.filters import drop_duplicates_keep_latest, k_core, sorted_keys
-from ncf.data.readers import read_columns, table_columns
+from ncf.data.readers import Wanted, read_files, read_table
 from ncf.data.vocabulary import Vocabulary, encode_column, fingerprint_of
-from ncf.utils.checks import check_ids
+from ncf.utils.checks import check_ids, whole
 from ncf.utils.html import html_table
 from ncf.utils.jagged import lengths_to_offsets
 
@@ -38,6 +39,7 @@ class Interactions:
         num_items: size of the item vocabulary.
         user_ids: the raw ids behind the users.
         item_ids: the raw ids behind the items.
+        dropped: numbers of rows that were left out while reading, by reason.
 
     Raises:
         ValueError: if lengths differ, an id is no int64 or out of range, or there are no rows; the argument,
@@ -60,6 +62,7 @@ class Interactions:
     num_items: int
     user_ids: Vocabulary | None = None
     item_ids: Vocabulary | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
     _csr: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +93,10 @@ class Interactions:
         items: Any,
         timestamps: Any = None,
         *,
+        missing: Literal["raise", "drop"] = "raise",
+        user_ids: Vocabulary | None = None,
+        item_ids: Vocabulary | None = None,
+        unknown: Literal["raise", "drop"] = "raise",
         min_user_count: int = 0,
         min_item_count: int = 0,
     ) -> Interactions:
@@ -98,7 +105,13 @@ class Interactions:
         Args:
             users: raw user ids, ``[N]``: whole numbers or strings, in any array type or a list.
             items: raw item ids, ``[N]``.
-            timestamps: whole numbers, times or dates, ``[N]``. Without them the order of rows is the time.
+            timestamps: whole numbers, times, dates or ISO dates in text, ``[N]``. Without them the order of rows is
+                the time.
+            missing: ``"raise"`` for a row without a user, an item or a time, or ``"drop"`` to leave such rows out;
+                `dropped` counts them.
+            user_ids: number users as this vocabulary does, for instance as a model does; by default by the rows.
+            item_ids: number items as this vocabulary does.
+            unknown: ``"raise"`` for an id that is not in the given vocabulary, or ``"drop"`` to leave its rows out.
             min_user_count: leave out users with fewer items; repeated, with the next, until all that is
                 left has enough (the k-core).
             min_item_count: leave out items with fewer users.
@@ -108,16 +121,69 @@ class Interactions:
             than once is kept in the row of its latest time, the last row among equals.
 
         Raises:
-            ValueError: for unequal lengths, missing, NaN or float ids, or if nothing is left.
+            ValueError: for unequal lengths, missing, unknown, NaN or float ids, or if nothing is left.
         """
-        user_numbers, user_ids = encode_column(users, "users")
-        item_numbers, item_ids = encode_column(items, "items")
-        times = None if timestamps is None else time_column(timestamps, "timestamps")
-        for name, column in (("items", item_numbers), ("timestamps", times)):
-            if column is not None and len(column) != len(user_numbers):
+        columns = {"users": users, "items": items}
+        if timestamps is not None:
+            columns["timestamps"] = timestamps
+        return cls._number(columns, missing, user_ids, item_ids, unknown, min_user_count, min_item_count)
+
+    @classmethod
+    def _number(
+        cls,
+        columns: dict[str, Any],
+        missing: str,
+        user_ids: Vocabulary | None,
+        item_ids: Vocabulary | None,
+        unknown: str,
+        min_user_count: int,
+        min_item_count: int,
+    ) -> Interactions:
+        """Interactions of columns of raw users, raw items and, where there are any, times, by their names."""
+        for name, value in (("missing", missing), ("unknown", unknown)):
+            if value not in ("raise", "drop"):
+                raise ValueError(f'{name} = {value!r}: choose "raise" or "drop"')
+        min_user_count = whole("min_user_count", min_user_count, least=0)
+        min_item_count = whole("min_item_count", min_item_count, least=0)
+        gaps = missing == "drop"
+        names = list(columns)
+        parsed = [
+            (id_column if place < 2 else time_values)(column, name, gaps=gaps)
+            for place, (name, column) in enumerate(columns.items())
+        ]
+        for name, column in zip(names[1:], parsed[1:], strict=True):
+            if len(column) != len(parsed[0]):
                 raise ValueError(
-                    f"users has {len(user_numbers)} rows, {name} {len(column)}: they must be equal"
+                    f"{names[0]} has {len(parsed[0])} rows, {name} {len(column)}: they must be equal"
                 )
+        num_rows, dropped = len(parsed[0]), {}
+        if gaps and any(column.null_count for column in parsed):
+            dropped = {
+                f"{name} missing": column.null_count for name, column in zip(names, parsed, strict=True)
+            }
+            there = reduce(pc.and_, [column.is_valid() for column in parsed])
+            parsed = [column.filter(there) for column in parsed]
+        given = user_ids is not None, item_ids is not None
+        ids, numbers = [user_ids, item_ids], []
+        for place, vocabulary in enumerate((user_ids, item_ids)):
+            name, column = names[place], parsed[place]
+            if vocabulary is None:
+                encoded, ids[place] = encode_column(column)
+            elif unknown == "drop":
+                encoded = vocabulary.find(column, name)
+                dropped[f"{name} unknown"] = int((encoded < 0).sum())
+            else:
+                encoded = vocabulary.encode(column, name)
+            numbers.append(encoded)
+        user_numbers, item_numbers = numbers
+        user_ids, item_ids = ids
+        assert user_ids is not None
+        assert item_ids is not None
+        times = None if len(parsed) < 3 else time_column(parsed[2], names[2])
+        known = (user_numbers >= 0) & (item_numbers >= 0)
+        if not bool(known.all()):
+            user_numbers, item_numbers = user_numbers[known], item_numbers[known]
+            times = None if times is None else times[known]
         rows = drop_duplicates_keep_latest(user_numbers * len(item_ids) + item_numbers, times)
         if min_user_count > 1 or min_item_count > 1:
             every = torch.arange(len(user_numbers), dtype=torch.int64, device="cpu") if rows is None else rows
@@ -128,10 +194,18 @@ class Interactions:
                     f"min_item_count = {min_item_count}: lower them"
                 )
         if rows is not None:
-            user_numbers, user_ids = _renumber(user_numbers[rows], user_ids)
-            item_numbers, item_ids = _renumber(item_numbers[rows], item_ids)
+            user_numbers, item_numbers = user_numbers[rows], item_numbers[rows]
             times = None if times is None else times[rows]
-        return cls(user_numbers, item_numbers, times, len(user_ids), len(item_ids), user_ids, item_ids)
+        if not given[0]:
+            user_numbers, user_ids = _renumber(user_numbers, user_ids)
+        if not given[1]:
+            item_numbers, item_ids = _renumber(item_numbers, item_ids)
+        dropped = {reason: count for reason, count in dropped.items() if count}
+        if len(user_numbers) == 0 and dropped:
+            raise ValueError(f"there are no interactions left: {_reasons(dropped)} of {num_rows} rows")
+        return cls(
+            user_numbers, item_numbers, times, len(user_ids), len(item_ids), user_ids, item_ids, dropped
+        )
 
     @classmethod
     def from_table(
@@ -141,6 +215,11 @@ class Interactions:
         user: str = "user",
         item: str = "item",
         timestamp: str | None = None,
+        where: Any = None,
+        missing: Literal["raise", "drop"] = "raise",
+        user_ids: Vocabulary | None = None,
+        item_ids: Vocabulary | None = None,
+        unknown: Literal["raise", "drop"] = "raise",
         min_user_count: int = 0,
         min_item_count: int = 0,
     ) -> Interactions:
@@ -152,6 +231,11 @@ class Interactions:
             item: name of the column of item ids.
             timestamp: name of the column of times; by default ``"timestamp"`` if there is such a column, else
                 the order of rows is the time.
+            where: rows to read, an Arrow expression over any columns of the table; by default all.
+            missing: see `from_arrays`.
+            user_ids: see `from_arrays`.
+            item_ids: see `from_arrays`.
+            unknown: see `from_arrays`.
             min_user_count: see `from_arrays`.
             min_item_count: see `from_arrays`.
 
@@ -160,12 +244,14 @@ class Interactions:
 
         Example::
 
+            >>> import pyarrow.compute as pc
             >>> from ncf import Interactions
-            >>> Interactions.from_table({"who": [7, 7, 9], "what": ["x", "y", "x"]}, user="who", item="what")
-            Interactions(3 rows, 2 users, 2 items)
+            >>> orders = {"who": [7, 7, 9, None], "what": ["x", "y", "x", "y"], "pieces": [1, 2, -1, 1]}
+            >>> Interactions.from_table(orders, user="who", item="what", where=pc.field("pieces") > 0, missing="drop")
+            Interactions(2 rows, 1 users, 2 items; left out: 1 who missing)
         """
-        columns = table_columns(table, user, item, timestamp)
-        return cls.from_arrays(*columns, min_user_count=min_user_count, min_item_count=min_item_count)
+        columns = read_table(table, Wanted(user, item, timestamp, where, missing == "drop"))
+        return cls._number(columns, missing, user_ids, item_ids, unknown, min_user_count, min_item_count)
 
     @classmethod
     def from_files(
@@ -177,6 +263,11 @@ class Interactions:
         timestamp: str | None = None,
         columns: Sequence[str] | None = None,
         separator: str | None = None,
+        where: Any = None,
+        missing: Literal["raise", "drop"] = "raise",
+        user_ids: Vocabulary | None = None,
+        item_ids: Vocabulary | None = None,
+        unknown: Literal["raise", "drop"] = "raise",
         min_user_count: int = 0,
         min_item_count: int = 0,
     ) -> Interactions:
@@ -195,6 +286,12 @@ class Interactions:
                 the order of rows is the time.
             columns: the names of all columns, for text files without a header line.
             separator: of text files; by default a tab for ``.tsv``, ``.tab``, ``.inter``, ``.rating``, else a comma.
+            where: rows to read, an Arrow expression over any columns of the files; by default all. In text files the
+                columns of ids hold strings.
+            missing: see `from_arrays`.
+            user_ids: see `from_arrays`.
+            item_ids: see `from_arrays`.
+            unknown: see `from_arrays`.
             min_user_count: see `from_arrays`.
             min_item_count: see `from_arrays`.
 
@@ -202,14 +299,16 @@ class Interactions:
             FileNotFoundError: if nothing matches.
             ValueError: for a malformed line (file and row are named), a missing column, and as in `from_arrays`.
         """
-        found = read_columns(paths, user, item, timestamp, columns=columns, separator=separator)
-        return cls.from_arrays(*found, min_user_count=min_user_count, min_item_count=min_item_count)
+        wanted = Wanted(user, item, timestamp, where, missing == "drop")
+        read = read_files(paths, wanted, columns=columns, separator=separator)
+        return cls._number(read, missing, user_ids, item_ids, unknown, min_user_count, min_item_count)
 
     def __len__(self) -> int:
         return len(self.users)
 
     def __repr__(self) -> str:
-        return f"Interactions({len(self)} rows, {self.num_users} users, {self.num_items} items)"
+        note = f"; left out: {_reasons(self.dropped)}" if self.dropped else ""
+        return f"Interactions({len(self)} rows, {self.num_users} users, {self.num_items} items{note})"
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -251,7 +350,7 @@ class Interactions:
         return self._csr[0]
 
     def item_counts(self) -> Tensor:
-        """How many users touched each item, ``[num_items]``, int64."""
+        """Number of users of each item, ``[num_items]``, int64."""
         return torch.bincount(self.items, minlength=self.num_items)
 
     def take(self, rows: Tensor) -> Interactions:
@@ -266,7 +365,9 @@ class Interactions:
         if rows.dtype == torch.bool:
             rows = rows.nonzero()[:, 0]  # found once, not once per column
         timestamps = None if self.timestamps is None else self.timestamps[rows]
-        return replace(self, users=self.users[rows], items=self.items[rows], timestamps=timestamps)
+        return replace(
+            self, users=self.users[rows], items=self.items[rows], timestamps=timestamps, dropped={}
+        )
 
 
 def _check_column(ids: Any, name: str, size: int) -> None:
@@ -280,6 +381,10 @@ def _check_column(ids: Any, name: str, size: int) -> None:
     check_ids(ids, name, size, f"num_{name}", remedy="Interactions.from_arrays numbers raw ids")
 
 
+def _reasons(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+
+
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
@@ -288,7 +393,7 @@ def _describe(value: Any) -> str:
 
 def _renumber(numbers: Tensor, ids: Vocabulary) -> tuple[Tensor, Vocabulary]:
     """Close the gaps that left-out ids leave."""
-    present = numbers.bincount(minlength=len(ids)) > 0
+    present = numbers.bincount(minlength=len(ids)) > 0  # [len(ids)]
     if bool(present.all()):
         return numbers, ids
     return (present.cumsum(0) - 1)[numbers], ids.restrict(present.nonzero()[:, 0])

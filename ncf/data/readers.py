@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -13,33 +14,57 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from ncf.data.columns import id_column, kind
+from ncf.data.columns import id_column, kind, time_values
 
 _SEPARATORS = {".tsv": "\t", ".tab": "\t", ".inter": "\t", ".rating": "\t"}
-_COMPRESSIONS = (".gz", ".bz2", ".zst")
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _PARQUET = (".parquet", ".pq")
-_NUMBER = r"^(-?\d+(\.\d*)?([eE][+-]?\d+)?|[nN]a[nN])$"
-_FRACTION = r"\.|[nN]a[nN]"
 
 
-def table_columns(table: Any, user: str, item: str, timestamp: str | None) -> list[Any]:
-    """The columns of users, items and, where there are any, times.
+@dataclass(frozen=True)
+class Wanted:
+    """The columns to read, and the rows.
 
     Args:
-        table: a pandas, polars or pyarrow table, anything else with ``__arrow_c_stream__``, or a dict of columns.
         user: name of the column of user ids.
         item: name of the column of item ids.
         timestamp: name of the column of times; ``None`` means ``"timestamp"`` if there is one.
+        where: rows to read, an Arrow expression over any columns; by default all.
+        gaps: leave missing ids and times in the columns.
+    """
+
+    user: str
+    item: str
+    timestamp: str | None
+    where: Any = None
+    gaps: bool = False
+
+    def names(self, there: Sequence[str], place: str, hint: str = "") -> list[str]:
+        """The names of the columns to read, each of which must be ``there``, once."""
+        wanted = [self.user, self.item]
+        if self.timestamp is not None or "timestamp" in there:
+            wanted.append(self.timestamp or "timestamp")
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"the columns {', '.join(map(repr, wanted))} must be different ones")
+        for name in wanted:
+            if list(there).count(name) != 1:
+                fault = "occurs more than once" if name in there else "is missing"
+                raise ValueError(f"column {name!r} {fault}: {place} has {', '.join(map(repr, there))}{hint}")
+        return wanted
+
+
+def read_table(table: Any, wanted: Wanted) -> dict[str, Any]:
+    """Read the columns of users, items and, where there are any, times, by name.
+
+    Args:
+        table: a pandas, polars or pyarrow table, anything else with ``__arrow_c_stream__``, or a dict of columns.
+        wanted: the columns and rows to read.
 
     Raises:
-        ValueError: if a column is missing or there twice.
-
-    Example::
-
-        >>> from ncf.data.readers import table_columns
-        >>> table_columns({"who": ["ann"], "what": ["tea"], "price": [2.5]}, "who", "what", None)
-        [['ann'], ['tea']]
+        ValueError: if a column is missing or there twice, or the table cannot be read.
     """
+    if type(table).__name__ == "LazyFrame":
+        raise ValueError("table is a polars LazyFrame, whose rows are not known yet: pass table.collect()")
     names: Sequence[str]
     if isinstance(table, Mapping):
         names = list(table)
@@ -50,104 +75,84 @@ def table_columns(table: Any, user: str, item: str, timestamp: str | None) -> li
     ):
         names = list(table.columns)  # pandas and polars: columns that are not wanted need not be convertible
     else:
-        try:
-            table = pa.table(table)
-        except (TypeError, ValueError, pa.ArrowInvalid) as error:
-            raise ValueError(
-                f"table is a {type(table).__name__} that Arrow cannot read: pass a pandas, polars or pyarrow table "
-                "or a dict of columns"
-            ) from error
+        table = _arrow_table(table)
         names = table.column_names
-    return [table[name] for name in wanted_columns(names, user, item, timestamp, "the table")]
+    chosen = wanted.names(names, "the table")
+    if wanted.where is not None:
+        table = _filtered(_arrow_table(table), wanted.where, "the table")
+    return {name: table[name] for name in chosen}
 
 
-def wanted_columns(
-    there: Sequence[str], user: str, item: str, timestamp: str | None, place: str
-) -> list[str]:
-    """The names of the columns to read, each of which must be ``there``.
-
-    Example::
-
-        >>> from ncf.data.readers import wanted_columns
-        >>> wanted_columns(["user", "item", "timestamp"], "user", "item", None, "the table")
-        ['user', 'item', 'timestamp']
-    """
-    wanted = [user, item]
-    if timestamp is not None or "timestamp" in there:
-        wanted.append(timestamp or "timestamp")
-    for name in wanted:
-        if list(there).count(name) != 1:
-            fault = "occurs more than once" if name in there else "is missing"
-            raise ValueError(f"column {name!r} {fault}: {place} has {', '.join(map(repr, there))}")
-    return wanted
-
-
-def read_columns(
+def read_files(
     paths: str | PathLike[str] | Sequence[str | PathLike[str]],
-    user: str,
-    item: str,
-    timestamp: str | None,
+    wanted: Wanted,
     *,
     columns: Sequence[str] | None = None,
     separator: str | None = None,
-) -> list[Any]:
-    r"""Read the columns of users, items and times of some files, one file after the other.
+) -> dict[str, Any]:
+    """Read the columns of users, items and, where there are any, times, by name, one file after the other.
 
     Args:
         paths: a file, a glob, or several of them; a glob's files are taken in the order of their names.
-        user: name of the column of user ids.
-        item: name of the column of item ids.
-        timestamp: name of the column of times; ``None`` means ``"timestamp"`` if there is one.
+        wanted: the columns and rows to read.
         columns: names of all columns, for text files without a header line.
         separator: of text files; by the file's ending if not given.
 
     Raises:
         FileNotFoundError: if a path matches no file.
-        ValueError: for a malformed line or a missing id (file and row are named), a missing column, or files whose
-            columns do not have the same type.
-
-    Example::
-
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from ncf.data.readers import read_columns
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     size = Path(folder, "a.csv").write_text("user,item\n7,tea\n8,milk\n")
-        ...     [column.to_pylist() for column in read_columns(f"{folder}/*.csv", "user", "item", None)]
-        [[7, 8], ['tea', 'milk']]
+        ValueError: for a malformed line, a missing id or a time that cannot be read (file and row are named), a missing
+            column, or files whose columns do not have the same type.
     """
+    if columns is not None and not columns:
+        raise ValueError("columns is empty: name every column of the file, or leave it out")
     files = _files(paths)
-    tables = [_read(file, user, item, timestamp, columns, separator) for file in files]
+    tables = [_read(file, wanted, columns, separator) for file in files]
     for file, table in zip(files, tables, strict=True):
         if table.column_names != tables[0].column_names:
             raise ValueError(
                 f"{file} has the columns {table.column_names}, {files[0]} {tables[0].column_names}"
             )
-    for place, name in enumerate((user, item)):
-        ids = _ids([table.column(place) for table in tables], files, name)
-        tables = [table.set_column(place, name, column) for table, column in zip(tables, ids, strict=True)]
-    try:
-        whole = pa.concat_tables(tables, promote_options="permissive")  # times may differ in their unit
-    except pa.ArrowTypeError as error:
-        raise ValueError(
-            f"the columns of times do not fit together in {', '.join(map(str, files))}: {error}"
-        ) from error
-    return list(whole.columns)
+    user, item, *times = tables[0].column_names
+    read = {
+        name: pa.chunked_array(_ids([table[name] for table in tables], files, name, wanted.gaps))
+        for name in (user, item)
+    }
+    for name in times:
+        each = [
+            time_values(table[name], f"{file}: {name}", gaps=wanted.gaps)
+            for file, table in zip(files, tables, strict=True)
+        ]
+        try:  # times may differ in their unit
+            whole = pa.concat_tables([pa.table({name: one}) for one in each], promote_options="permissive")
+            read[name] = whole[name]
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"the columns {name!r} of times do not fit together in {', '.join(map(str, files))}: {error}"
+            ) from error
+    return read
 
 
-def _ids(columns: list[Any], files: list[Path], name: str) -> list[Any]:
+def _ids(columns: list[Any], files: list[Path], name: str, gaps: bool) -> list[Any]:
     """One column of ids out of every file, all of one kind.
 
-    Text is taken for numbers only where nothing is lost: ``007`` and ``7`` may be two people.
+    Text holds whole numbers if every id, in every file, is written as one; else it holds strings as they stand, for
+    ``007`` and ``7`` may be two people.
     """
-    texts = [number for number, file in enumerate(files) if _ending(file) not in _PARQUET]
-    typed = {kind(id_column(columns[n], f"{files[n]}: {name}")) for n in range(len(files)) if n not in texts}
-    numbers = {n: _whole_numbers(columns[n]) for n in texts} if typed != {"strings"} else {}
-    if all(column is not None for column in numbers.values()):
-        columns = [numbers.get(n, column) for n, column in enumerate(columns)]
-    else:
-        columns = [_refusable(column) if n in texts else column for n, column in enumerate(columns)]
-    ids = [id_column(column, f"{file}: {name}") for file, column in zip(files, columns, strict=True)]
+    texts = [number for number, file in enumerate(files) if _endings(file)[0] not in _PARQUET]
+    typed = {
+        kind(id_column(columns[n], f"{files[n]}: {name}", gaps=gaps))
+        for n in range(len(files))
+        if n not in texts
+    }
+    numbers = {n: _whole_numbers(columns[n]) for n in texts} if typed != {"strings"} else dict.fromkeys(texts)
+    plain = all(column is not None for column in numbers.values())
+    parsed = [
+        (numbers[n] if plain else _floats_or_text(column)) if n in texts else column
+        for n, column in enumerate(columns)
+    ]
+    ids = [
+        id_column(column, f"{file}: {name}", gaps=gaps) for file, column in zip(files, parsed, strict=True)
+    ]
     for file, column in zip(files, ids, strict=True):
         if kind(column) != kind(ids[0]):
             raise ValueError(
@@ -159,27 +164,23 @@ def _ids(columns: list[Any], files: list[Path], name: str) -> list[Any]:
 
 def _whole_numbers(column: Any) -> Any:
     """The numbers that text stands for, if each is written as a number is; ``None`` if one is not."""
-    for text in (column, pc.utf8_trim_whitespace(column)):
-        try:
-            numbers = text.cast(pa.int64())
-        except pa.ArrowInvalid:
-            continue
-        if pc.all(pc.equal(numbers.cast(text.type), text), min_count=0).as_py():
-            return numbers
-    return None
+    try:
+        numbers = column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+    return numbers if pc.all(pc.equal(numbers.cast(column.type), column), min_count=0).as_py() else None
 
 
-def _refusable(column: Any) -> Any:
-    """Text as it is, or as floats if that is what a program wrote where it had floats or gaps: no ids."""
-
-    def numbers_only(text: Any) -> bool:
-        every: bool = pc.all(pc.match_substring_regex(text, _NUMBER), min_count=0).as_py()
-        return every
-
-    if numbers_only(column[:100]) and numbers_only(column):
-        fractions = pc.any(pc.match_substring_regex(column, _FRACTION), min_count=0).as_py()
-        return column.cast(pa.float64()) if fractions else column
-    return column
+def _floats_or_text(column: Any) -> Any:
+    """Text as it is, or as floats where a program wrote ``7.0`` or ``nan``: ids that had gaps, and are none."""
+    try:
+        numbers = column.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return column
+    if pc.any(pc.match_substring_regex(column, "(?i)inf|x"), min_count=0).as_py():
+        return column
+    written = pc.any(pc.match_substring_regex(column, r"\.|[nN]a[nN]"), min_count=0).as_py()
+    return numbers if written else column
 
 
 def _files(paths: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[Path]:
@@ -200,59 +201,91 @@ def _files(paths: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[P
     return files
 
 
-def _read(
-    file: Path,
-    user: str,
-    item: str,
-    timestamp: str | None,
-    columns: Sequence[str] | None,
-    separator: str | None,
-) -> Any:
-    ending = _ending(file)
+def _read(file: Path, wanted: Wanted, columns: Sequence[str] | None, separator: str | None) -> Any:
+    ending, _ = _endings(file)
     try:
         if ending in _PARQUET:
             parquet = pq.ParquetFile(file)
-            wanted = wanted_columns(parquet.schema_arrow.names, user, item, timestamp, str(file))
-            return parquet.read(columns=wanted).select(wanted)
-        return _read_text(file, user, item, timestamp, columns, separator or _SEPARATORS.get(ending, ","))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file} is malformed: {error}") from error
+            names = wanted.names(parquet.schema_arrow.names, str(file))
+            if wanted.where is None:
+                return parquet.read(columns=names).select(names)
+            return pq.read_table(file, columns=names, filters=wanted.where, partitioning=None).select(names)
+        return _read_text(
+            file, wanted, columns, _SEPARATORS.get(ending, ",") if separator is None else separator
+        )
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        hint = ""
+        if "UTF8" in str(error) or isinstance(error, UnicodeDecodeError):
+            hint = "; save it as UTF-8, or pass pandas.read_csv(..., encoding='latin-1') to Interactions.from_table"
+        raise ValueError(f"{file} is malformed: {error}{hint}") from error
     except OSError as error:
         if error.errno is not None:  # a matter of the file system, such as a lack of permission
             raise
         raise ValueError(f"{file} is damaged: {error}") from error
 
 
-def _ending(file: Path) -> str:
-    endings = [ending.lower() for ending in file.suffixes if ending.lower() not in _COMPRESSIONS]
-    return endings[-1] if endings else ""
+def _endings(file: Path) -> tuple[str, str | None]:
+    """Ending of the file without its compression, in lower case, and the name of the compression."""
+    endings = [ending.lower() for ending in file.suffixes]
+    compression = _COMPRESSIONS.get(endings[-1]) if endings else None
+    if compression:
+        endings.pop()
+    return endings[-1] if endings else "", compression
 
 
-def _read_text(
-    file: Path, user: str, item: str, timestamp: str | None, columns: Sequence[str] | None, separator: str
-) -> Any:
-    if len(separator) != 1:
-        raise ValueError(f"separator = {separator!r}: it must be one character")
-    parse = pa_csv.ParseOptions(delimiter=separator)
+def _read_text(file: Path, wanted: Wanted, columns: Sequence[str] | None, separator: str) -> Any:
+    if len(separator) != 1 or not separator.isascii():
+        raise ValueError(f"separator = {separator!r}: it must be one character (of ASCII)")
+    compression = _endings(file)[1]
+
+    def opened() -> Any:
+        return pa.input_stream(str(file), compression=compression)
+
     # Only one thread counts rows: a malformed one is then named by its number.
-    header = pa_csv.ReadOptions(use_threads=False)
-    there = columns or pa_csv.open_csv(file, header, parse).schema.names
-    wanted = wanted_columns(there, user, item, timestamp, str(file))
+    plain = pa_csv.ReadOptions(use_threads=False)
+    there = columns or pa_csv.open_csv(opened(), plain, pa_csv.ParseOptions(delimiter=separator)).schema.names
+    other = next((mark for mark in ";\t|," if len(there) == 1 and mark in there[0]), None)
+    names = wanted.names(there, str(file), f"; pass separator={other!r}" if other else "")
 
-    def read(threads: bool) -> Any:
-        return pa_csv.read_csv(
-            file,
-            pa_csv.ReadOptions(column_names=columns, use_threads=threads),
-            parse,
-            pa_csv.ConvertOptions(
-                include_columns=wanted,
-                column_types={user: pa.string(), item: pa.string()},
-                null_values=[""],  # only what is empty is missing: a user may well be called "NA" or "null"
-                strings_can_be_null=True,
-            ),
+    def read(threads: bool, breaks: bool, types: dict[str, Any]) -> Any:
+        convert = pa_csv.ConvertOptions(
+            include_columns=names if wanted.where is None else None,
+            column_types=types,
+            null_values=[""],  # only what is empty is missing: a user may well be called "NA" or "null"
+            strings_can_be_null=True,
         )
+        parse = pa_csv.ParseOptions(delimiter=separator, newlines_in_values=breaks)
+        options = pa_csv.ReadOptions(column_names=columns, use_threads=threads)
+        table = pa_csv.read_csv(opened(), options, parse, convert)
+        if wanted.where is not None:
+            table = _filtered(table, wanted.where, str(file))
+        return table.select(names)
 
+    text = {name: pa.string() for name in names[:2]}
     try:
-        return read(threads=True)
-    except pa.ArrowInvalid:
-        return read(threads=False)  # raises again, now with the number of the row
+        return read(True, False, text)
+    except pa.ArrowInvalid as error:
+        if "conversion error" in str(error) and len(names) == 3:
+            text[names[2]] = pa.string()  # times that are no times after all are named by their row
+        return read(False, True, text)  # raises again, now with the number of the row
+
+
+def _arrow_table(table: Any) -> Any:
+    try:
+        return table if isinstance(table, pa.Table) else pa.table(table)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise ValueError(
+            f"table is a {type(table).__name__} that Arrow cannot read: pass a pandas, polars or pyarrow table "
+            "or a dict of columns"
+        ) from error
+
+
+def _filtered(table: Any, where: Any, place: str) -> Any:
+    if not isinstance(where, pc.Expression):
+        raise ValueError(
+            f"where = {where!r}: give an Arrow expression, such as pyarrow.compute.field('quantity') > 0"
+        )
+    try:
+        return table.filter(where)
+    except pa.ArrowException as error:
+        raise ValueError(f"where = {where} cannot be applied to {place}: {error}") from error

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ncf.data.columns import from_tensor, id_column, kind, to_tensor
+from ncf.data.columns import from_tensor, id_column, is_text, kind, to_tensor
 from ncf.utils.checks import check_ids
+
+_IDS_PER_BLOCK = 1 << 16
 
 
 class Vocabulary:
@@ -26,12 +31,14 @@ class Vocabulary:
 
     Example::
 
-        >>> from ncf.data.interactions import Vocabulary
+        >>> from ncf import Vocabulary
         >>> films = Vocabulary(["Alien", "Brazil", "Casablanca"])
         >>> films.encode(["Casablanca", "Alien"])
         tensor([2, 0])
         >>> films.decode(films.encode(["Brazil"]))
         ['Brazil']
+        >>> list(films), "Dune" in films
+        (['Alien', 'Brazil', 'Casablanca'], False)
     """
 
     def __init__(self, values: Any) -> None:
@@ -41,8 +48,33 @@ class Vocabulary:
             twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
             raise ValueError(f"values holds {twice!r} more than once: a vocabulary has each raw id once")
 
+    @classmethod
+    def _of(cls, column: Any) -> Vocabulary:
+        """The vocabulary of an `id_column` whose ids are known to be distinct."""
+        made = cls.__new__(cls)
+        made.values = column
+        return made
+
     def __len__(self) -> int:
         return len(self.values)
+
+    def __iter__(self) -> Iterator[int | str]:
+        for start in range(0, len(self), _IDS_PER_BLOCK):
+            yield from self.values.slice(start, _IDS_PER_BLOCK).to_pylist()
+
+    def __contains__(self, raw: object) -> bool:
+        if isinstance(raw, bool) or not isinstance(raw, str if is_text(self.values) else Integral):
+            return False
+        try:
+            return bool(pc.index(self.values, pa.scalar(raw, self.values.type)).as_py() >= 0)
+        except (pa.ArrowInvalid, OverflowError, UnicodeError):  # beyond 64 bits, or no UTF-8
+            return False
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return np.array(self.values.to_pylist(), dtype)
+
+    def __arrow_c_array__(self, requested_schema: Any = None) -> Any:
+        return self.values.__arrow_c_array__(requested_schema)
 
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} {kind(self.values)})"
@@ -83,18 +115,20 @@ class Vocabulary:
         Raises:
             ValueError: naming the first id that is not in the vocabulary.
         """
-        column = id_column(raw, name)
+        found = self.find(id_column(raw, name), name)
+        row = first_row(found < 0)
+        if row is not None:
+            raw_id = id_column(raw, name)[row].as_py()
+            raise ValueError(f"{name}[{row}] = {raw_id!r} is not among the {len(self)} known ids")
+        return found
+
+    def find(self, column: Any, name: str) -> Tensor:
+        """The numbers of an `id_column`, ``[N]``; -1 for an id that is not in the vocabulary."""
         if len(column) == 0:
             return torch.empty(0, dtype=torch.int64, device="cpu")
         if column.type != self.values.type:
             raise ValueError(f"{name} holds {kind(column)}, the vocabulary {kind(self.values)}: convert them")
-        found = pc.index_in(column, value_set=self.values)
-        if found.null_count:
-            row = pc.index(found.is_null(), True).as_py()
-            raise ValueError(
-                f"{name}[{row}] = {column[row].as_py()!r} is not among the {len(self)} known ids"
-            )
-        return to_tensor(found)
+        return to_tensor(pc.fill_null(pc.index_in(column, value_set=self.values), -1))
 
     def decode(self, ids: Tensor) -> list[Any]:
         """The raw ids of numbers, ``[N]``, as a list.
@@ -108,29 +142,28 @@ class Vocabulary:
 
     def restrict(self, ids: Tensor) -> Vocabulary:
         """The vocabulary of some of the numbers, ``[n]``, in the given order."""
-        return Vocabulary(self._take(ids))
+        return Vocabulary._of(self._take(ids))
 
     def _take(self, ids: Tensor) -> Any:
         return self.values.take(from_tensor(ids))
 
 
-def encode_column(values: Any, name: str) -> tuple[Tensor, Vocabulary]:
-    """Number the distinct ids of a column in ascending order.
+def encode_column(column: Any) -> tuple[Tensor, Vocabulary]:
+    """Number the distinct ids of an `id_column` in ascending order.
 
     Returns:
         The numbers, ``[N]``, and the vocabulary.
-
-    Example::
-
-        >>> from ncf.data.vocabulary import encode_column
-        >>> encode_column(["tea", "milk", "tea"], "items")
-        (tensor([1, 0, 1]), Vocabulary(2 strings))
     """
-    encoded = id_column(values, name).dictionary_encode()
+    encoded = column.dictionary_encode()
     order = pc.sort_indices(encoded.dictionary)
     rank = torch.empty(len(order), dtype=torch.int64, device="cpu")
     rank[to_tensor(order)] = torch.arange(len(order), dtype=torch.int64, device="cpu")
-    return rank[to_tensor(encoded.indices)], Vocabulary(encoded.dictionary.take(order))
+    return rank[to_tensor(encoded.indices)], Vocabulary._of(encoded.dictionary.take(order))
+
+
+def first_row(condition: Tensor) -> int | None:
+    """The first row, of bool ``[N]``, where a condition holds."""
+    return int(condition.nonzero()[0]) if bool(condition.any()) else None
 
 
 def fingerprint_of(user_ids: Vocabulary | None, item_ids: Vocabulary | None) -> str | None:

@@ -140,7 +140,8 @@ def read_parquet(folder: str | PathLike[str], *, rank: int = 0, world_size: int 
         times[0] if times else None,
         manifest["num_users"],
         manifest["num_items"],
-        *(_read_vocabulary(folder / f"{name}.parquet") for name in ("user_ids", "item_ids")),
+        _read_vocabulary(folder / "user_ids.parquet"),
+        _read_vocabulary(folder / "item_ids.parquet"),
     )
 
 

@@ -109,7 +109,12 @@ def test_ids_of_any_type(ids: Any) -> None:
         ([1, None], [1, 2], None, r"users\[1\] is missing"),
         ([1, "x"], [1, 2], None, "users cannot be read as one column"),
         ([True, False], [1, 2], None, "users is of type bool"),
-        ([1, 2], [1, 2], ["soon", "later"], r"timestamps holds text \(timestamps\[0\] = 'soon'\)"),
+        (
+            [1, 2],
+            [1, 2],
+            ["soon", "later"],
+            r"timestamps holds text that is no time: timestamps\[0\] = 'soon'",
+        ),
         ([1, 2], [1, 2], [1, None], r"timestamps\[1\] is missing"),
     ],
 )

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ncf import Interactions
+from ncf import Interactions, Vocabulary
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "csv.gz"])
@@ -125,7 +128,7 @@ def test_ids_written_by_pandas_come_back_with_their_type(tmp_path_factory: Any, 
 
 
 def test_ids_are_numbers_in_every_file_or_in_none(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("user,item\n7, 1\n8, 2\n")
+    (tmp_path / "a.csv").write_text("user,item\n7,1\n8,2\n")
     (tmp_path / "b.csv").write_text("user,item\n7,3\nx,4\n")
     pq.write_table(pa.table({"user": ["x", "9"], "item": [2, 3]}), tmp_path / "c.parquet")
     for other, users, items in (("b.csv", ["7", "x"], [3, 4]), ("c.parquet", ["x", "9"], [2, 3])):
@@ -177,8 +180,11 @@ def test_a_malformed_line_deep_in_a_file_is_named(tmp_path: Path) -> None:
         ("user,item\n1.5,2\n", r"a\.csv: user holds floating-point numbers"),
         ("user,item\n7.0,2\n8,2\n", r"a\.csv: user holds floating-point numbers .*user\[0\] = 7\.0"),
         ("user,item\n7,2\nNaN,2\n", r"a\.csv: user\[1\] is NaN or missing"),
-        ("user,item,timestamp\n1,2,soon\n", r"timestamps holds text \(timestamps\[0\] = 'soon'\)"),
-        ("user,item,timestamp\n1,2,5\n1,3,\n", r"timestamps\[1\] is missing"),
+        (
+            "user,item,timestamp\n1,2,soon\n",
+            r"a\.csv: timestamp holds text that is no time: .*a\.csv: timestamp\[0\] = 'soon'",
+        ),
+        ("user,item,timestamp\n1,2,5\n1,3,\n", r"a\.csv: timestamp\[1\] is missing"),
     ],
 )
 def test_bad_files_are_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
@@ -202,7 +208,7 @@ def test_files_with_and_without_times_or_with_unequal_times(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"b\.csv has the columns \['user', 'item'\]"):
         Interactions.from_files(tmp_path / "*.csv")
     (tmp_path / "b.csv").write_text("user,item,timestamp\n1,3,5\n")
-    with pytest.raises(ValueError, match="the columns of times do not fit together"):
+    with pytest.raises(ValueError, match="the columns 'timestamp' of times do not fit together"):
         Interactions.from_files(tmp_path / "*.csv")
 
 
@@ -229,5 +235,153 @@ def test_whatever_speaks_arrow() -> None:
         ]
     with pytest.raises(ValueError, match="table is a list that Arrow cannot read"):
         Interactions.from_table([1, 2])
-    with pytest.raises(ValueError, match="users has 2 rows, items 1"):
+    with pytest.raises(ValueError, match="user has 2 rows, item 1"):
         Interactions.from_table({"user": [1, 2], "item": [1]})
+
+
+def test_rows_with_gaps_are_dropped_on_demand_and_counted(tmp_path: Path) -> None:
+    text = "order,customer,sku,date\n1,7,a,2025-01-01\n2,,b,2025-01-02\n3,8,,2025-01-03\n4,,,\n5,9,c,2025-01-05\n"
+    (tmp_path / "orders.csv").write_text(text)
+    names = {"user": "customer", "item": "sku", "timestamp": "date"}
+    with pytest.raises(
+        ValueError, match=r"orders\.csv: customer\[1\] is missing: drop the row \(missing='drop'\)"
+    ):
+        Interactions.from_files(tmp_path / "orders.csv", **names)
+    note = "left out: 2 customer missing, 2 sku missing, 1 date missing"
+    frames = [pd.read_csv(tmp_path / "orders.csv"), pl.read_csv(tmp_path / "orders.csv")]
+    read = [Interactions.from_files(tmp_path / "orders.csv", missing="drop", **names)]
+    read += [Interactions.from_table(frame, missing="drop", **names) for frame in frames]
+    for got in read:  # pandas holds customers with gaps as floats
+        assert repr(got) == f"Interactions(2 rows, 2 users, 2 items; {note})"
+        assert got.user_ids.decode(got.users) == [7, 9]
+        assert got.item_ids.decode(got.items) == ["a", "c"]
+        assert int(got.timestamps.diff()) == 4 * 86_400_000
+        assert got.take(torch.tensor([0])).dropped == {}
+    with pytest.raises(ValueError, match=r"there are no interactions left: 1 users missing of 1 rows"):
+        Interactions.from_arrays([None], ["a"], missing="drop")
+    with pytest.raises(ValueError, match=r"users holds floating-point numbers \(users\[1\] = 1\.5\)"):
+        Interactions.from_arrays([float("nan"), 1.5], ["a", "b"], missing="drop")
+
+
+@pytest.mark.parametrize("make", [dict, pd.DataFrame, pl.DataFrame, pa.table])
+def test_errors_in_tables_name_the_users_column(make: Any) -> None:
+    columns = {"customer": ["a", None], "sku": [1, 2]}
+    with pytest.raises(ValueError, match=r"^customer\[1\] is missing"):
+        Interactions.from_table(make(columns), user="customer", item="sku")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "csv.GZ"])
+def test_rows_are_chosen_by_an_expression_over_any_column(tmp_path: Path, ending: str) -> None:
+    table = pa.table({"user": [1, 2, 3], "item": ["a", "b", "c"], "pieces": [1, -1, 2]})
+    file = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        pq.write_table(table, file)
+    elif ending == "csv":
+        table.to_pandas().to_csv(file, index=False)
+    else:
+        file.write_bytes(gzip.compress(table.to_pandas().to_csv(index=False).encode()))
+    kept = pc.field("pieces") > 0
+    for got in (Interactions.from_files(file, where=kept), Interactions.from_table(table, where=kept)):
+        assert got.item_ids.decode(got.items) == ["a", "c"]
+        assert got.user_ids.decode(got.users) == [1, 3]
+    with pytest.raises(ValueError, match="where = 'pieces > 0': give an Arrow expression"):
+        Interactions.from_table(table, where="pieces > 0")
+    with pytest.raises(ValueError, match=r"where = .*colour.* cannot be applied to the table"):
+        Interactions.from_table(table, where=pc.field("colour") == "red")
+
+
+def test_iso_dates_in_tables_are_read_as_in_files(tmp_path: Path) -> None:
+    for dates in (["2025-01-02", "2025-01-01"], ["2025-01-01 10:00:00", "2025-01-01T09:00:00.5"]):
+        frame = pd.DataFrame({"user": [1, 1], "item": [2, 3], "timestamp": dates})
+        frame.to_csv(tmp_path / "a.csv", index=False)
+        in_file = Interactions.from_files(tmp_path / "a.csv").timestamps
+        assert torch.equal(Interactions.from_table(frame).timestamps, in_file)
+        assert torch.equal(Interactions.from_table(pl.DataFrame(frame)).timestamps, in_file)
+
+
+@pytest.mark.parametrize("rows", [3, 200_000])
+def test_of_mixed_dates_the_bad_one_is_shown(tmp_path: Path, rows: int) -> None:
+    dates = ["2025-01-01"] * (rows - 1) + ["31/12/2025"]
+    frame = pd.DataFrame({"user": range(rows), "item": 1, "when": dates})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    wrong = rf"a\.csv: when holds text that is no time: .*when\[{rows - 1}\] = '31/12/2025'"
+    with pytest.raises(ValueError, match=wrong):
+        Interactions.from_files(tmp_path / "a.csv", timestamp="when")
+    with pytest.raises(ValueError, match=rf"when\[{rows - 1}\] = '31/12/2025'; write every time as"):
+        Interactions.from_table(frame, timestamp="when")
+
+
+def test_ids_that_differ_in_whitespace_stay_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user,item\n7,1\n 7,1\n7 ,1\n\u30007,1\n", encoding="utf-8")
+    got = Interactions.from_files(tmp_path / "a.csv")
+    assert got.user_ids.decode(got.users) == ["7", " 7", "7 ", "\u30007"]
+
+
+def test_hints_for_separators_encodings_and_lazy_frames(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user;item\n1;2\n")
+    with pytest.raises(ValueError, match=r"column 'user' is missing.*; pass separator=';'"):
+        Interactions.from_files(tmp_path / "a.csv")
+    for text in ("user,item\nandré,1\n", "andré,item,user\n1,1,1\n"):
+        (tmp_path / "a.csv").write_bytes(text.encode("latin-1"))
+        if text.startswith("user"):
+            with pytest.raises(
+                ValueError, match=r"a\.csv is malformed: .*save it as UTF-8.*encoding='latin-1'"
+            ):
+                Interactions.from_files(tmp_path / "a.csv")
+        else:
+            with pytest.raises(ValueError, match=r"a\.csv"):
+                Interactions.from_files(tmp_path / "a.csv", user="x")
+    with pytest.raises(ValueError, match=r"pass table\.collect\(\)"):
+        Interactions.from_table(pl.DataFrame({"user": [1], "item": [2]}).lazy())
+
+
+def test_line_breaks_in_quotes_are_read_in_files_of_any_size(tmp_path: Path) -> None:
+    rows = 120_000  # several blocks of Arrow's reader
+    body = "".join(f'{row},"a\nb","{row % 9}"\n' for row in range(rows))
+    (tmp_path / "a.csv").write_text("user,note,item\n" + body)
+    assert len(Interactions.from_files(tmp_path / "a.csv")) == rows
+
+
+def test_arguments_that_make_no_sense_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user,item\n1,2\n")
+    table = {"user": [1], "item": [2], "timestamp": [1]}
+    cases: list[tuple[Callable[[], Any], str]] = [
+        (lambda: Interactions.from_files(tmp_path / "a.csv", separator=""), "separator = ''"),
+        (lambda: Interactions.from_files(tmp_path / "a.csv", separator="é"), "separator = 'é'"),
+        (lambda: Interactions.from_files(tmp_path / "a.csv", columns=[]), "columns is empty"),
+        (lambda: Interactions.from_files(tmp_path / "a.csv", item="user"), "must be different ones"),
+        (lambda: Interactions.from_table(table, item="user"), "must be different ones"),
+        (lambda: Interactions.from_table(table, missing="skip"), "missing = 'skip'"),
+        (lambda: Interactions.from_table(table, min_user_count=True), "min_user_count = True"),
+        (lambda: Interactions.from_arrays("ab", [1, 2]), "users cannot be read as one column: got a str"),
+        (lambda: Interactions.from_arrays({1, 2}, [1, 2]), "got a set"),
+        (lambda: Interactions.from_arrays(["\ud800"], [1]), "users cannot be read as one column"),
+        (lambda: Interactions.from_arrays([1], [1], [True]), "timestamps is of type bool"),
+        (lambda: Interactions.from_arrays([1], [1], [1.7e18]), "too large to be exact"),
+    ]
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_new_rows_are_numbered_as_a_model_numbers_them(tmp_path: Path) -> None:
+    users, items = Vocabulary(["eve", "ann", "bob"]), Vocabulary([30, 10, 20])
+    table = {"user": ["ann", "zoe", "bob", "ann"], "item": [10, 10, 20, 99]}
+    pd.DataFrame(table).to_csv(tmp_path / "a.csv", index=False)
+    vocabularies = {"user_ids": users, "item_ids": items}
+    with pytest.raises(ValueError, match=r"user\[1\] = 'zoe' is not among the 3 known ids"):
+        Interactions.from_table(table, **vocabularies)
+    for got in (
+        Interactions.from_table(table, unknown="drop", **vocabularies),
+        Interactions.from_files(tmp_path / "a.csv", unknown="drop", **vocabularies),
+    ):
+        assert (got.users.tolist(), got.items.tolist()) == ([1, 2], [1, 2])
+        assert got.user_ids is users
+        assert (got.num_users, got.num_items) == (3, 3)
+        assert got.dropped == {"user unknown": 1, "item unknown": 1}
+    half = Interactions.from_table(table, item_ids=items, unknown="drop", min_user_count=1)
+    assert list(half.user_ids) == ["ann", "bob", "zoe"]
+    with pytest.raises(ValueError, match="no interactions left: 1 users unknown of 1 rows"):
+        Interactions.from_arrays(["zoe"], [10], unknown="drop", **vocabularies)
+    with pytest.raises(ValueError, match="users holds whole numbers, the vocabulary strings"):
+        Interactions.from_arrays([1], [10], unknown="drop", **vocabularies)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ncf.data.columns import id_column
 from ncf.data.vocabulary import Vocabulary, encode_column
 
 
@@ -15,7 +17,7 @@ from ncf.data.vocabulary import Vocabulary, encode_column
     )
 )
 def test_there_and_back_in_ascending_order(raw: list) -> None:
-    numbers, ids = encode_column(raw, "raw")
+    numbers, ids = encode_column(id_column(raw, "raw"))
     distinct = sorted(set(raw))
     assert ids.decode(torch.arange(len(ids))) == distinct
     assert numbers.tolist() == [distinct.index(value) for value in raw]
@@ -62,3 +64,16 @@ def test_restrict_keeps_the_given_order() -> None:
 def test_a_vocabulary_says_how_much_of_what_it_holds() -> None:
     assert repr(Vocabulary(["a", "b"])) == "Vocabulary(2 strings)"
     assert repr(Vocabulary([7])) == "Vocabulary(1 whole numbers)"
+
+
+def test_a_vocabulary_iterates_answers_in_and_is_a_column() -> None:
+    for raw in (["b", "a", "é"], [7, -3, 2**40]):
+        ids = Vocabulary(raw)
+        assert list(ids) == raw
+        assert all(one in ids for one in raw)
+        assert ids.encode(ids).tolist() == [0, 1, 2]
+        assert Vocabulary(ids).fingerprint == ids.fingerprint
+        assert np.asarray(ids).tolist() == raw
+        for other in ("z", 8, None, True, 7.0, 2**70, "\ud800", [1]):
+            assert other not in ids
+    assert np.int64(7) in Vocabulary([7])
