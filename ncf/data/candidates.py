@@ -14,16 +14,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ncf.data.complement import Complement
 from ncf.data.filters import sorted_keys
 from ncf.data.interactions import Interactions
+from ncf.data.sampling import UnseenItems
 from ncf.data.splitting import Split
 from ncf.utils.checks import check_ids, check_rank, of_type, whole
 from ncf.utils.jagged import lengths_to_offsets, select_lists
 
 Part = Literal["validation", "test"]
-
-_USERS_PER_BLOCK = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,13 +262,10 @@ def sample_candidates(
             f"the {part} set holds several interactions of a user: sampled candidates are for one held-out item per "
             "user, whole_catalogue(split) ranks several"
         )
-    untouched = Complement(*split.csr(), num_items=held_out.num_items)
-    generator = torch.Generator().manual_seed(seed * 2 + (part == "validation"))
-    blocks = [
-        untouched.draw_distinct(users, num_negatives, generator)
-        for users in held_out.users.split(_USERS_PER_BLOCK)
-    ]
-    return Candidates(held_out.users, held_out.items, torch.cat(blocks), split.fingerprint)
+    unseen = UnseenItems(*split.csr(), num_items=held_out.num_items)
+    generator = torch.Generator("cpu").manual_seed((seed * 2 + (part == "validation")) % 2**64)
+    negatives = unseen.sample_distinct(held_out.users, num_negatives, generator)
+    return Candidates(held_out.users, held_out.items, negatives, split.fingerprint)
 
 
 def whole_catalogue(split: Split, part: Part = "test") -> Catalogue:

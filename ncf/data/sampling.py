@@ -1,18 +1,19 @@
-"""Training negatives: items the user has no training interaction with, drawn anew each epoch."""
+"""Draws of items that users have not interacted with: training negatives, and distinct items to rank among."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ncf.data.complement import Complement
 from ncf.data.interactions import Interactions
 from ncf.utils.checks import check_ids, whole
 
-_TOTAL_WEIGHT = 2**31  # of the popularity law: fine enough for any catalogue, small enough for 64-bit keys
+_TOTAL_WEIGHT = 2**31  # of the popularity distribution: fine for any catalogue, small enough for 64-bit keys
+_DRAWS_PER_BLOCK = 1 << 16
 
 
 class NegativeSampler:
@@ -23,16 +24,17 @@ class NegativeSampler:
 
     Args:
         train: the training interactions.
-        law: ``"uniform"`` over the items the user has not touched, or ``"popularity"``: in proportion to
+        law: ``"uniform"`` over the items the user has not interacted with, or ``"popularity"``: in proportion to
             (number of interactions)**power among them.
-        power: exponent of the popularity law; word2vec's 0.75 by default.
-        counts: numbers of interactions behind that law, ``[num_items]``; those of ``train`` by default, which of
-            several processes has only a part.
+        power: exponent of the popularity distribution; word2vec's 0.75 by default.
+        counts: numbers of interactions for ``"popularity"``, ``[num_items]``; by default counted in ``train``. In
+            distributed training pass the counts over all processes.
         seed: of the sampler's own generator.
-        device: where to draw; that of the interactions by default.
+        device: where to draw; the CPU by default.
 
     Raises:
-        ValueError: for an unknown law, or a power that is not finite.
+        ValueError: for an unknown law, a power that is not finite, or counts that are not one finite number of at
+            least zero for each item, some above zero.
 
     Example::
 
@@ -54,31 +56,25 @@ class NegativeSampler:
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
-        device = torch.device(device) if device is not None else train.items.device
+        device = torch.device("cpu" if device is None else device)
         offsets, items = (tensor.to(device) for tensor in train.csr())
         weights = None
         if law == "popularity":
-            if not math.isfinite(power):
-                raise ValueError(f"power = {power}: give a finite number")
-            if counts is None:
-                counts = torch.bincount(items, minlength=train.num_items)
-            counts = counts.to(device, torch.float64)
-            mass = counts.pow(power).masked_fill_(counts == 0, 0.0)
-            weights = (mass * (_TOTAL_WEIGHT / mass.sum())).ceil().to(torch.int64)
+            counts = train.item_counts() if counts is None else counts
+            weights = _weights(counts.cpu().to(torch.float64), power, train.num_items).to(device)
         elif law != "uniform":
             raise ValueError(f'law = {law!r}: choose "uniform" or "popularity"')
         self.law = law
-        self._complement = Complement(offsets, items, num_items=train.num_items, weights=weights)
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self._unseen = UnseenItems(offsets, items, num_items=train.num_items, weights=weights)
+        self.generator = torch.Generator(device).manual_seed(whole("seed", seed, least=None) % 2**64)
 
     @property
     def available(self) -> Tensor:
-        """Whether a user has any item left to draw, ``[num_users]``, bool."""
-        return self._complement.sizes > 0
+        """True for a user who has any item left to draw, ``[num_users]``, bool."""
+        return self._unseen.sizes > 0
 
     def __repr__(self) -> str:
-        sizes = self._complement.sizes
-        return f"NegativeSampler({len(sizes)} users, {self.law})"
+        return f"NegativeSampler({len(self._unseen.sizes)} users, {self.law})"
 
     def sample(self, users: Tensor, num: int = 4) -> Tensor:
         """Draw ``num`` negatives for each of ``users``; fastest when the users come in ascending order.
@@ -88,13 +84,193 @@ class NegativeSampler:
             num: negatives per entry.
 
         Returns:
-            Items, ``[B, num]``, int64; ``-1`` for a user who has touched everything.
+            Items, ``[B, num]``, int64; ``-1`` for a user who has interacted with everything.
 
         Raises:
             ValueError: if a user is out of range, or ``num`` is negative.
         """
-        if users.dtype != torch.int64 or users.dim() != 1:
-            raise ValueError(f"users must be an int64 tensor [B], got {users.dtype} {tuple(users.shape)}")
-        whole("num", num, least=0)
-        check_ids(users, "users", len(self._complement.sizes), "num_users")
-        return self._complement.draw(users, num, self.generator)
+        if not isinstance(users, Tensor) or users.dtype != torch.int64 or users.dim() != 1:
+            got = f"{users.dtype} {tuple(users.shape)}" if isinstance(users, Tensor) else type(users).__name__
+            raise ValueError(f"users must be an int64 tensor [B], got {got}")
+        num = whole("num", num, least=0)
+        check_ids(users, "users", len(self._unseen.sizes), "num_users")
+        return self._unseen.sample(users, num, self.generator)
+
+
+def _weights(counts: Tensor, power: float, num_items: int) -> Tensor:
+    """Whole weights in proportion to ``counts**power``, at least one where a count is above zero; ``[num_items]``."""
+    if not math.isfinite(power):
+        raise ValueError(f"power = {power}: give a finite number")
+    if counts.shape != (num_items,):
+        raise ValueError(f"counts has shape {tuple(counts.shape)}: give one for each of {num_items} items")
+    wrong = ~((counts >= 0) & counts.isfinite())
+    if bool(wrong.any()):
+        item = int(wrong.nonzero()[0])
+        raise ValueError(f"counts[{item}] = {float(counts[item])}: give finite numbers of at least zero")
+    there = counts > 0
+    if not bool(there.any()):
+        raise ValueError("counts are all zero: there is nothing to draw")
+    logs = counts[there].log() * power
+    if not bool(logs.isfinite().all()):
+        raise ValueError(f"power = {power} is too large for counts of up to {float(counts.max())}")
+    mass = (logs - logs.max()).exp()  # in logarithms no power overflows
+    weights = torch.zeros(num_items, dtype=torch.int64, device="cpu")
+    weights[there] = (mass * (_TOTAL_WEIGHT / mass.sum())).ceil().to(torch.int64).clamp_(min=1)
+    return weights
+
+
+class UnseenItems:
+    """For every user the items outside a given set, addressed by rank; exact, without rejection.
+
+    With a user's items sorted, p₀ < p₁ < …, the r-th item outside the set is r + #{k : pₖ − k ≤ r}. The shifted
+    items pₖ − k of all users, each raised by its user's own multiple, form one ascending array, so one
+    `torch.searchsorted` answers any number of users at once.
+
+    With ``weights`` an item is an interval of that length rather than of length one, and a draw picks
+    items in proportion to their weight; the weights are integers so that this too is exact.
+
+    Args:
+        offsets: where each user's items start, ``[num_users + 1]``, int64.
+        items: the items to stay out of, ascending within each user, ``[N]``, int64.
+        num_items: size of the catalogue.
+        weights: a non-negative integer per item, ``[num_items]``, int64; all one by default.
+
+    Raises:
+        ValueError: if the weights are too large for 64-bit arithmetic.
+    """
+
+    def __init__(
+        self, offsets: Tensor, items: Tensor, *, num_items: int, weights: Tensor | None = None
+    ) -> None:
+        device = items.device
+        counts = offsets.diff()
+        users = torch.repeat_interleave(
+            torch.arange(len(counts), dtype=torch.int64, device=device), counts
+        )  # [N]
+        self.num_items = num_items
+        self.offsets = offsets
+        self._ends: Tensor | None = None
+        self._skipped: Tensor | None = None
+        if weights is None:
+            total = num_items
+            position = torch.arange(len(items), dtype=torch.int64, device=device) - offsets[users]
+            shifted = items - position
+            self.sizes = num_items - counts  # [num_users], how much there is to draw from
+        else:
+            self._ends = weights.cumsum(0)  # [num_items]
+            total = int(self._ends[-1])
+            own = weights[items]
+            running = own.cumsum(0)
+            before = torch.cat([running.new_zeros(1), running])  # [N + 1]
+            skipped = before[:-1] - before[offsets[users]]  # weight of the user's items before this one
+            shifted = self._ends[items] - own - skipped
+            self._skipped = before
+            self.sizes = total - (before[offsets[1:]] - before[offsets[:-1]])
+        self._stride = total + 1
+        if len(counts) * self._stride >= 2**63:
+            raise ValueError(
+                f"{len(counts)} users with a total weight of {total} do not fit 64-bit keys: scale the weights down"
+            )
+        self._keys = shifted + users * self._stride
+        if len(counts) * self._stride < 2**31:  # half the memory traffic of the search
+            self._keys = self._keys.to(torch.int32)
+
+    def nth(self, users: Tensor, ranks: Tensor) -> Tensor:
+        """The item at position ``ranks`` among those outside the user's set.
+
+        Args:
+            users: ``[B]``, int64.
+            ranks: ``[B, n]``, int64, each in ``[0, sizes[user])``.
+
+        Returns:
+            Items, ``[B, n]``, int64.
+        """
+        queries = (users * self._stride)[:, None] + ranks  # [B, n]
+        found = torch.searchsorted(self._keys, queries.to(self._keys.dtype), right=True)
+        if self._ends is None:
+            return ranks + (found - self.offsets[users][:, None])
+        assert self._skipped is not None
+        start = self._skipped[self.offsets[users]][:, None]
+        place = ranks + self._skipped[found] - start  # position on the axis of all weights
+        return torch.searchsorted(self._ends, place, right=True)
+
+    def sample(self, users: Tensor, num: int, generator: torch.Generator) -> Tensor:
+        """Draw ``num`` items per user independently, with replacement.
+
+        Args:
+            users: ``[B]``, int64.
+            num: draws per user.
+            generator: owner of the randomness, on the device of the items.
+
+        Returns:
+            Items, ``[B, num]``; ``-1`` for a user with nothing left to draw.
+        """
+        items = torch.empty(len(users), num, dtype=torch.int64, device=users.device)
+        # In blocks: the five intermediate results of a whole epoch would take 40 bytes a draw.
+        rows = max(1, _DRAWS_PER_BLOCK // max(1, num))
+        for some, out in zip(users.split(rows), items.split(rows), strict=True):
+            sizes = self.sizes[some]  # [b]
+            uniform = torch.rand(out.shape, dtype=torch.float64, generator=generator, device=users.device)
+            ranks = uniform.mul_(sizes[:, None]).to(torch.int64)  # 53 random bits, rounded towards zero
+            out.copy_(self.nth(some, ranks))
+            out.masked_fill_((sizes == 0)[:, None], -1)
+        return items
+
+    def sample_distinct(self, users: Tensor, num: int, generator: torch.Generator) -> Tensor:
+        """Draw ``num`` different items per user, every subset equally likely; on the CPU.
+
+        A rank that was drawn before is drawn again. The subset is uniform, for renaming the items would change
+        nothing in this. Of a user with few items left, all ranks are shuffled instead.
+
+        Args:
+            users: ``[B]``, int64.
+            num: items per user.
+            generator: owner of the randomness.
+
+        Returns:
+            Items, ``[B, num]``; a user with fewer left is padded with ``-1`` at the end.
+        """
+        if self._ends is not None:
+            raise ValueError("distinct draws are uniform: build UnseenItems without weights")
+        items = torch.full((len(users), num), -1, dtype=torch.int64, device="cpu")
+        if len(users) == 0:
+            return items
+        width = min(num, int(self.sizes[users].max()))
+        rows = max(1, _DRAWS_PER_BLOCK // max(1, width))
+        for some, out in zip(users.split(rows), items.split(rows), strict=True):
+            sizes = self.sizes[some]  # [b]
+            ranks = torch.rand(len(some), width, dtype=torch.float64, generator=generator, device="cpu")
+            ranks = ranks.mul_(sizes[:, None]).to(torch.int64)  # [b, width]
+            few = sizes < 2 * width
+            if bool(few.any()):
+                ranks[few] = _shuffled(sizes[few], width, generator)
+            _draw_again(ranks, sizes, (~few).nonzero()[:, 0], generator)
+            drawn = self.nth(some, ranks.clamp(min=0))
+            out[:, :width] = torch.where(ranks < 0, -1, drawn)
+        return items
+
+
+def _shuffled(sizes: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """The first numbers of a random permutation of each ``range(size)``, ``[b, width]``, padded with -1."""
+    columns = torch.arange(max(int(sizes.max()), width), dtype=torch.int64, device="cpu")
+    keys = torch.rand(len(sizes), len(columns), dtype=torch.float64, generator=generator, device="cpu")
+    keys[columns >= sizes[:, None]] = 2.0  # behind every other
+    order = keys.argsort(dim=1)[:, :width]
+    return torch.where(columns[:width] < sizes[:, None], order, -1)
+
+
+def _draw_again(ranks: Tensor, sizes: Tensor, rows: Tensor, generator: torch.Generator) -> None:
+    """Replace, in place, each number of ``ranks[rows]`` that stands earlier in its row, until none does."""
+    while len(rows):
+        in_order = np.sort(ranks[rows].numpy(), axis=1)  # five times as fast as PyTorch
+        rows = rows[torch.from_numpy((in_order[:, 1:] == in_order[:, :-1]).any(1))]
+        if len(rows) == 0:
+            break
+        chosen = ranks[rows]
+        order = chosen.argsort(dim=1, stable=True)
+        ascending = chosen.gather(1, order)
+        again = torch.zeros_like(chosen, dtype=torch.bool)
+        again.scatter_(1, order[:, 1:], ascending[:, 1:] == ascending[:, :-1])
+        row, column = again.nonzero(as_tuple=True)
+        uniform = torch.rand(len(row), dtype=torch.float64, generator=generator, device="cpu")
+        ranks[rows[row], column] = (uniform * sizes[rows[row]]).to(torch.int64)

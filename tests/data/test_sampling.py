@@ -128,3 +128,41 @@ def test_draws_of_different_users_and_columns_are_independent() -> None:
             np.add.at(table, (drawn[:, a].numpy(), drawn[:, b].numpy()), 1)
             table = table[table.sum(1) > 0][:, table.sum(0) > 0]
             assert chi2_contingency(table).pvalue > 1e-5
+
+
+@pytest.mark.parametrize("power", [300.0, 1e6, -1000.0])
+def test_a_large_power_draws_nothing_but_unseen_items(power: float) -> None:
+    sets = [{0, 1}, {1, 2}, {1, 3}, {2, 3}, {3}]
+    sampler = NegativeSampler(interactions_of(sets, 60), law="popularity", power=power, seed=1)
+    drawn = sampler.sample(torch.arange(5), 500)
+    for user, own in enumerate(sets):
+        assert set(drawn[user].tolist()) <= {0, 1, 2, 3} - own
+    if power > 0:
+        assert (drawn[0] == 3).float().mean() > 0.99  # of items 2 and 3 the one that more users have
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ([1.0, -1.0, 1.0], r"counts\[1\] = -1\.0"),
+        ([1.0, float("nan"), 1.0], r"counts\[1\] = nan"),
+        ([0.0, 0.0, 0.0], "counts are all zero"),
+        ([1.0], r"counts has shape \(1,\): give one for each of 3 items"),
+    ],
+)
+def test_counts_that_are_none_are_named(counts: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NegativeSampler(interactions_of([{0}, {1}], 3), law="popularity", counts=torch.tensor(counts))
+    with pytest.raises(ValueError, match=r"power = 1e\+308 is too large"):
+        NegativeSampler(
+            interactions_of([{0}], 2), law="popularity", power=1e308, counts=torch.tensor([1.0, 1e6])
+        )
+
+
+def test_numbers_of_numpy_and_large_seeds_are_taken() -> None:
+    train = interactions_of([{0}, {1}], 3)
+    sampler = NegativeSampler(train, seed=2**63 + 5)
+    assert sampler.sample(torch.tensor([0, 1]), np.int64(2)).shape == (2, 2)
+    assert repr(sampler) == "NegativeSampler(2 users, uniform)"
+    with pytest.raises(ValueError, match=r"users must be an int64 tensor \[B\], got list"):
+        sampler.sample([0, 1], 2)  # type: ignore[arg-type]
