@@ -34,6 +34,7 @@ __all__ = [
     "compare",
     "datasets",
     "evaluate",
+    "fold_in",
     "hold_out_users",
     "k_folds",
     "leave_last",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from ncf.evaluation.comparison import compare
     from ncf.evaluation.evaluator import evaluate
     from ncf.evaluation.ranking import Ranking
+    from ncf.inference.fold_in import fold_in
     from ncf.inference.recommender import Recommender, recommend
     from ncf.models.baselines import ALS, EASE, ItemKNN, ItemPop
     from ncf.models.loading import load
@@ -102,6 +104,7 @@ _HOMES = {
     "compare": "evaluation.comparison",
     "Recommender": "inference.recommender",
     "recommend": "inference.recommender",
+    "fold_in": "inference.fold_in",
     "load": "models.loading",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,19 @@ class Baseline(nn.Module, Ranker):
             return torch.empty(shape, dtype=torch.float32, device=self.device)
         scores = self._score(users, listed.clamp(min=0)).expand(shape).contiguous()
         return scores.masked_fill(listed < 0, -torch.inf) if bool((listed < 0).any()) else scores
+
+    def for_histories(self, offsets: Tensor, items: Tensor) -> Self:
+        """The same fitted model for other users, each known by a history; nothing is fitted.
+
+        Args:
+            offsets: ``[U + 1]``, int64.
+            items: ``[N]``, int64; user u has ``items[offsets[u]:offsets[u + 1]]``.
+        """
+        other = copy.copy(self)
+        other.__dict__["_buffers"] = dict(self._buffers)  # which a shallow copy would share
+        other.num_users, other.user_ids = len(offsets) - 1, None
+        other.config = {**self.config, "num_users": other.num_users}
+        return other
 
     def _score(self, users: Tensor, candidates: Tensor) -> Tensor:
         """Scores of real items, ``[U, C]``; where ``candidates`` has one row for all, so may the result."""

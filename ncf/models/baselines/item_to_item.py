@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from ncf.data.interactions import Interactions
 from ncf.models.baselines.base import Baseline, blocks_of, training_interactions
 from ncf.utils.checks import whole
 from ncf.utils.jagged import select_lists
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class _ItemToItem(Baseline):
@@ -41,6 +44,13 @@ class _ItemToItem(Baseline):
             "seen_offsets": ((self.num_users + 1,), torch.int64),
             "seen_items": ((self.config["num_seen"],), torch.int64),
         }
+
+    def for_histories(self, offsets: Tensor, items: Tensor) -> Self:
+        """See `Baseline.for_histories`."""
+        other = super().for_histories(offsets, items)
+        other.seen_offsets, other.seen_items = offsets.to(self.device), items.to(self.device)
+        other.config["num_seen"] = len(items)
+        return other
 
     def _score(self, users: Tensor, candidates: Tensor) -> Tensor:
         columns = candidates[0] if len(candidates) == 1 else None

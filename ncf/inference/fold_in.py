@@ -1,0 +1,483 @@
+"""Fold-in: rows of users or items that were not there in training; all other parameters stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, overload
+
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ncf.data.columns import id_column, kind, to_tensor
+from ncf.data.interactions import Interactions
+from ncf.data.vocabulary import Vocabulary
+from ncf.inference.minimizers import lbfgs, newton
+from ncf.kernels import ScoringTables
+from ncf.models.base import EmbeddingModel
+from ncf.models.baselines import EASE, ItemKNN, ItemPop
+from ncf.models.embeddings import Side
+from ncf.models.scoring import Scorer
+from ncf.utils.checks import check_ids, whole
+from ncf.utils.jagged import lengths_to_offsets
+from ncf.utils.seeding import stream
+
+B = TypeVar("B", ItemPop, ItemKNN, EASE)
+_NUMBERS_PER_BLOCK = 1 << 22  # scores, or elements of Hessians, that are held at a time: 16 MB
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FoldedRows:
+    """The rows of new users, or of new items, of a model; a scorer over them.
+
+    It ranks like a model whose only users, numbered in the order of the histories, are the new ones: `evaluate`,
+    `recommend` and ``score`` take it. Of new items, numbered alike, it scores those for the model's own users.
+
+    Args:
+        side: ``"user"`` or ``"item"``.
+        rows: by table, ``[U, D]``.
+        objective: the minimised sum of losses and prior, ``[U]``, in nats; the prior alone is 0 at its mean.
+        steps: of the solver, ``[U]``, int64.
+        converged: ``[U]``, bool: the last step lowered the objective by less than the tolerance.
+        known: distinct ids of each history that the model has, ``[U]``, int64; with 0 the row is the prior's mean.
+        unknown: ids of each history that the model does not have and that were left out, ``[U]``, int64.
+        tables: the model's parameters with these rows, laid out for ranking.
+        user_ids: raw ids of the users, if there are any.
+        item_ids: raw ids of the items, if there are any.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import MatrixFactorization, fold_in
+        >>> folded = fold_in(MatrixFactorization(30, 20, factors=4), [[3, 5], []])
+        >>> folded.rows["user_mf"].shape, folded.known
+        (torch.Size([2, 8]), tensor([2, 0]))
+        >>> folded.score(torch.tensor([0]), torch.tensor([[1, 2, 3]])).shape
+        torch.Size([1, 3])
+    """
+
+    side: Side
+    rows: dict[str, Tensor]
+    objective: Tensor
+    steps: Tensor
+    converged: Tensor
+    known: Tensor
+    unknown: Tensor
+    tables: ScoringTables
+    user_ids: Vocabulary | None = None
+    item_ids: Vocabulary | None = None
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    @property
+    def num_users(self) -> int:
+        """The new users; of new items, the model's users."""
+        return self.tables.num_users or 0
+
+    @property
+    def num_items(self) -> int:
+        """The model's items; the new items, if those are folded in."""
+        return self.tables.num_items or 0
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the rows."""
+        return self.tables.device
+
+    def scorer(self) -> Scorer:
+        """A frozen, fast view for ranking."""
+        return Scorer(self.tables)
+
+    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """Score each user's candidates.
+
+        Args:
+            users: ``[U]``, int64.
+            candidates: items, ``[U, C]``, or ``[C]`` for one list for all users, int64; ``-1`` is padding.
+
+        Returns:
+            Scores, ``[U, C]``; padding has ``-inf``.
+
+        Raises:
+            ValueError: if an id is out of range.
+        """
+        check_ids(users, "users", self.num_users, "num_users")
+        check_ids(candidates, "candidates", self.num_items, "num_items", lowest=-1)
+        return self.scorer().score(users, candidates)
+
+
+class FoldIn:
+    """Fold-in of many users or items into one model, prepared once.
+
+    A new user's rows minimise what training minimised for a known one: the losses of the history and of the negatives,
+    all other parameters being fixed, plus a Gaussian prior with the mean and the covariance of the trained rows
+    (empirical Bayes). Without a history the rows are the prior's mean, whose list is close to popularity; each item of
+    the history moves them away from it.
+
+    Negatives are not sampled per item as in training. Each item outside the history has the weight with which training
+    would have drawn it, ``negatives · history / unseen``. A catalogue of more than ``background`` items is represented
+    by that many, drawn once with the seed. A user's rows so do not depend on the other users of a call.
+
+    With the loss ``"bce"`` the rows are found by Newton's method from the prior's mean. For GMF and
+    MatrixFactorization the problem is convex. For an MLP with ReLU the logit is piecewise linear in the row, so that
+    Newton's method applies, but other minima may exist; the objective is returned. Other losses, and models that
+    normalise their rows, are minimised by L-BFGS.
+
+    Args:
+        model: a trained model in one process; the view is frozen, later training does not change it.
+        side: ``"user"`` or ``"item"``, of the rows to find.
+        negatives: per positive, as in training.
+        loss: that of training: ``"bce"``, ``"bpr"`` or ``"softmax"``.
+        background: how many items (or users) represent those outside a history.
+        prior: how strongly the prior counts, 1 as it is.
+        activity: for new items, interactions of each of the model's users, ``[num_users]``: a user is a negative of a
+            new item in proportion to them, as in training. By default all users are alike.
+        tolerance: the search ends after a step that lowers the objective by no more than this, in nats.
+        seed: of the background.
+
+    Raises:
+        ValueError: for an unknown choice, a number out of range, or a model that is sharded or without values.
+
+    Example::
+
+        >>> from ncf import MatrixFactorization
+        >>> from ncf.inference.fold_in import FoldIn
+        >>> fold = FoldIn(MatrixFactorization(30, 20, factors=4))
+        >>> fold([[3, 5], [7]]).converged
+        tensor([True, True])
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        *,
+        side: Side = "user",
+        negatives: float = 4,
+        loss: Literal["bce", "bpr", "softmax"] = "bce",
+        background: int = 512,
+        prior: float = 1.0,
+        activity: Tensor | None = None,
+        tolerance: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        if side not in ("user", "item"):
+            raise ValueError(f"side = {side!r}: choose 'user' or 'item'")
+        if loss not in _LOSSES:
+            raise ValueError(f"loss = {loss!r}: choose one of {', '.join(map(repr, _LOSSES))}")
+        for name, value in (("negatives", negatives), ("prior", prior), ("tolerance", tolerance)):
+            if not 0 < value < torch.inf:
+                raise ValueError(f"{name} = {value!r}: give a positive number")
+        if model.embeddings.is_sharded or model.embeddings.is_meta:
+            raise ValueError("the model is sharded or without values: save it and load it in one process")
+        self.side, self._other_side = side, "item" if side == "user" else "user"
+        self.negatives, self.loss, self.tolerance = negatives, loss, tolerance
+        self._model = model
+        self._ids: Vocabulary | None = getattr(model, f"{self._other_side}_ids")
+        self._num_others: int = getattr(model, f"num_{self._other_side}s")
+        weights = {name: weight.detach().clone() for name, weight in model.embeddings.weights().items()}
+        sides = {table.name: table.side for table in model.embeddings.tables}
+        own = [name for name in weights if sides[name] == side]
+        self._dims = {name: weights[name].shape[1] for name in own}
+        self._others = {name: weight for name, weight in weights.items() if name not in own}
+        trained = torch.cat([weights[name] for name in own], dim=1).double()  # [R, D]
+        self._mean = trained.mean(0)
+        values, vectors = torch.linalg.eigh(torch.cov(trained.T, correction=0).reshape(len(self._mean), -1))
+        spread = values > 1e-9 * values[-1]  # constant columns, as padding is, are no direction to move in
+        deviations = (values[spread] / prior).sqrt()
+        dtype = next(iter(weights.values())).dtype
+        self._axes = (vectors[:, spread] * deviations).T.to(dtype)  # [r, D]
+        self._mean = self._mean.to(dtype)
+        self._tables = model.scoring_tables({**self._split(self._mean[None]), **self._others}).copied()
+        self._background, self._weights = self._choose_background(
+            whole("background", background), activity, seed
+        )
+        self._position = torch.full((self._num_others + 1,), -1, device=self._mean.device)
+        self._position[self._background] = torch.arange(len(self._background), device=self._mean.device)
+        self._other_parts = _parts_of(self._tables, self._other_side, self._num_others)
+        # The own half of the logit is linear in the row, unless the model normalises its rows.
+        zero = self._parts(torch.zeros_like(self._mean)[None])
+        unit = self._parts(torch.eye(len(self._mean), dtype=dtype, device=self._mean.device))
+        slopes = [part - at_zero for part, at_zero in zip(unit, zero, strict=True)]  # [D, ...] each
+        examples = trained[:4].to(dtype)
+        self._is_linear = all(
+            torch.allclose(examples @ slope + at_zero, part, rtol=1e-3, atol=1e-5)
+            for slope, at_zero, part in zip(slopes, zero, self._parts(examples), strict=True)
+        )
+        self._start = self._parts(self._mean[None])
+        self._slopes = tuple(self._axes @ slope for slope in slopes)  # by z, [r, ...] each
+        self._features = self._other_parts[1] @ self._slopes[1].T + self._slopes[2][:, 0]  # [N, r]
+
+    @torch.no_grad()
+    def __call__(self, histories: Interactions | Sequence[Any]) -> FoldedRows:
+        """Find the rows of some users, or items.
+
+        Args:
+            histories: for each new user the items, by raw id as in the model's vocabulary, or by number in an int64
+                tensor; or `Interactions`, each of whose users is one. For new items, their users.
+
+        Returns:
+            `FoldedRows`. Ids twice in a history count once. Ids that the model does not have are left out and counted.
+
+        Raises:
+            ValueError: if an id is missing or of another type than the vocabulary's, or a number is out of range.
+        """
+        device = self._mean.device
+        offsets, ids, unknown = _encoded(histories, self._ids, self._num_others)
+        lengths = offsets.diff()
+        z = torch.zeros(len(lengths), len(self._axes), dtype=self._mean.dtype, device=device)
+        objective = torch.zeros(len(lengths), dtype=z.dtype, device=device)
+        steps = torch.zeros(len(lengths), dtype=torch.int64, device=device)
+        converged = torch.ones(len(lengths), dtype=torch.bool, device=device)
+        order = lengths.argsort(stable=True)  # users of like length share a block with little padding
+        order = order[int((lengths == 0).sum()) :]
+        while len(order):
+            longest = int(lengths[order[-1]])
+            size = self._block_size(longest)
+            block, order = order[-size:], order[:-size]
+            columns = torch.arange(longest)
+            real = (columns < lengths[block, None]).to(device)  # [B, n]
+            listed = ids[(offsets[block, None] + columns).clamp(max=len(ids) - 1)].to(device)
+            found = self._solve(listed.where(real, self._num_others), real)
+            block = block.to(device)
+            z[block], objective[block], steps[block], converged[block] = found
+        rows = self._split(self._mean + z @ self._axes)
+        tables = self._model.scoring_tables({**rows, **self._others}).detach()
+        return FoldedRows(
+            side=self.side,
+            rows=rows,
+            objective=objective,
+            steps=steps,
+            converged=converged,
+            known=lengths,
+            unknown=unknown,
+            tables=tables,
+            **{f"{self._other_side}_ids": self._ids},
+        )
+
+    def _block_size(self, longest: int) -> int:
+        """How many problems with histories of up to this length are solved at a time."""
+        rank, hidden, background = len(self._axes), self._other_parts[0].shape[1], len(self._background)
+        width = max(background, rank**2, longest * rank)
+        if hidden or not self._is_linear:
+            width = (background + longest) * (rank + 2 * hidden)
+        if self.loss == "bpr":
+            width = max(width, background * longest)
+        return max(1, _NUMBERS_PER_BLOCK // width)
+
+    def _split(self, rows: Tensor) -> dict[str, Tensor]:
+        """Rows of all tables side by side, ``[B, D]``, by table."""
+        return dict(zip(self._dims, rows.split(list(self._dims.values()), dim=1), strict=True))
+
+    def _choose_background(self, size: int, activity: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+        """Who represents those outside a history, ``[S]``, and how much each counts, ``[S]``."""
+        every = torch.arange(self._num_others)
+        if len(every) > size:
+            chosen = torch.randperm(len(every), generator=stream(seed, "background", self.side))
+            every = chosen[:size].sort().values
+        weights = torch.ones(len(every), dtype=self._mean.dtype)
+        if activity is not None:
+            if self.side == "user" or activity.shape != (self._num_others,):
+                raise ValueError(
+                    f"activity {tuple(activity.shape)}: give one number per user, for side='item'"
+                )
+            weights = activity[every].to(weights.dtype)
+        return every.to(self._mean.device), weights.to(self._mean.device)
+
+    def _parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The own side's parts of `ScoringTables` for rows ``[B, D]``: hidden, gmf, bias, perhaps of no columns."""
+        nobody = {name: weight[:0] for name, weight in self._others.items()}
+        return _parts_of(self._model.scoring_tables({**self._split(rows), **nobody}), self.side, len(rows))
+
+    def _solve(self, listed: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Minimise for one block: ids ``[B, n]``, of which some are padding."""
+        lengths = real.sum(1, keepdim=True).to(self._mean.dtype)
+        weights = self._weights.expand(len(listed), -1).clone()  # [B, S]
+        places = self._position[listed]
+        rows, columns = (places >= 0).nonzero(as_tuple=True)
+        weights[rows, places[rows, columns]] = 0.0
+        total = weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        weights *= self.negatives * lengths / total
+        logits = _Logits(self, listed.clamp(max=self._num_others - 1))
+        if self.loss == "bce" and self._is_linear:
+            return newton(logits, weights, real, len(self._axes), tolerance=self.tolerance)
+        loss = _LOSSES[self.loss]
+
+        def objective(z: Tensor, active: Tensor) -> Tensor:
+            outside, inside = logits(z, active)
+            return loss(inside, real[active], outside, weights[active]) + 0.5 * z.square().sum(1)
+
+        start = torch.zeros(len(listed), len(self._axes), dtype=weights.dtype, device=weights.device)
+        return lbfgs(objective, start, tolerance=self.tolerance)
+
+
+class _Logits:
+    """Logits of the background and of the histories of a block, as functions of its z; see `minimizers.Logits`."""
+
+    def __init__(self, fold: FoldIn, listed: Tensor) -> None:
+        self.fold = fold
+        self.outside = tuple(part[fold._background] for part in fold._other_parts)  # [S, ...] each
+        self.inside = tuple(part[listed] for part in fold._other_parts)  # [B, n, ...] each
+        self.has_tower = fold._other_parts[0].shape[1] > 0
+        # Their derivatives by z without the tower's, [S, r] and [B, n, r].
+        self.flat = fold._features[fold._background], fold._features[listed]
+
+    def __call__(self, z: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        inside = self.inside if active is None else tuple(part[active] for part in self.inside)
+        own = self._own(z)
+        return self._of(own, self.outside)[0], self._of(own, inside)[0]
+
+    def slopes(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """See `minimizers.Logits`."""
+        if not self.has_tower:
+            return self.flat
+        own = self._own(z)
+        by_hidden = (self._of(own, others, slopes=True)[1] for others in (self.outside, self.inside))
+        outside, inside = (
+            (slopes @ self.fold._slopes[0].T).add_(flat)
+            for slopes, flat in zip(by_hidden, self.flat, strict=True)
+        )
+        return outside, inside
+
+    def _own(self, z: Tensor) -> tuple[Tensor, ...]:
+        fold = self.fold
+        if not fold._is_linear:
+            return fold._parts(fold._mean + z @ fold._axes)
+        return tuple(start + z @ slope for start, slope in zip(fold._start, fold._slopes, strict=True))
+
+    def _of(
+        self, own: tuple[Tensor, ...], others: tuple[Tensor, ...], *, slopes: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Logits ``[B, S]``, and on request their derivatives by the own half of the first layer, ``[B, S, H]``."""
+        (hidden, gmf, bias), (other_hidden, other_gmf, other_bias) = own, others
+        product = gmf @ other_gmf.T if other_gmf.dim() == 2 else (other_gmf @ gmf[:, :, None])[:, :, 0]
+        logits = product + (self.fold._tables.bias + bias + other_bias[..., 0])
+        if not self.has_tower:
+            return logits, logits
+        inner = [F.relu(hidden[:, None] + other_hidden)]  # [B, S, H]
+        for weight, offset in self.fold._tables.layers:
+            inner.append(F.relu(F.linear(inner[-1], weight, offset)))
+        head = self.fold._tables.mlp_head
+        assert head is not None
+        logits = logits + inner[-1] @ head
+        if not slopes:
+            return logits, logits
+        back = (inner[-1] > 0) * head
+        for (weight, _), below in zip(reversed(self.fold._tables.layers), reversed(inner[:-1]), strict=True):
+            back = (back @ weight) * (below > 0)
+        return logits, back
+
+
+def _parts_of(tables: ScoringTables, side: str, rows: int) -> tuple[Tensor, ...]:
+    """A side's hidden, gmf and bias, ``[R, ...]``; of no columns, or zero, where the model has none."""
+    hidden, gmf, bias = (getattr(tables, f"{side}_{part}") for part in ("hidden", "gmf", "bias"))
+    nothing = tables.bias.new_zeros(rows, 0)
+    return (
+        nothing if hidden is None else hidden,
+        nothing if gmf is None else gmf,
+        tables.bias.new_zeros(rows, 1) if bias is None else bias[:, None],
+    )
+
+
+@overload
+def fold_in(model: EmbeddingModel, histories: Any, **settings: Any) -> FoldedRows: ...
+@overload
+def fold_in(model: B, histories: Any) -> B: ...
+def fold_in(model: Any, histories: Interactions | Sequence[Any], **settings: Any) -> Any:
+    """Rows of users, or items, who were not there in training.
+
+    Towers, head and the other side's rows stay as they are. See `ncf.inference.fold_in.FoldIn`, which keeps what this
+    prepares and is faster where users come one by one.
+
+    Args:
+        model: a trained model; or `ItemPop`, `ItemKNN` or `EASE`, where nothing has to be found.
+        histories: for each new user the raw ids of the items; for new items, of their users. See `FoldIn`.
+        settings: arguments of `FoldIn`; give the ``loss`` and ``negatives`` of the training.
+
+    Returns:
+        `FoldedRows`: the rows by table, and a scorer over them. Of a baseline, one for these users.
+
+    Raises:
+        ValueError: see `FoldIn`.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import MatrixFactorization, fold_in
+        >>> model = MatrixFactorization(num_users=30, num_items=20, factors=4)
+        >>> fold_in(model, [[3, 5, 3, 99], []]).unknown  # 99 is none of the 20 items
+        tensor([1, 0])
+    """
+    if isinstance(model, ItemPop | ItemKNN | EASE):
+        offsets, items, _ = _encoded(histories, model.item_ids, model.num_items)
+        return model.for_histories(offsets, items)
+    return FoldIn(model, **settings)(histories)
+
+
+def _encoded(
+    histories: Interactions | Sequence[Any], vocabulary: Vocabulary | None, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Offsets and distinct ids of each history, ascending, and how many were unknown."""
+    if isinstance(histories, Interactions):
+        offsets, ids = histories.csr()
+        side = "item"
+        theirs: Vocabulary | None = histories.item_ids
+        if vocabulary is not None and theirs is not None and vocabulary is not theirs:
+            ids = _lookup(theirs.values, vocabulary)[ids]
+        else:
+            check_ids(ids, f"histories.{side}s", size, f"the model's num_{side}s")
+        lengths = offsets.diff()
+    else:
+        if isinstance(histories, str) or any(isinstance(one, str | int) for one in histories):
+            raise ValueError("histories must be one list of ids for each user: give [[id, id], ...]")
+        lengths = torch.tensor([len(one) for one in histories], dtype=torch.int64)
+        if all(isinstance(one, Tensor) for one in histories):
+            ids = torch.cat([one.cpu() for one in histories]) if len(lengths) else lengths
+            check_ids(ids, "histories", size, "the number of ids of the model")
+        else:
+            column = id_column([raw for one in histories for raw in one], "histories")
+            if vocabulary is not None:
+                ids = _lookup(column, vocabulary)
+            elif len(column) and kind(column) == "strings":
+                raise ValueError(
+                    f"histories holds strings, but the model has no raw ids: give numbers below {size}"
+                )
+            else:
+                ids = to_tensor(column)
+                ids = ids.where((ids >= 0) & (ids < size), -1)
+    users = torch.arange(len(lengths)).repeat_interleave(lengths)
+    known = ids >= 0
+    unknown = users[~known].bincount(minlength=len(lengths))
+    keys = (users[known] * size + ids[known]).unique()
+    return lengths_to_offsets((keys // size).bincount(minlength=len(lengths))), keys % size, unknown
+
+
+def _lookup(column: Any, vocabulary: Vocabulary) -> Tensor:
+    """Numbers of raw ids, ``-1`` for those that the vocabulary does not have."""
+    if len(column) and column.type != vocabulary.values.type:
+        raise ValueError(
+            f"histories holds {kind(column)}, the model's raw ids are {kind(vocabulary.values)}: convert them"
+        )
+    return to_tensor(
+        pc.index_in(column.cast(vocabulary.values.type), value_set=vocabulary.values).fill_null(-1)
+    )
+
+
+def _cross_entropy(inside: Tensor, real: Tensor, outside: Tensor, weights: Tensor) -> Tensor:
+    return (F.softplus(-inside) * real).sum(1) + (F.softplus(outside) * weights).sum(1)
+
+
+def _bpr(inside: Tensor, real: Tensor, outside: Tensor, weights: Tensor) -> Tensor:
+    share = weights / real.sum(1, keepdim=True)
+    return ((F.softplus(outside[:, None] - inside[:, :, None]) @ share[:, :, None])[:, :, 0] * real).sum(1)
+
+
+def _softmax(inside: Tensor, real: Tensor, outside: Tensor, weights: Tensor) -> Tensor:
+    share = weights / real.sum(1, keepdim=True)
+    negatives = (outside + share.clamp(min=torch.finfo(share.dtype).tiny).log()).logsumexp(1)  # [B]
+    return ((torch.logaddexp(inside, negatives[:, None]) - inside) * real).sum(1)
+
+
+_LOSSES = {"bce": _cross_entropy, "bpr": _bpr, "softmax": _softmax}

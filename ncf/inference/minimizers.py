@@ -1,0 +1,174 @@
+"""Many small minimisations at once, each independent of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_MOST_NEWTON_STEPS, _MOST_LBFGS_STEPS, _MEMORY, _HALVINGS = 30, 60, 8, 12
+_FEW = 8  # problems whose Hessians are cheaper as products of their own than from the packed products of all
+
+
+class Logits(Protocol):
+    """The logits of B problems as functions of z, piecewise linear in it."""
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the negatives ``[B, S]`` and of the positives ``[B, n]`` at ``[B, r]``."""
+
+    def slopes(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Their derivatives by z: ``[S, r]``, the same in all problems, or ``[B, S, r]``; and ``[B, n, r]``."""
+
+
+def newton(
+    logits: Logits, weights: Tensor, real: Tensor, rank: int, *, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logistic regressions with a standard normal prior, by Newton's method with step halving.
+
+    Minimises ½‖z‖² + Σ w · softplus(negative logit) + Σ softplus(−positive logit) from z = 0. The Hessian is exact,
+    since the logits have no curvature, and positive definite.
+
+    Args:
+        logits: the model.
+        weights: of each negative in each problem, ``[B, S]``.
+        real: the positives that are no padding, ``[B, n]``, bool.
+        rank: of z.
+        tolerance: stop after a step that lowers the objective by no more than this.
+
+    Returns:
+        z ``[B, r]``, the objective ``[B]``, steps ``[B]`` and convergence ``[B]``.
+    """
+    z = weights.new_zeros(len(weights), rank)
+    steps = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+    active = torch.ones(len(z), dtype=torch.bool, device=z.device)
+    unit = torch.eye(rank, dtype=z.dtype, device=z.device)
+    packed: tuple[Tensor, Tensor] | None = None
+
+    def value(z: Tensor, negative: Tensor, positive: Tensor) -> Tensor:
+        losses = (F.softplus(negative) * weights).sum(1) + (F.softplus(-positive) * real).sum(1)
+        return losses + 0.5 * z.square().sum(1)
+
+    negative, positive = logits(z)
+    objective = value(z, negative, positive)
+    for _ in range(_MOST_NEWTON_STEPS):
+        outside, inside = logits.slopes(z)
+        probability = torch.sigmoid(negative)
+        weighted = probability * weights
+        curved = weighted * (1 - probability)
+        pull = torch.sigmoid(-positive) * real
+        gradient = z - (pull[:, None] @ inside)[:, 0]
+        if outside.dim() == 3:
+            gradient = gradient + (weighted[:, None] @ outside)[:, 0]
+            hessian = outside.mT @ (curved[:, :, None] * outside)
+        else:
+            gradient = torch.addmm(gradient, weighted, outside)
+            if len(z) < _FEW:
+                hessian = outside.T @ (curved[:, :, None] * outside)
+            else:
+                packed = packed or _packed_products(outside)
+                hessian = (curved @ packed[0])[:, packed[1]]
+        hessian = torch.baddbmm(hessian, inside.mT, (pull * torch.sigmoid(positive))[:, :, None] * inside)
+        factor = torch.linalg.cholesky(hessian.add_(unit))
+        step = torch.cholesky_solve(gradient[:, :, None], factor)[:, :, 0]
+        slope = (gradient * step).sum(1)
+        share = active.to(z.dtype)
+        for _ in range(_HALVINGS):
+            moved = z - share[:, None] * step
+            negative, positive = logits(moved)
+            reached = value(moved, negative, positive)
+            worse = reached > objective - 1e-4 * share * slope + 1e-6 * objective.abs()
+            if not bool(worse.any()):
+                break
+            share = torch.where(worse, share / 2, share)
+        active_before, active = active, active & (objective - reached > tolerance)
+        z, objective = moved, reached
+        steps += active_before
+        if not bool(active.any()):
+            break
+    return z, objective, steps, ~active
+
+
+def _packed_products(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Products of each two columns ``[S, r (r + 1) / 2]``, and where the elements of a matrix are in a row of them."""
+    rank = features.shape[1]
+    upper = torch.triu_indices(rank, rank, device=features.device)
+    place = torch.empty(rank, rank, dtype=torch.int64, device=features.device)
+    place[upper[0], upper[1]] = place[upper[1], upper[0]] = torch.arange(
+        upper.shape[1], device=features.device
+    )
+    return features[:, upper[0]] * features[:, upper[1]], place
+
+
+def lbfgs(
+    objective: Callable[[Tensor, Tensor], Tensor], z: Tensor, *, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """L-BFGS with backtracking (Nocedal & Wright 2006, algorithm 7.5), for many problems at once.
+
+    Args:
+        objective: of points ``[b, r]`` of the problems numbered ``[b]``, their values ``[b]``; differentiable.
+        z: where to start, ``[B, r]``.
+        tolerance: stop after a step that lowers the objective by no more than this.
+
+    Returns:
+        The points ``[B, r]``, the objective ``[B]``, steps ``[B]`` and convergence ``[B]``.
+    """
+    final, values = z.clone(), torch.empty(len(z), dtype=z.dtype, device=z.device)
+    steps = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+    converged = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+    active = torch.arange(len(z), device=z.device)
+
+    def at(z: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            point = z.detach().requires_grad_(True)
+            value = objective(point, active)
+            (gradient,) = torch.autograd.grad(value.sum(), point)
+        return value.detach(), gradient
+
+    value, gradient = at(z)
+    memory: list[tuple[Tensor, Tensor, Tensor]] = []  # moves, changes of the gradient, 1 / their product
+    for _ in range(_MOST_LBFGS_STEPS):
+        direction = -_times_inverse(memory, gradient)
+        slope = (gradient * direction).sum(1)
+        share = torch.ones_like(slope)
+        if not memory:
+            share = (1 / gradient.norm(dim=1).clamp(min=1e-12)).clamp(max=1.0)
+        for _ in range(_HALVINGS):
+            moved = z + share[:, None] * direction
+            reached, new_gradient = at(moved)
+            worse = ~(reached <= value + 1e-4 * share * slope + 1e-6 * value.abs())
+            if not bool(worse.any()):
+                break
+            share = torch.where(worse, share / 2, share)
+        going = value - reached > tolerance
+        move, change = moved - z, new_gradient - gradient
+        curvature = (move * change).sum(1)
+        positive = curvature > 1e-10 * move.square().sum(1)
+        memory = memory[-_MEMORY + 1 :] + [(move, change, positive / curvature.where(positive, 1.0))]
+        z, value, gradient = moved, reached, new_gradient
+        final[active], values[active] = z, value
+        steps[active] += 1
+        converged[active[~going]] = True
+        if not bool(going.all()):  # the others go on without those that are done
+            active, z, value, gradient = (each[going] for each in (active, z, value, gradient))
+            memory = [(a[going], b[going], c[going]) for a, b, c in memory]
+            if not len(active):
+                break
+    return final, values, steps, converged
+
+
+def _times_inverse(memory: list[tuple[Tensor, Tensor, Tensor]], gradient: Tensor) -> Tensor:
+    """The two-loop recursion: the gradient ``[b, r]`` times an estimate of the inverse Hessian."""
+    q, alphas = gradient.clone(), []
+    for move, change, inverse in reversed(memory):
+        alphas.append(inverse * (move * q).sum(1))
+        q -= alphas[-1][:, None] * change
+    if memory:
+        _, change, inverse = memory[-1]
+        scale = 1 / (inverse * change.square().sum(1)).where(inverse > 0, 1.0)
+        q *= scale[:, None]
+    for (move, change, inverse), alpha in zip(memory, reversed(alphas), strict=True):
+        q += (alpha - inverse * (change * q).sum(1))[:, None] * move
+    return q

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ncf import (
+    EASE,
+    GMF,
+    MLP,
+    Interactions,
+    ItemKNN,
+    ItemPop,
+    MatrixFactorization,
+    NeuMF,
+    evaluate,
+    fold_in,
+    recommend,
+    whole_catalogue,
+)
+from ncf.data.splitting import Split
+from ncf.data.vocabulary import Vocabulary
+from ncf.inference.fold_in import FoldIn
+from ncf.models.base import EmbeddingModel
+
+USERS, ITEMS = 50, 40
+MODELS: dict[str, Callable[..., EmbeddingModel]] = {
+    "GMF": lambda: GMF(USERS, ITEMS, factors=6, init_std=0.7, seed=1),
+    "MatrixFactorization": lambda: MatrixFactorization(USERS, ITEMS, factors=6, init_std=0.5, seed=1),
+    "MLP": lambda: MLP(USERS, ITEMS, layers=(12, 8, 4), init_std=0.7, seed=1),
+    "MLP without hidden layer": lambda: MLP(USERS, ITEMS, layers=(12,), init_std=0.7, seed=1),
+    "NeuMF": lambda: NeuMF(USERS, ITEMS, factors=6, layers=(12, 8, 4), init_std=0.7, seed=1),
+}
+HISTORIES = [[3, 17, 30, 8], [5], [], list(range(0, ITEMS, 2))]
+
+
+def side_rows(model: EmbeddingModel, side: str) -> torch.Tensor:
+    tables = [table.name for table in model.embeddings.tables if table.side == side]
+    return torch.cat([model.embeddings.weight(name).detach() for name in tables], dim=1).double()
+
+
+def objective(
+    model: EmbeddingModel, history: list[int], row: torch.Tensor, loss: str = "bce"
+) -> torch.Tensor:
+    """The documented sum, written as it reads: double precision, every item, no change of variables."""
+    copy = type(model)(**model.config).double().eval()
+    copy.load_state_dict(model.state_dict())
+    trained = side_rows(model, "user")
+    mean, covariance = trained.mean(0), torch.cov(trained.T, correction=0)
+    inverse = torch.linalg.pinv(covariance, hermitian=True, rtol=1e-9)
+    names = [table for table in model.embeddings.tables if table.side == "user"]
+    parts = dict(zip([t.name for t in names], row.split([t.dim for t in names]), strict=True))
+    rows = {name: part[None, None] for name, part in parts.items()}
+    items = {
+        t.name: copy.embeddings.weight(t.name)[None] for t in model.embeddings.tables if t.side == "item"
+    }
+    logits = copy.logits({**rows, **items})[0]
+    seen = torch.zeros(ITEMS, dtype=torch.bool)
+    seen[history] = True
+    weight = 4 / int((~seen).sum())  # of one negative, for one positive
+    positive, negative = logits[seen], logits[~seen]
+    if loss == "bce":
+        losses = F.softplus(-positive).sum() + len(positive) * weight * F.softplus(negative).sum()
+    elif loss == "bpr":
+        losses = weight * F.softplus(negative - positive[:, None]).sum()
+    else:
+        losses = (torch.log(positive.exp() + weight * negative.exp().sum()) - positive).sum()
+    return losses + 0.5 * (row - mean) @ inverse @ (row - mean)
+
+
+def minimum(model: EmbeddingModel, history: list[int], loss: str) -> float:
+    """By SciPy, from the mean."""
+    optimize = pytest.importorskip("scipy.optimize", reason="the oracle is SciPy's")
+    trained = side_rows(model, "user")
+    values, vectors = torch.linalg.eigh(torch.cov(trained.T, correction=0))
+    axes = (vectors * values.clamp(min=0).sqrt()).T
+
+    def at(z: Any) -> tuple[float, Any]:
+        point = torch.tensor(z, requires_grad=True)
+        value = objective(model, history, trained.mean(0) + point @ axes, loss)
+        (gradient,) = torch.autograd.grad(value, point)
+        return float(value.detach()), gradient.numpy()
+
+    return float(optimize.minimize(at, np.zeros(len(axes)), jac=True, method="BFGS").fun)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("loss", ["bce", "bpr", "softmax"])
+def test_the_rows_minimise_the_documented_objective(name: str, loss: Any) -> None:
+    model = MODELS[name]()
+    folded = fold_in(model, HISTORIES, loss=loss, tolerance=1e-6)
+    rows = torch.cat(
+        [folded.rows[table.name] for table in model.embeddings.tables if table.side == "user"], dim=1
+    )
+    for number in (0, 1, 3):
+        reached = float(objective(model, HISTORIES[number], rows[number].double(), loss).detach())
+        assert reached == pytest.approx(float(folded.objective[number]), abs=2e-3)
+        best = minimum(model, HISTORIES[number], loss)
+        # With a hidden layer there may be several minima, and kinks at which a step is short.
+        slack = 0.05 * best if "layers" in model.config and len(model.config["layers"]) > 1 else 2e-3
+        assert reached <= best + slack
+    assert float(folded.objective[2]) == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_of_folded_rows_are_those_of_a_model_that_has_them(name: str) -> None:
+    model = MODELS[name]()
+    folded = fold_in(model, HISTORIES)
+    with torch.no_grad():
+        for table, rows in folded.rows.items():
+            model.embeddings.weight(table)[: len(rows)] = rows
+    users, items = torch.arange(4), torch.arange(ITEMS).expand(4, -1)
+    torch.testing.assert_close(folded.score(users, items), model.score(users, items), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_users_rows_do_not_depend_on_the_other_users(name: str) -> None:
+    fold = FoldIn(MODELS[name](), background=20, seed=3)
+    many = fold(HISTORIES * 5)
+    for number, history in enumerate(HISTORIES):
+        alone = fold([history])
+        for table, rows in alone.rows.items():
+            torch.testing.assert_close(rows[0], many.rows[table][number + 4], atol=2e-2, rtol=2e-2)
+            assert torch.equal(rows, FoldIn(MODELS[name](), background=20, seed=3)([history]).rows[table])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_history_gives_the_mean_row(name: str) -> None:
+    model = MODELS[name]()
+    folded = fold_in(model, HISTORIES)
+    mean = side_rows(model, "user").mean(0).float()
+    rows = torch.cat(
+        [folded.rows[table.name] for table in model.embeddings.tables if table.side == "user"], dim=1
+    )
+    torch.testing.assert_close(rows[2], mean, atol=1e-5, rtol=1e-5)
+
+
+def test_a_new_item_is_a_new_user_with_the_sides_exchanged() -> None:
+    model, mirror = MatrixFactorization(USERS, ITEMS, factors=6), MatrixFactorization(ITEMS, USERS, factors=6)
+    with torch.no_grad():
+        for side, other in (("user", "item"), ("item", "user")):
+            mirror.embeddings.weight(f"{side}_mf").copy_(model.embeddings.weight(f"{other}_mf"))
+    new_items = fold_in(model, [[3, 7, 9]], side="item")
+    new_users = fold_in(mirror, [[3, 7, 9]])
+    torch.testing.assert_close(new_items.rows["item_mf"], new_users.rows["user_mf"])
+    assert (new_items.num_users, new_items.num_items) == (USERS, 1)
+    torch.testing.assert_close(
+        new_items.score(torch.arange(USERS), torch.zeros(USERS, 1, dtype=torch.int64))[:, 0],
+        new_users.score(torch.zeros(1, dtype=torch.int64), torch.arange(USERS)[None])[0],
+    )
+    busy = torch.ones(USERS)
+    busy[:10] = 100.0  # such a user, who did not take the item, says more about it
+    swayed = fold_in(model, [[13, 17, 19]], side="item", activity=busy)
+    plain = fold_in(model, [[13, 17, 19]], side="item")
+    users = torch.arange(10)
+    first = torch.zeros(10, 1, dtype=torch.int64)
+    assert float(swayed.score(users, first).mean()) < float(plain.score(users, first).mean())
+
+
+def test_raw_ids_repeats_and_unknown_ids() -> None:
+    model = GMF(USERS, ITEMS, factors=4, init_std=0.5)
+    model.item_ids = Vocabulary([f"item-{number}" for number in range(ITEMS)])
+    histories = [["item-3", "item-8", "item-3", "film"], ["film", "song"], []]
+    folded = fold_in(model, histories)
+    assert (folded.known.tolist(), folded.unknown.tolist()) == ([2, 0, 0], [1, 2, 0])
+    assert torch.equal(folded.rows["user_gmf"][1], folded.rows["user_gmf"][2])
+    by_number = fold_in(
+        model, [torch.tensor([3, 8]), torch.tensor([], dtype=torch.int64), torch.tensor([])[:0].long()]
+    )
+    assert torch.equal(by_number.rows["user_gmf"], folded.rows["user_gmf"])
+    table = Interactions.from_arrays(["a", "a", "a", "b"], ["item-8", "film", "item-3", "song"])
+    again = fold_in(model, table)
+    assert again.unknown.tolist() == [1, 1]
+    assert torch.equal(again.rows["user_gmf"][0], folded.rows["user_gmf"][0])
+
+
+@pytest.mark.parametrize("baseline", [EASE, ItemKNN, ItemPop])
+def test_baselines_fold_in_without_fitting_anything(baseline: Any, interactions: Interactions) -> None:
+    model = baseline(interactions)
+    offsets, items = interactions.csr()
+    users = torch.tensor([7, 0, 31])
+    folded = fold_in(model, [items[offsets[user] : offsets[user + 1]] for user in users.tolist()])
+    every = torch.arange(interactions.num_items).expand(3, -1)
+    assert torch.equal(folded.score(torch.arange(3), every), model.score(users, every))
+    assert (folded.num_users, model.num_users) == (3, interactions.num_users)
+
+
+def test_folded_rows_are_ranked_like_a_model() -> None:
+    model = GMF(USERS, ITEMS, factors=4, init_std=0.5)
+    history = Interactions.from_arrays([0, 0, 1], [3, 8, 5])
+    history = Interactions(history.users, torch.tensor([3, 8, 5]), None, 2, ITEMS)
+    held_out = Interactions(torch.tensor([0, 1]), torch.tensor([9, 7]), None, 2, ITEMS)
+    folded = fold_in(model, history)
+    ranking = evaluate(folded, whole_catalogue(Split(history, None, held_out)))
+    assert ranking.num_candidates.tolist() == [ITEMS - 2, ITEMS - 1]
+    offered = recommend(folded, [0, 1], k=ITEMS - 2, exclude=history).items
+    assert set(offered[0]) == set(range(ITEMS)) - {3, 8}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"side": "film"}, "side = 'film'"),
+        ({"loss": "hinge"}, "loss = 'hinge'"),
+        ({"prior": 0.0}, r"prior = 0\.0"),
+        ({"background": 0}, "background = 0"),
+        ({"activity": torch.ones(3)}, "activity"),
+    ],
+)
+def test_arguments_out_of_range_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fold_in(GMF(5, 7), [[1]], **arguments)
+
+
+def test_histories_of_the_wrong_form_are_named() -> None:
+    model = GMF(5, 7)
+    for flat in ([1, 2], "ann", ["ann", "bob"]):
+        with pytest.raises(ValueError, match="one list of ids for each user"):
+            fold_in(model, flat)
+    with pytest.raises(ValueError, match="holds strings, but the model has no raw ids"):
+        fold_in(model, [["ann"]])
+    model.item_ids = Vocabulary(list("abcdefg"))
+    with pytest.raises(ValueError, match="histories holds whole numbers, the model's raw ids are strings"):
+        fold_in(model, [[1]])
+    with pytest.raises(ValueError, match="out of range"):
+        fold_in(model, [torch.tensor([7])])
+    with pytest.raises(ValueError, match="without values"):
+        fold_in(GMF(5, 7, device="meta"), [[1]])
