@@ -34,6 +34,7 @@ __all__ = [
     "compare",
     "datasets",
     "evaluate",
+    "extend",
     "fold_in",
     "hold_out_users",
     "k_folds",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from ncf.inference.fold_in import fold_in
     from ncf.inference.recommender import Recommender, recommend
     from ncf.models.baselines import ALS, EASE, ItemKNN, ItemPop
+    from ncf.models.growing import extend
     from ncf.models.loading import load
     from ncf.models.matrix_factorization import MatrixFactorization
     from ncf.models.neural import GMF, MLP, NeuMF
@@ -104,6 +106,7 @@ _HOMES = {
     "compare": "evaluation.comparison",
     "Recommender": "inference.recommender",
     "recommend": "inference.recommender",
+    "extend": "models.growing",
     "fold_in": "inference.fold_in",
     "load": "models.loading",
 }
