@@ -33,8 +33,11 @@ extras = {
 kernel = Extension(
     "ncf.kernels._native",
     ["ncf/kernels/native.c"],
-    depends=[f"ncf/kernels/{name}.h" for name in ("lanes", "rank", "score", "train")],
-    extra_compile_args=["-O3", "-fno-math-errno", "-Wno-psabi"],
+    depends=[
+        f"ncf/kernels/{name}.h" for name in ("crew", "lanes", "learn", "rank", "rows", "score", "train")
+    ],
+    extra_compile_args=["-O3", "-fno-math-errno", "-Wno-psabi", "-pthread"],
+    extra_link_args=["-pthread"],
     libraries=["m"] if os.name == "posix" else [],
     py_limited_api=True,  # it uses nothing of Python
     optional=True,

@@ -59,6 +59,6 @@ def any_processor(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder, source = tmp_path_factory.mktemp("kernel"), Path(ncf.kernels.__file__).with_name("native.c")
     strict = ["-O1", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
     more = os.environ.get("CFLAGS", "").split()  # `make sanitize`
-    options = [*strict, *more, "-DNCF_ANY_PROCESSOR", "-fPIC", "-shared"]
+    options = [*strict, *more, "-DNCF_ANY_PROCESSOR", "-pthread", "-fPIC", "-shared"]
     subprocess.run(["cc", *options, "-o", folder / "_native.so", source, "-lm"], check=True)
     return library(folder)

@@ -37,6 +37,7 @@ INLINE void NAMED(multiply)(vec acc[12][2], int rows, int vecs, int64_t depth, c
 }
 
 #include "score.h"
+#include "learn.h"
 #include "train.h"
 
 #undef bits

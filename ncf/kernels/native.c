@@ -5,7 +5,8 @@
    add the halves of the first layer, go through the small layers, add the product and the biases. No intermediate
    result leaves the cache; of a ranking, the scores do not either.
 
-   Training steps: lookups, towers, loss, gradients and Adam of several batches in one call, TRAINED pairs at a time. */
+   Training steps: lookups, towers, loss, gradients and updates of several batches in one call, on all cores. A step costs
+   what it reads: gradients are of the rows of its batch. */
 
 #include <math.h>
 #include <stdint.h>
@@ -18,8 +19,13 @@
 #define PAIRS 24           /* candidates in a block; a multiple of 12 */
 #define CACHED (32 * 1024) /* floats of item rows that stay in the second-level cache */
 #define TRAINED 240        /* pairs of a training batch whose activations stay in the cache */
+#define SHARERS 24         /* positives of a block whose logits with the shared negatives stay in the cache */
+#define MAX_SLOTS 64       /* pieces of a batch, at most: more threads have nothing to do */
+#define ROWS 64            /* rows that a thread takes at a time */
+#define AHEAD 6            /* rows that memory is asked for before they are read */
+#define SHORTEST 1e-12f    /* length that a cosine divides by at least, as PyTorch's normalize does */
 #define MAX_LAYERS 16
-#define NCF_ABI 2 /* ABI of native.py: raise both when a function's arguments or a structure's meaning change */
+#define NCF_ABI 3 /* ABI of native.py: raise both when a function's arguments or a structure's meaning change */
 
 typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
 
@@ -39,61 +45,52 @@ typedef struct {
 /* How many items' rows stay in the cache, in whole blocks. */
 static int64_t cached_items(const Tables *t) { return CACHED / (t->hidden + t->factors + 1) / PAIRS * PAIRS + PAIRS; }
 
+enum { ADAMW, ADAGRAD, ROWWISE, SGD, ADAM }; /* rules, in the order of native.py */
+enum { BCE, BPR, SOFTMAX, CONTRASTIVE };     /* losses, in the order of native.py */
+
+/* A parameter in PyTorch's layout, its state, and how it moves. Of a table, `row` numbers make a row. One that stays as
+   it is has a size of 0. */
 typedef struct {
-    float *value, *mean, *square, *gradient; /* mean and square are Adam's; the gradient is zero between steps */
-    int64_t size;
+    float *value, *mean, *square;
+    int64_t size, row;
+    float rate, decay, target;
 } Parameter;
 
-/* A model in PyTorch's layout. Without GMF factors is 0, without an MLP layers; a dot product has no head weights, and
-   after the factors of a row its bias. The head's weights are those of the product, then those of the last layer. */
+/* Without GMF factors is 0, without an MLP layers; a dot product has no head weights, and after the factors of a row
+   its bias, if it is biased. `cosine` divides the rows of the product by their lengths. Corrections, which may be
+   absent, are what the softmax takes from the logit of a negative: [items], less [users]. */
 typedef struct {
-    Parameter user_gmf, item_gmf, user_mlp, item_mlp, head, bias, weights[MAX_LAYERS], biases[MAX_LAYERS];
-    const Parameter *all[6 + 2 * MAX_LAYERS];
-    int64_t outputs[MAX_LAYERS], num_users, num_items, factors, gmf_row, biased, dim, layers, parameters, pairwise;
+    Parameter user_gmf, item_gmf, user_mlp, item_mlp, gmf_head, mlp_head, bias;
+    Parameter weights[MAX_LAYERS], biases[MAX_LAYERS];
+    int64_t outputs[MAX_LAYERS], num_users, num_items, factors, biased, cosine, dim, layers, rule, loss;
+    const float *item_correction, *user_correction;
+    float beta1, beta2, epsilon, temperature, margin, weight;
 } Model;
 
+/* Some batches. users: [batches, positives]; items: [batches, positives, each], a positive before its negatives;
+   shared: [batches, num_shared], negatives of every positive of a batch, less those that its user has seen: the places
+   p · num_shared + s in `seen`, ascending, of batch k from seen_offsets[k] on. shares: of the rates;
+   firsts: the same over AdamW's first bias correction; corrections: the root of the second, inverted. */
 typedef struct {
-    float beta1, beta2, epsilon, weight_decay;
-} Adam;
+    const int64_t *users, *items, *shared, *seen, *seen_offsets;
+    const float *shares, *firsts, *corrections;
+    float *losses;
+    int64_t batches, positives, each, num_shared;
+} Chunk;
+
+typedef struct {
+    float share, first, correction;
+} Now;
 
 /* The version of this interface, and the sizes of its structures in the order of native.py. */
 int ncf_abi(int64_t *sizes, int count) {
-    const int64_t own[] = {sizeof(Tables), sizeof(Parameter), sizeof(Model), sizeof(Adam)};
+    const int64_t own[] = {sizeof(Tables), sizeof(Parameter), sizeof(Model), sizeof(Chunk)};
     for (int s = 0; s < count; s++) sizes[s] = s < (int)(sizeof own / sizeof *own) ? own[s] : 0;
     return NCF_ABI;
 }
 
-/* Mean of −log σ(positive) and −log σ(−negative) over samples. The slopes are those of the mean over `positives`. */
-static double pointwise_loss(const float *logits, float *slopes, int64_t groups, int64_t each, int64_t positives) {
-    const float share = 1.0f / (float)(positives * each);
-    double loss = 0.0, product = 1.0;
-    for (int64_t p = 0; p < groups * each; p++) {
-        const float x = p % each ? logits[p] : -logits[p]; /* the loss is log(1 + eˣ) */
-        const float e = expf(-fabsf(x)), larger = 1.0f / (1.0f + e);
-        loss += x > 0.0f ? x : 0.0f;
-        product *= 1.0 + e; /* one logarithm for many factors, none above 2 */
-        if (p % 512 == 511) loss += log(product), product = 1.0;
-        const float slope = share * (x > 0.0f ? larger : e * larger);
-        slopes[p] = p % each ? slope : -slope;
-    }
-    return (loss + log(product)) * share;
-}
-
-/* Mean of −log σ(positive − negative) over pairs of them. */
-static double pairwise_loss(const float *logits, float *slopes, int64_t groups, int64_t each, int64_t positives) {
-    const float share = 1.0f / (float)(positives * (each - 1));
-    double loss = 0.0;
-    for (int64_t g = 0; g < groups; g++, logits += each, slopes += each) {
-        slopes[0] = 0.0f;
-        for (int64_t p = 1; p < each; p++) {
-            const float x = logits[p] - logits[0], e = expf(-fabsf(x)), larger = 1.0f / (1.0f + e);
-            loss += (x > 0.0f ? x : 0.0f) + log1pf(e);
-            slopes[p] = share * (x > 0.0f ? larger : e * larger);
-            slopes[0] -= slopes[p];
-        }
-    }
-    return loss * share;
-}
+#include "crew.h"
+#include "rows.h"
 
 #ifdef NCF_ANY_PROCESSOR /* all widths on any processor, to test them */
 #define NEEDS(features)
@@ -163,32 +160,22 @@ int64_t ncf_score(const Tables *t, int lanes, const int64_t *users, int64_t num_
 
 #include "rank.h"
 
-/* users: [batches, positives]; items: [batches, positives, each], a positive before its negatives. rates: Adam's with
-   its first bias correction; corrections: its second. Returns -1; or where the first unknown user is; or the number
-   of users plus the place of the first unknown item; or -2 for want of memory. */
-int64_t ncf_train(const Model *m, const Adam *a, int lanes, const int64_t *users, const int64_t *items,
-                  int64_t batches, int64_t positives, int64_t each, const float *rates, const float *corrections,
-                  float *losses) {
-    const int64_t count = batches * positives;
+/* Train on a chunk with so many threads, at the same bits for any number of them. Returns -1; or where the first unknown
+   user is; or the number of users plus the place of the first unknown item, of the items and then of the shared ones; or
+   -2 for want of memory. */
+int64_t ncf_train(const Model *m, const Chunk *c, int lanes, int threads) {
+    const int64_t count = c->batches * c->positives, items = count * c->each, shared = c->batches * c->num_shared;
     for (int64_t u = 0; u < count; u++)
-        if (users[u] < 0 || users[u] >= m->num_users) return u;
-    for (int64_t i = 0; i < count * each; i++)
-        if (items[i] < 0 || items[i] >= m->num_items) return count + i;
-#ifdef __SSE__
-    const unsigned int control = _mm_getcsr();
-    _mm_setcsr(control | 0x8040); /* numbers below 1e-38 are zero: Adam's means would linger there, and be slow */
-#endif
-    int64_t failed;
+        if (c->users[u] < 0 || c->users[u] >= m->num_users) return u;
+    for (int64_t i = 0; i < items; i++)
+        if (c->items[i] < 0 || c->items[i] >= m->num_items) return count + i;
+    for (int64_t i = 0; i < shared; i++)
+        if (c->shared[i] < 0 || c->shared[i] >= m->num_items) return count + items + i;
+    threads = threads > MAX_THREADS ? MAX_THREADS : threads;
 #ifdef __x86_64__
-    if (lanes == 16)
-        failed = train16(m, a, users, items, batches, positives, each, rates, corrections, losses);
-    else if (lanes == 8)
-        failed = train8(m, a, users, items, batches, positives, each, rates, corrections, losses);
-    else
+    if (lanes == 16) return train16(m, c, threads);
+    if (lanes == 8) return train8(m, c, threads);
 #endif
-        failed = train4(m, a, users, items, batches, positives, each, rates, corrections, losses);
-#ifdef __SSE__
-    _mm_setcsr(control);
-#endif
-    return failed;
+    (void)lanes;
+    return train4(m, c, threads);
 }

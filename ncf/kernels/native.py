@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ABI = 2  # NCF_ABI of native.c: raise both when a function's arguments or a structure's meaning change
+ABI = 3  # NCF_ABI of native.c: raise both when a function's arguments or a structure's meaning change
 MAX_LAYERS = 16  # of native.c
 
 
@@ -36,29 +36,40 @@ class Tables(ctypes.Structure):
 class Parameter(ctypes.Structure):
     """`Parameter` of native.c."""
 
-    _fields_ = (*((name, c_void_p) for name in ("value", "mean", "square", "gradient")), ("size", c_int64))
+    _fields_ = (
+        *((name, c_void_p) for name in ("value", "mean", "square")),
+        *((name, c_int64) for name in ("size", "row")),
+        *((name, c_float) for name in ("rate", "decay", "target")),
+    )
 
 
 class Model(ctypes.Structure):
     """`Model` of native.c."""
 
     _fields_ = (
-        *((name, Parameter) for name in ("user_gmf", "item_gmf", "user_mlp", "item_mlp", "head", "bias")),
+        *((name, Parameter) for name in ("user_gmf", "item_gmf", "user_mlp", "item_mlp")),
+        *((name, Parameter) for name in ("gmf_head", "mlp_head", "bias")),
         *((name, Parameter * MAX_LAYERS) for name in ("weights", "biases")),
-        ("all", POINTER(Parameter) * (6 + 2 * MAX_LAYERS)),
         ("outputs", c_int64 * MAX_LAYERS),
-        *((name, c_int64) for name in ("num_users", "num_items", "factors", "gmf_row", "biased", "dim")),
-        *((name, c_int64) for name in ("layers", "parameters", "pairwise")),
+        *((name, c_int64) for name in ("num_users", "num_items", "factors", "biased", "cosine", "dim")),
+        *((name, c_int64) for name in ("layers", "rule", "loss")),
+        *((name, c_void_p) for name in ("item_correction", "user_correction")),
+        *((name, c_float) for name in ("beta1", "beta2", "epsilon", "temperature", "margin", "weight")),
     )
 
 
-class Adam(ctypes.Structure):
-    """`Adam` of native.c."""
+class Chunk(ctypes.Structure):
+    """`Chunk` of native.c."""
 
-    _fields_ = tuple((name, c_float) for name in ("beta1", "beta2", "epsilon", "weight_decay"))
+    _fields_ = (
+        *((name, c_void_p) for name in ("users", "items", "shared", "seen", "seen_offsets")),
+        *((name, c_void_p) for name in ("shares", "firsts", "corrections", "losses")),
+        *((name, c_int64) for name in ("batches", "positives", "each", "num_shared")),
+    )
 
 
-_STRUCTURES = Tables, Parameter, Model, Adam  # in the order of ncf_abi
+RULES = "adamw", "adagrad", "rowwise_adagrad", "sgd", "adam"  # in the order of native.c, as its losses are
+_STRUCTURES = Tables, Parameter, Model, Chunk  # in the order of ncf_abi
 
 
 @cache

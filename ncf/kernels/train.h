@@ -1,4 +1,6 @@
-/* Training steps: lookups, towers, loss, gradients and Adam, a block of pairs at a time. */
+/* Training steps. The pairs of a batch are cut into slots, whose number depends on the batch alone; each adds up its own
+   gradients of what all share, and writes those of rows beside each other. Then each row that is there moves, by the sum
+   of its gradients in the order of the batch. */
 
 /* out = init + Σₛ left[r, s] right[s, :] for `rows` rows and `vecs` vectors of columns. */
 INLINE void NAMED(product_tile)(int rows, int vecs, int64_t depth, const float *left, int64_t by_row, int64_t by_depth,
@@ -63,18 +65,104 @@ INLINE float NAMED(dot)(const float *a, const float *b, int64_t width) {
     return NAMED(total)(lanes);
 }
 
-/* What a step works in; every row is padded to whole vectors. G positives of a block, M pairs. */
+/* Have a row of so many floats brought to the cache. */
+INLINE void NAMED(prefetch)(const float *row, int64_t count) {
+    for (int64_t c = 0; c < count; c += 16) __builtin_prefetch(row + c);
+}
+
+/* What a step works in; every row is padded to whole vectors. P positives of a batch, G of a block, M pairs of it; S
+   shared negatives, W their number in whole vectors. */
 typedef struct {
-    float *user, *item, *user_back, *item_back;    /* MLP rows and their gradients: [G, D], [M, D] */
-    float *of_user, *of_user_back;                 /* the user's half of the first layer, and its gradient: [G, H] */
-    float *z[MAX_LAYERS], *back, *back_before;     /* hidden layers [M, H_l]; gradients of two of them, [M, widest] */
-    float *user_gmf, *item_gmf, *scaled, *pulled;  /* GMF rows [G, F], [M, F]; one user's row times the head, [F] */
-    float *logits, *slopes;                        /* [M], and the loss's derivative by them */
+    /* Of all threads. */
     float *weight[MAX_LAYERS], *turned[MAX_LAYERS]; /* [out, in] and [in, out]; the first layer: [2 out, D], [2 D, out] */
-    float *bias[MAX_LAYERS], *turned_back[MAX_LAYERS], *bias_back[MAX_LAYERS]; /* and their gradients */
-    float *head_gmf, *mlp_head, *head_gmf_back, *mlp_head_back;
-    float *zeros;
+    float *bias[MAX_LAYERS], *gmf_head, *mlp_head, *zeros;
+    float *scaled, *slopes;                          /* user's rows times the head [P, F]; by the logits [P, each] */
+    float *user_gmf_back, *user_back, *item_back;    /* gradients: [P, F + bias], [P, D], [P, each, D] */
+    float *negatives, *negatives_turned, *constants; /* shared: [S, F], [F, W], and what is added to logits [W] */
+    float *negatives_back, *constants_back;          /* and their gradients by slot: [slots, S, F], [slots, W] */
+    float *sums;                                     /* [slots, gradients of what all share] */
+    double *losses;                                  /* [slots] */
+    /* Of one thread. */
+    float *user, *item, *of_user, *of_user_back;  /* MLP rows [G, D], [M, D]; user's half of the first layer [G, H] */
+    float *z[MAX_LAYERS], *back, *back_before;    /* hidden layers [M, H_l]; gradients of two of them, [M, widest] */
+    float *user_gmf, *item_gmf, *pulled;          /* GMF rows [G, F], [M, F]; the gradient of the product's user, [G, F] */
+    float *logits, *e, *row_back;                 /* [M]; for the loss; one row's gradient */
+    float *matrix, *matrix_slopes;                /* logits of shared negatives, and their slopes: [G, W] */
+    /* Of one slot: gradients. */
+    float *turned_back[MAX_LAYERS], *bias_back[MAX_LAYERS], *gmf_head_back, *mlp_head_back, *constant_back;
 } NAMED(Work);
+
+typedef struct {
+    const Model *m;
+    const Chunk *c;
+    Crew crew;
+    NAMED(Work) work;
+    Rows users, items;
+    int32_t *user_rows, *item_rows; /* dense Adam: which row of the batch a row is, or -1 */
+    float *own;                     /* what each thread takes from here on */
+    int64_t own_size, groups, slots, sums;
+} NAMED(Job);
+
+#define TAKE(name, size) (name = base ? base + used : 0, used += (size))
+
+/* The gradients of what all share, from `base` on; returns how many numbers they are. */
+TARGET static int64_t NAMED(take_sums)(const Model *m, NAMED(Work) * w, float *base) {
+    int64_t used = 0, in = 2 * NAMED(whole)(m->dim);
+    TAKE(w->constant_back, LANES);
+    TAKE(w->gmf_head_back, NAMED(whole)(m->factors));
+    for (int l = 0; l < m->layers; l++) {
+        const int64_t out = NAMED(whole)(m->outputs[l]);
+        TAKE(w->turned_back[l], in * out), TAKE(w->bias_back[l], out);
+        in = out;
+    }
+    if (m->layers) TAKE(w->mlp_head_back, in);
+    return used;
+}
+
+/* What all threads use. */
+TARGET static int64_t NAMED(take_common)(const NAMED(Job) * j, NAMED(Work) * w, float *base) {
+    const Model *m = j->m;
+    const int64_t dim = NAMED(whole)(m->dim), factors = NAMED(whole)(m->factors), places = j->c->positives;
+    const int64_t pairs = places * j->c->each, shared = j->c->num_shared, width = NAMED(whole)(shared);
+    int64_t used = 0, in = 2 * dim, widest = dim > factors ? dim : factors;
+    for (int l = 0; l < m->layers; l++) {
+        const int64_t out = NAMED(whole)(m->outputs[l]);
+        TAKE(w->weight[l], in * out), TAKE(w->turned[l], in * out), TAKE(w->bias[l], out);
+        in = out, widest = out > widest ? out : widest;
+    }
+    TAKE(w->zeros, widest), TAKE(w->gmf_head, factors), TAKE(w->slopes, pairs);
+    if (m->layers) TAKE(w->mlp_head, in), TAKE(w->user_back, places * dim), TAKE(w->item_back, pairs * dim);
+    TAKE(w->scaled, places * factors), TAKE(w->user_gmf_back, places * NAMED(whole)(m->user_gmf.row));
+    if (shared) {
+        TAKE(w->negatives, shared * factors), TAKE(w->negatives_turned, factors * width), TAKE(w->constants, width);
+        TAKE(w->negatives_back, j->slots * shared * factors), TAKE(w->constants_back, j->slots * width);
+    }
+    TAKE(w->sums, j->slots * j->sums);
+    return used;
+}
+
+/* What one thread uses. */
+TARGET static int64_t NAMED(take_own)(const NAMED(Job) * j, NAMED(Work) * w, float *base) {
+    const Model *m = j->m;
+    const int64_t dim = NAMED(whole)(m->dim), factors = NAMED(whole)(m->factors), groups = j->groups;
+    const int64_t pairs = groups * j->c->each, width = NAMED(whole)(j->c->num_shared);
+    int64_t used = 0, widest = NAMED(whole)(m->user_gmf.row > m->dim ? m->user_gmf.row : m->dim);
+    for (int l = 0; l < m->layers; l++) {
+        const int64_t out = NAMED(whole)(m->outputs[l]);
+        TAKE(w->z[l], pairs * out);
+        widest = out > widest ? out : widest;
+    }
+    TAKE(w->logits, pairs), TAKE(w->e, NAMED(whole)(1 + j->c->each + j->c->num_shared)), TAKE(w->row_back, widest);
+    TAKE(w->user_gmf, groups * factors), TAKE(w->item_gmf, pairs * factors), TAKE(w->pulled, groups * factors);
+    TAKE(w->matrix, groups * width), TAKE(w->matrix_slopes, groups * width);
+    if (m->layers) {
+        TAKE(w->user, groups * dim), TAKE(w->item, pairs * dim);
+        TAKE(w->of_user, groups * widest), TAKE(w->of_user_back, groups * widest);
+        TAKE(w->back, pairs * widest), TAKE(w->back_before, pairs * widest);
+    }
+    return (used + 15) / 16 * 16; /* no two threads in one line of the cache */
+}
+#undef TAKE
 
 /* The weights as the step reads them. Of the first layer, the user's half comes before the item's. */
 TARGET static void NAMED(pack)(const Model *m, const NAMED(Work) * w) {
@@ -91,43 +179,49 @@ TARGET static void NAMED(pack)(const Model *m, const NAMED(Work) * w) {
                 }
         NAMED(fetch)(w->bias[l], m->biases[l].value, out);
     }
-    if (m->factors && m->head.value)
-        NAMED(fetch)(w->head_gmf, m->head.value, m->factors);
+    if (m->gmf_head.value)
+        NAMED(fetch)(w->gmf_head, m->gmf_head.value, m->factors);
     else
-        for (int64_t f = 0; f < m->factors; f++) w->head_gmf[f] = 1.0f;
-    if (m->layers) NAMED(fetch)(w->mlp_head, m->head.value + m->factors, m->outputs[m->layers - 1]);
+        for (int64_t f = 0; f < m->factors; f++) w->gmf_head[f] = 1.0f;
+    if (m->layers) NAMED(fetch)(w->mlp_head, m->mlp_head.value, m->outputs[m->layers - 1]);
 }
 
-/* The gradients of what pack copied, in the parameters' own layout. */
-TARGET static void NAMED(unpack)(const Model *m, const NAMED(Work) * w) {
+INLINE void NAMED(move_all)(const Model *m, const Now *now, const Parameter *p, const float *gradient) {
+    NAMED(move)(m, now, p, 0, p->value, p->mean, p->square, gradient, p->size);
+}
+
+/* Add the slots' gradients up, move what all share, and pack it anew. */
+TARGET static void NAMED(move_dense)(const NAMED(Job) * j, NAMED(Work) * w, const Now *now) {
+    const Model *m = j->m;
+    for (int64_t s = 1; s < j->slots; s++) NAMED(add)(w->sums, 1.0f, w->sums + s * j->sums, j->sums);
+    NAMED(take_sums)(m, w, w->sums);
     for (int l = 0; l < m->layers; l++) {
         const int64_t out = m->outputs[l], whole_out = NAMED(whole)(out), halves = l ? 1 : 2;
         const int64_t in = l ? m->outputs[l - 1] : m->dim, whole_in = NAMED(whole)(in);
+        float *gradient = w->weight[l]; /* is packed anew below */
         for (int64_t half = 0; half < halves; half++)
             for (int64_t o = 0; o < out; o++)
                 for (int64_t i = 0; i < in; i++)
-                    m->weights[l].gradient[(o * halves + half) * in + i] =
-                        w->turned_back[l][(half * whole_in + i) * whole_out + o];
-        memset(w->turned_back[l], 0, sizeof(float) * halves * whole_in * whole_out);
-        NAMED(add)(m->biases[l].gradient, 1.0f, w->bias_back[l], out);
-        memset(w->bias_back[l], 0, sizeof(float) * whole_out);
+                    gradient[(o * halves + half) * in + i] = w->turned_back[l][(half * whole_in + i) * whole_out + o];
+        NAMED(move_all)(m, now, &m->weights[l], gradient);
+        memset(gradient, 0, sizeof(float) * halves * whole_in * whole_out);
+        NAMED(move_all)(m, now, &m->biases[l], w->bias_back[l]);
     }
-    if (m->head.value) {
-        NAMED(add)(m->head.gradient, 1.0f, w->head_gmf_back, m->factors);
-        memset(w->head_gmf_back, 0, sizeof(float) * NAMED(whole)(m->factors));
-        if (m->layers) {
-            const int64_t width = m->outputs[m->layers - 1];
-            NAMED(add)(m->head.gradient + m->factors, 1.0f, w->mlp_head_back, width);
-            memset(w->mlp_head_back, 0, sizeof(float) * NAMED(whole)(width));
-        }
-    }
+    if (m->gmf_head.value) NAMED(move_all)(m, now, &m->gmf_head, w->gmf_head_back);
+    if (m->layers) NAMED(move_all)(m, now, &m->mlp_head, w->mlp_head_back);
+    NAMED(move_all)(m, now, &m->bias, w->constant_back);
+    memset(w->sums, 0, sizeof(float) * j->slots * j->sums);
+    NAMED(pack)(m, w);
 }
 
 TARGET static void NAMED(mlp_forward)(const Model *m, const NAMED(Work) * w, const int64_t *users,
                                       const int64_t *items, int64_t groups, int64_t each) {
     const int64_t dim = m->dim, row = NAMED(whole)(dim), pairs = groups * each;
     for (int64_t g = 0; g < groups; g++) NAMED(fetch)(w->user + g * row, m->user_mlp.value + users[g] * dim, dim);
-    for (int64_t p = 0; p < pairs; p++) NAMED(fetch)(w->item + p * row, m->item_mlp.value + items[p] * dim, dim);
+    for (int64_t p = 0; p < pairs; p++) {
+        if (p + AHEAD < pairs) NAMED(prefetch)(m->item_mlp.value + items[p + AHEAD] * dim, dim);
+        NAMED(fetch)(w->item + p * row, m->item_mlp.value + items[p] * dim, dim);
+    }
     int64_t width = NAMED(whole)(m->outputs[0]);
     NAMED(product)(groups, width, dim, w->user, row, 1, w->turned[0], w->bias[0], 0, w->of_user);
     NAMED(product)(pairs, width, dim, w->item, row, 1, w->turned[0] + row * width, w->zeros, 0, w->z[0]);
@@ -147,13 +241,13 @@ TARGET static void NAMED(mlp_forward)(const Model *m, const NAMED(Work) * w, con
         w->logits[p] += NAMED(dot)(w->z[m->layers - 1] + p * width, w->mlp_head, width);
 }
 
-TARGET static void NAMED(mlp_backward)(const Model *m, const NAMED(Work) * w, const int64_t *users,
-                                       const int64_t *items, int64_t groups, int64_t each) {
+TARGET static void NAMED(mlp_backward)(const Model *m, const NAMED(Work) * w, const float *slopes,
+                                       float *user_back, float *item_back, int64_t groups, int64_t each) {
     const int64_t dim = m->dim, row = NAMED(whole)(dim), pairs = groups * each;
     int64_t width = NAMED(whole)(m->outputs[m->layers - 1]);
     float *back = w->back, *before = w->back_before;
     for (int64_t p = 0; p < pairs; p++) {
-        const float slope = w->slopes[p], *z = w->z[m->layers - 1] + p * width;
+        const float slope = slopes[p], *z = w->z[m->layers - 1] + p * width;
         NAMED(add)(w->mlp_head_back, slope, z, width);
         for (int64_t h = 0; h < width; h += LANES)
             NAMED(store)(back + p * width + h,
@@ -178,129 +272,382 @@ TARGET static void NAMED(mlp_backward)(const Model *m, const NAMED(Work) * w, co
     NAMED(product)(dim, width, groups, w->user, 1, row, w->of_user_back, of_users, width, of_users);
     NAMED(product)(dim, width, pairs, w->item, 1, row, back, of_items, width, of_items);
     const int64_t out = m->outputs[0];
-    NAMED(product)(groups, row, out, w->of_user_back, width, 1, w->weight[0], w->zeros, 0, w->user_back);
-    NAMED(product)(pairs, row, out, back, width, 1, w->weight[0] + out * row, w->zeros, 0, w->item_back);
-    for (int64_t g = 0; g < groups; g++)
-        NAMED(add)(m->user_mlp.gradient + users[g] * dim, 1.0f, w->user_back + g * row, dim);
-    for (int64_t p = 0; p < pairs; p++)
-        NAMED(add)(m->item_mlp.gradient + items[p] * dim, 1.0f, w->item_back + p * row, dim);
+    NAMED(product)(groups, row, out, w->of_user_back, width, 1, w->weight[0], w->zeros, 0, user_back);
+    NAMED(product)(pairs, row, out, back, width, 1, w->weight[0] + out * row, w->zeros, 0, item_back);
 }
 
-/* The user's row times the head's weights, in `scaled`. */
-INLINE void NAMED(scale)(const NAMED(Work) * w, const float *user, int64_t width) {
-    for (int64_t f = 0; f < width; f += LANES)
-        NAMED(store)(w->scaled + f, NAMED(load)(user + f) * NAMED(load)(w->head_gmf + f));
+/* The bias behind the factors of a row, if there is one. */
+INLINE float NAMED(bias_of)(const Model *m, const Parameter *table, int64_t row) {
+    return m->biased ? table->value[row * table->row + m->factors] : 0.0f;
+}
+
+/* A row of the product, divided by its length for a cosine. */
+INLINE void NAMED(fetch_gmf)(const Model *m, float *to, const Parameter *table, int64_t row) {
+    NAMED(fetch)(to, table->value + row * table->row, m->factors);
+    if (!m->cosine) return;
+    const int64_t width = NAMED(whole)(m->factors);
+    const float by = 1.0f / fmaxf(sqrtf(NAMED(dot)(to, to, width)), SHORTEST);
+    for (int64_t f = 0; f < width; f += LANES) NAMED(store)(to + f, by * NAMED(load)(to + f));
+}
+
+/* The users' rows, also times the head's weights, in `scaled`. */
+TARGET static void NAMED(fetch_users)(const Model *m, const NAMED(Work) * w, const int64_t *users, int64_t groups,
+                                      float *scaled) {
+    const int64_t width = NAMED(whole)(m->factors);
+    for (int64_t g = 0; g < groups; g++) {
+        NAMED(fetch_gmf)(m, w->user_gmf + g * width, &m->user_gmf, users[g]);
+        for (int64_t f = g * width; f < (g + 1) * width; f += LANES)
+            NAMED(store)(scaled + f, NAMED(load)(w->user_gmf + f) * NAMED(load)(w->gmf_head + f - g * width));
+    }
 }
 
 TARGET static void NAMED(gmf_forward)(const Model *m, const NAMED(Work) * w, const int64_t *users,
-                                      const int64_t *items, int64_t groups, int64_t each) {
-    const int64_t width = NAMED(whole)(m->factors), row = m->gmf_row;
-    for (int64_t g = 0; g < groups; g++) {
-        const float *of_user = m->user_gmf.value + users[g] * row;
-        NAMED(fetch)(w->user_gmf + g * width, of_user, m->factors);
-        NAMED(scale)(w, w->user_gmf + g * width, width);
+                                      const int64_t *items, int64_t groups, int64_t each, float *scaled) {
+    const int64_t width = NAMED(whole)(m->factors), row = m->item_gmf.row;
+    NAMED(fetch_users)(m, w, users, groups, scaled);
+    for (int64_t g = 0; g < groups; g++)
         for (int64_t p = g * each; p < (g + 1) * each; p++) {
-            const float *of_item = m->item_gmf.value + items[p] * row;
-            NAMED(fetch)(w->item_gmf + p * width, of_item, m->factors);
-            w->logits[p] += NAMED(dot)(w->scaled, w->item_gmf + p * width, width);
-            if (m->biased) w->logits[p] += of_user[m->factors] + of_item[m->factors];
+            if (p + AHEAD < groups * each) NAMED(prefetch)(m->item_gmf.value + items[p + AHEAD] * row, row);
+            NAMED(fetch_gmf)(m, w->item_gmf + p * width, &m->item_gmf, items[p]);
+            w->logits[p] += NAMED(dot)(scaled + g * width, w->item_gmf + p * width, width);
+            w->logits[p] += NAMED(bias_of)(m, &m->user_gmf, users[g]) + NAMED(bias_of)(m, &m->item_gmf, items[p]);
         }
-    }
 }
 
-TARGET static void NAMED(gmf_backward)(const Model *m, const NAMED(Work) * w, const int64_t *users,
-                                       const int64_t *items, int64_t groups, int64_t each) {
-    const int64_t width = NAMED(whole)(m->factors), row = m->gmf_row;
+/* Gradients of the users' rows and of the head from those of the product, `pulled`. */
+TARGET static void NAMED(users_backward)(const Model *m, const NAMED(Work) * w, int64_t groups, float *user_back) {
+    const int64_t width = NAMED(whole)(m->factors), row = NAMED(whole)(m->user_gmf.row);
     for (int64_t g = 0; g < groups; g++) {
-        float *of_user = m->user_gmf.gradient + users[g] * row, total = 0.0f;
+        float *pulled = w->pulled + g * width;
         const float *user = w->user_gmf + g * width;
-        NAMED(scale)(w, user, width);
-        memset(w->pulled, 0, sizeof(float) * width);
-        for (int64_t p = g * each; p < (g + 1) * each; p++) {
-            float *of_item = m->item_gmf.gradient + items[p] * row;
-            NAMED(add)(w->pulled, w->slopes[p], w->item_gmf + p * width, width);
-            NAMED(add)(of_item, w->slopes[p], w->scaled, m->factors);
-            if (m->biased) of_item[m->factors] += w->slopes[p];
-            total += w->slopes[p];
-        }
         for (int64_t f = 0; f < width; f += LANES) {
-            const vec pulled = NAMED(load)(w->pulled + f);
-            NAMED(store)(w->head_gmf_back + f, NAMED(load)(w->head_gmf_back + f) + pulled * NAMED(load)(user + f));
-            NAMED(store)(w->pulled + f, pulled * NAMED(load)(w->head_gmf + f));
+            const vec pull = NAMED(load)(pulled + f);
+            NAMED(store)(w->gmf_head_back + f, NAMED(load)(w->gmf_head_back + f) + pull * NAMED(load)(user + f));
+            NAMED(store)(pulled + f, pull * NAMED(load)(w->gmf_head + f));
         }
-        NAMED(add)(of_user, 1.0f, w->pulled, m->factors);
-        if (m->biased) of_user[m->factors] += total;
+        memcpy(user_back + g * row, pulled, sizeof(float) * m->factors);
     }
 }
 
-/* Gradients of one batch into the parameters'; returns its loss. */
-TARGET static double NAMED(batch)(const Model *m, const NAMED(Work) * w, const int64_t *users, const int64_t *items,
-                                  int64_t positives, int64_t each, int64_t groups) {
-    double loss = 0.0;
-    NAMED(pack)(m, w);
-    for (int64_t start = 0; start < positives; start += groups, users += groups, items += groups * each) {
-        const int64_t some = positives - start < groups ? positives - start : groups, pairs = some * each;
-        for (int64_t p = 0; p < pairs; p++) w->logits[p] = *m->bias.value;
-        if (m->factors) NAMED(gmf_forward)(m, w, users, items, some, each);
-        if (m->layers) NAMED(mlp_forward)(m, w, users, items, some, each);
-        loss += m->pairwise ? pairwise_loss(w->logits, w->slopes, some, each, positives)
-                            : pointwise_loss(w->logits, w->slopes, some, each, positives);
-        for (int64_t p = 0; p < pairs; p++) *m->bias.gradient += w->slopes[p];
-        if (m->factors) NAMED(gmf_backward)(m, w, users, items, some, each);
-        if (m->layers) NAMED(mlp_backward)(m, w, users, items, some, each);
+TARGET static void NAMED(gmf_backward)(const Model *m, const NAMED(Work) * w, const float *slopes, int64_t groups,
+                                       int64_t each, float *user_back) {
+    const int64_t width = NAMED(whole)(m->factors);
+    for (int64_t g = 0; g < groups; g++) {
+        float total = 0.0f;
+        memset(w->pulled + g * width, 0, sizeof(float) * width);
+        for (int64_t p = g * each; p < (g + 1) * each; p++) {
+            NAMED(add)(w->pulled + g * width, slopes[p], w->item_gmf + p * width, width);
+            total += slopes[p];
+        }
+        if (m->biased) user_back[g * NAMED(whole)(m->user_gmf.row) + m->factors] = total;
     }
-    NAMED(unpack)(m, w);
+    NAMED(users_backward)(m, w, groups, user_back);
+}
+
+/* What the softmax takes from the logit of a negative, in units of the logit. */
+INLINE float NAMED(correction)(const Model *m, int64_t user, int64_t item) {
+    float correction = m->item_correction ? m->item_correction[item] : 0.0f;
+    if (m->user_correction) correction -= m->user_correction[user];
+    return m->temperature * correction;
+}
+
+/* Positives from `start` on, each with its own negatives; returns their loss. */
+TARGET static double NAMED(pairs)(const NAMED(Job) * j, const NAMED(Work) * w, const int64_t *users,
+                                  const int64_t *items, int64_t start, int64_t groups) {
+    const Model *m = j->m;
+    const int64_t each = j->c->each, dim = NAMED(whole)(m->dim);
+    float *slopes = w->slopes + start * each, *scaled = w->scaled + start * NAMED(whole)(m->factors);
+    users += start, items += start * each;
+    for (int64_t p = 0; p < groups * each; p++) w->logits[p] = *m->bias.value;
+    if (m->factors) NAMED(gmf_forward)(m, w, users, items, groups, each, scaled);
+    if (m->layers) NAMED(mlp_forward)(m, w, users, items, groups, each);
+    if (m->loss == SOFTMAX)
+        for (int64_t p = 0; p < groups * each; p++)
+            if (p % each) w->logits[p] -= NAMED(correction)(m, users[p / each], items[p]);
+    const double loss = NAMED(loss)(m, groups, each - 1, w->logits, each, w->logits + 1, each, slopes, slopes + 1, w->e,
+                                    j->c->positives);
+    for (int64_t p = 0; p < groups * each; p++) *w->constant_back += slopes[p];
+    if (m->factors)
+        NAMED(gmf_backward)(m, w, slopes, groups, each, w->user_gmf_back + start * NAMED(whole)(m->user_gmf.row));
+    if (m->layers)
+        NAMED(mlp_backward)(m, w, slopes, w->user_back + start * dim, w->item_back + start * each * dim, groups, each);
     return loss;
 }
 
-/* One update by Adam (Kingma & Ba, ICLR 2015); leaves a gradient of zero behind. */
-TARGET static void NAMED(adam)(const Parameter *of, const Adam *a, float rate, float correction) {
-    float *restrict value = of->value, *restrict mean = of->mean, *restrict square = of->square;
-    float *restrict gradient = of->gradient;
-    for (int64_t i = 0; i < of->size; i++) {
-        const float g = gradient[i] + a->weight_decay * value[i];
-        mean[i] += (g - mean[i]) * (1.0f - a->beta1);
-        square[i] = square[i] * a->beta2 + g * g * (1.0f - a->beta2);
-        value[i] -= rate * mean[i] / (sqrtf(square[i]) * correction + a->epsilon);
-        gradient[i] = 0.0f;
+/* The rows of shared negatives; their gradients begin at zero. */
+TARGET static void NAMED(fetch_shared)(const NAMED(Job) * j, const NAMED(Work) * w, const int64_t *shared,
+                                       int64_t from, int64_t to) {
+    const Model *m = j->m;
+    const int64_t count = j->c->num_shared;
+    const int64_t factors = NAMED(whole)(m->factors), width = NAMED(whole)(count);
+    for (int64_t s = from; s < to; s++) {
+        float *row = w->negatives + s * factors;
+        NAMED(fetch_gmf)(m, row, &m->item_gmf, shared[s]);
+        for (int64_t f = 0; f < m->factors; f++) w->negatives_turned[f * width + s] = row[f];
+        w->constants[s] = *m->bias.value + NAMED(bias_of)(m, &m->item_gmf, shared[s]);
+        if (m->loss == SOFTMAX && m->item_correction)
+            w->constants[s] -= m->temperature * m->item_correction[shared[s]];
+    }
+    for (int64_t slot = 0; slot < j->slots; slot++) {
+        memset(w->negatives_back + (slot * count + from) * factors, 0, sizeof(float) * (to - from) * factors);
+        memset(w->constants_back + slot * width + from, 0, sizeof(float) * (to - from));
     }
 }
 
-TARGET static int NAMED(train)(const Model *m, const Adam *a, const int64_t *users, const int64_t *items,
-                               int64_t batches, int64_t positives, int64_t each, const float *rates,
-                               const float *corrections, float *losses) {
-    const int64_t groups = each < TRAINED ? TRAINED / each : 1, pairs = groups * each, dim = NAMED(whole)(m->dim);
-    const int64_t factors = NAMED(whole)(m->factors);
-    int64_t widest = dim > factors ? dim : factors;
-    for (int l = 0; l < m->layers; l++)
-        if (NAMED(whole)(m->outputs[l]) > widest) widest = NAMED(whole)(m->outputs[l]);
-    NAMED(Work) w = {0};
-    float *memory = 0;
-    for (int counting = 1; counting >= 0; counting--) { /* first how much, then where */
-        size_t used = 0;
-#define TAKE(name, size) (name = counting ? 0 : memory + used, used += (size))
-        TAKE(w.zeros, widest), TAKE(w.logits, pairs), TAKE(w.slopes, pairs);
-        TAKE(w.user_gmf, groups * factors), TAKE(w.item_gmf, pairs * factors);
-        TAKE(w.scaled, factors), TAKE(w.pulled, factors), TAKE(w.head_gmf, factors), TAKE(w.head_gmf_back, factors);
-        if (m->layers) {
-            TAKE(w.user, groups * dim), TAKE(w.user_back, groups * dim);
-            TAKE(w.item, pairs * dim), TAKE(w.item_back, pairs * dim);
-            TAKE(w.of_user, groups * widest), TAKE(w.of_user_back, groups * widest);
-            TAKE(w.back, pairs * widest), TAKE(w.back_before, pairs * widest);
-            TAKE(w.mlp_head, widest), TAKE(w.mlp_head_back, widest);
-        }
-        for (int l = 0; l < m->layers; l++) {
-            const int64_t out = NAMED(whole)(m->outputs[l]), in = l ? NAMED(whole)(m->outputs[l - 1]) : 2 * dim;
-            TAKE(w.z[l], pairs * out), TAKE(w.bias[l], out), TAKE(w.bias_back[l], out);
-            TAKE(w.weight[l], in * out), TAKE(w.turned[l], in * out), TAKE(w.turned_back[l], in * out);
-        }
-#undef TAKE
-        if (counting && !(memory = calloc(used, sizeof(float)))) return -2;
+/* Positives from `start` on with the negatives that the batch shares; returns their loss. */
+TARGET static double NAMED(shared_pairs)(const NAMED(Job) * j, const NAMED(Work) * w, const int64_t *users,
+                                         const int64_t *items, const int64_t *seen, const int64_t *seen_end,
+                                         int64_t slot, int64_t start, int64_t groups) {
+    const Model *m = j->m;
+    const int64_t count = j->c->num_shared, width = NAMED(whole)(count), factors = NAMED(whole)(m->factors);
+    const int64_t row = NAMED(whole)(m->user_gmf.row);
+    float *slopes = w->slopes + start, *scaled = w->scaled + start * factors, *user_back = w->user_gmf_back + start * row;
+    float *constants_back = w->constants_back + slot * width, *back = w->negatives_back + slot * count * factors;
+    users += start, items += start;
+    NAMED(fetch_users)(m, w, users, groups, scaled);
+    NAMED(product)(groups, width, factors, scaled, factors, 1, w->negatives_turned, w->constants, 0, w->matrix);
+    for (int64_t g = 0; g < groups; g++) {
+        const float *item = w->item_gmf + g * factors;
+        NAMED(fetch_gmf)(m, w->item_gmf + g * factors, &m->item_gmf, items[g]);
+        const float of_user = NAMED(bias_of)(m, &m->user_gmf, users[g]);
+        w->logits[g] = NAMED(dot)(scaled + g * factors, item, factors) + of_user + *m->bias.value +
+                       NAMED(bias_of)(m, &m->item_gmf, items[g]);
+        const float all = of_user + (m->loss == SOFTMAX && m->user_correction
+                                         ? m->temperature * m->user_correction[users[g]] : 0.0f);
+        if (all != 0.0f)
+            for (int64_t s = 0; s < count; s++) w->matrix[g * width + s] += all;
     }
-    for (int64_t k = 0; k < batches; k++, users += positives, items += positives * each) {
-        losses[k] = (float)NAMED(batch)(m, &w, users, items, positives, each, groups);
-        for (int p = 0; p < m->parameters; p++) NAMED(adam)(m->all[p], a, rates[k], corrections[k]);
+    while (seen < seen_end && *seen < start * count) seen++;
+    for (; seen < seen_end && *seen < (start + groups) * count; seen++)
+        w->matrix[(*seen / count - start) * width + *seen % count] = -INFINITY;
+    const double loss = NAMED(loss)(m, groups, count, w->logits, 1, w->matrix, width, slopes, w->matrix_slopes, w->e,
+                                    j->c->positives);
+    NAMED(product)(groups, factors, count, w->matrix_slopes, width, 1, w->negatives, w->zeros, 0, w->pulled);
+    NAMED(product)(count, factors, groups, w->matrix_slopes, 1, width, scaled, back, factors, back);
+    for (int64_t g = 0; g < groups; g++) {
+        NAMED(add)(w->pulled + g * factors, slopes[g], w->item_gmf + g * factors, factors);
+        const float *of = w->matrix_slopes + g * width;
+        float total = slopes[g];
+        for (int64_t s = 0; s < count; s++) total += of[s];
+        *w->constant_back += total;
+        if (m->biased) {
+            user_back[g * row + m->factors] = total;
+            NAMED(add)(constants_back, 1.0f, of, count);
+        }
+    }
+    NAMED(users_backward)(m, w, groups, user_back);
+    return loss;
+}
+
+/* One slot of a batch: what it shares with the others is in its own sums. */
+TARGET static void NAMED(slot)(const NAMED(Job) * j, NAMED(Work) * w, int64_t batch, int64_t slot) {
+    const Chunk *c = j->c;
+    const int64_t *users = c->users + batch * c->positives, *items = c->items + batch * c->positives * c->each;
+    const int64_t end = c->positives * (slot + 1) / j->slots;
+    double loss = 0.0;
+    NAMED(take_sums)(j->m, w, w->sums + slot * j->sums);
+    for (int64_t start = c->positives * slot / j->slots; start < end; start += j->groups) {
+        const int64_t some = end - start < j->groups ? end - start : j->groups;
+        if (c->num_shared)
+            loss += NAMED(shared_pairs)(j, w, users, items, c->seen + c->seen_offsets[batch],
+                                        c->seen + c->seen_offsets[batch + 1], slot, start, some);
+        else
+            loss += NAMED(pairs)(j, w, users, items, start, some);
+    }
+    w->losses[slot] = loss;
+}
+
+/* Which places of a batch name the same user, or the same item. */
+TARGET static void NAMED(group)(NAMED(Job) * j, int64_t batch, int of_items) {
+    const Chunk *c = j->c;
+    const int64_t count = c->positives * (of_items ? c->each : 1);
+    Rows *rows = of_items ? &j->items : &j->users;
+    int32_t *where = of_items ? j->item_rows : j->user_rows;
+    rows_clear(rows);
+    rows_add(rows, (of_items ? c->items : c->users) + batch * count, count, 0);
+    if (of_items && c->num_shared)
+        for (int64_t s = 0; s < j->slots; s++)
+            rows_add(rows, c->shared + batch * c->num_shared, c->num_shared, (int32_t)(count + s * c->num_shared));
+    if (where)
+        for (int64_t r = 0; r < rows->rows; r++) where[rows->ids[r]] = (int32_t)r;
+}
+
+/* The gradient of one row of the product's table, in the order of the batch. */
+TARGET static void NAMED(gmf_row_back)(const NAMED(Job) * j, const NAMED(Work) * w, const Parameter *table,
+                                       const Rows *rows, int64_t r) {
+    const Model *m = j->m;
+    const int64_t factors = NAMED(whole)(m->factors), row = NAMED(whole)(table->row), each = j->c->each;
+    const int64_t count = j->c->num_shared, own = j->c->positives * each;
+    float *to = w->row_back, bias = 0.0f;
+    memset(to, 0, sizeof(float) * row);
+    for (int64_t p = rows->first[r]; p >= 0; p = rows->next[p]) {
+        if (rows == &j->users) {
+            NAMED(add)(to, 1.0f, w->user_gmf_back + p * row, row);
+        } else if (p < own) {
+            NAMED(add)(to, w->slopes[p], w->scaled + p / each * factors, m->factors);
+            bias += w->slopes[p];
+        } else {
+            const int64_t slot = (p - own) / count, s = (p - own) % count;
+            NAMED(add)(to, 1.0f, w->negatives_back + (p - own) * factors, m->factors);
+            bias += w->constants_back[slot * NAMED(whole)(count) + s];
+        }
+    }
+    if (m->biased && rows == &j->items) to[m->factors] = bias;
+    if (!m->cosine) return;
+    const float *value = table->value + rows->ids[r] * table->row; /* of r / |r|, back to r */
+    float square = 0.0f, along = 0.0f;
+    for (int64_t f = 0; f < m->factors; f++) square += value[f] * value[f], along += value[f] * to[f];
+    const float length = fmaxf(sqrtf(square), SHORTEST), by = 1.0f / length;
+    along = length > SHORTEST ? along * by * by : 0.0f;
+    for (int64_t f = 0; f < m->factors; f++) to[f] = by * (to[f] - along * value[f]);
+}
+
+/* The gradient of one row of the MLP's table. */
+TARGET static const float *NAMED(mlp_row_back)(const NAMED(Job) * j, const NAMED(Work) * w, const Rows *rows,
+                                               int64_t r) {
+    const int64_t dim = NAMED(whole)(j->m->dim);
+    const float *from = rows == &j->users ? w->user_back : w->item_back;
+    int64_t p = rows->first[r];
+    if (rows->next[p] < 0) return from + p * dim;
+    memset(w->row_back, 0, sizeof(float) * dim);
+    for (; p >= 0; p = rows->next[p]) NAMED(add)(w->row_back, 1.0f, from + p * dim, dim);
+    return w->row_back;
+}
+
+TARGET static void NAMED(move_row)(const Model *m, const Now *now, const Parameter *table, int64_t row,
+                                   const float *gradient, int64_t count) {
+    const int64_t at = row * table->row, sum = m->rule == ROWWISE ? row : at;
+    float *mean = table->mean ? table->mean + at : 0, *square = table->square ? table->square + sum : 0;
+    NAMED(move)(m, now, table, 1, table->value + at, mean, square, gradient, count);
+}
+
+INLINE void NAMED(prefetch_row)(const Parameter *table, int64_t row) {
+    const int64_t at = row * table->row;
+    NAMED(prefetch)(table->value + at, table->row);
+    if (table->mean) NAMED(prefetch)(table->mean + at, table->row);
+    if (table->square) NAMED(prefetch)(table->square + at, table->row);
+}
+
+/* Move the rows [from, to) of the batch's. */
+TARGET static void NAMED(move_rows)(const NAMED(Job) * j, const NAMED(Work) * w, const Now *now, const Rows *rows,
+                                    int64_t from, int64_t to) {
+    const Model *m = j->m;
+    const Parameter *gmf = rows == &j->users ? &m->user_gmf : &m->item_gmf;
+    const Parameter *mlp = rows == &j->users ? &m->user_mlp : &m->item_mlp;
+    for (int64_t r = from; r < to; r++) {
+        if (r + AHEAD < to && m->rule != ROWWISE) {
+            if (m->factors) NAMED(prefetch_row)(gmf, rows->ids[r + AHEAD]);
+            if (m->layers) NAMED(prefetch_row)(mlp, rows->ids[r + AHEAD]);
+        }
+        if (m->factors) {
+            NAMED(gmf_row_back)(j, w, gmf, rows, r);
+            NAMED(move_row)(m, now, gmf, rows->ids[r], w->row_back, gmf->row);
+        }
+        if (m->layers)
+            NAMED(move_row)(m, now, mlp, rows->ids[r], NAMED(mlp_row_back)(j, w, rows, r), mlp->row);
+    }
+}
+
+/* Dense Adam: move all rows [from, to) of a side's tables, those of the batch and the others. */
+TARGET static void NAMED(move_table)(const NAMED(Job) * j, const NAMED(Work) * w, const Now *now, const Rows *rows,
+                                     int64_t from, int64_t to) {
+    const Model *m = j->m;
+    const Parameter *gmf = rows == &j->users ? &m->user_gmf : &m->item_gmf;
+    const Parameter *mlp = rows == &j->users ? &m->user_mlp : &m->item_mlp;
+    int32_t *where = rows == &j->users ? j->user_rows : j->item_rows;
+    for (int64_t row = from; row < to; row++) {
+        const int64_t r = where[row];
+        where[row] = -1;
+        if (m->factors) {
+            if (r < 0)
+                memset(w->row_back, 0, sizeof(float) * gmf->row);
+            else
+                NAMED(gmf_row_back)(j, w, gmf, rows, r);
+            NAMED(move_row)(m, now, gmf, row, w->row_back, gmf->row);
+        }
+        if (m->layers) {
+            if (r < 0) memset(w->row_back, 0, sizeof(float) * mlp->row);
+            NAMED(move_row)(m, now, mlp, row, r < 0 ? w->row_back : NAMED(mlp_row_back)(j, w, rows, r), mlp->row);
+        }
+    }
+}
+
+TARGET static int64_t NAMED(parts)(int64_t count) { return (count + ROWS - 1) / ROWS; }
+
+/* One thread's work on all batches of a call. */
+TARGET static void NAMED(work)(void *given, int64_t number) {
+    NAMED(Job) *j = given;
+    NAMED(Work) w = j->work;
+    const Model *m = j->m;
+    const Chunk *c = j->c;
+    int64_t task;
+    NAMED(take_own)(j, &w, j->own + number * j->own_size);
+    for (int64_t k = 0; k < c->batches; k++) {
+        const Now now = {c->shares[k], c->firsts[k], c->corrections[k]};
+        if (c->num_shared) {
+            while ((task = ROWS * crew_task(&j->crew)) < c->num_shared)
+                NAMED(fetch_shared)(j, &w, c->shared + k * c->num_shared, task,
+                                    task + ROWS < c->num_shared ? task + ROWS : c->num_shared);
+            crew_meet(&j->crew);
+        }
+        while ((task = crew_task(&j->crew)) < j->slots + 2) {
+            if (task < 2)
+                NAMED(group)(j, k, task == 0);
+            else
+                NAMED(slot)(j, &w, k, task - 2);
+        }
+        crew_meet(&j->crew);
+        const int dense = m->rule == ADAM;
+        const int64_t of_users = dense ? m->num_users : j->users.rows, of_items = dense ? m->num_items : j->items.rows;
+        const int64_t edge = 1 + NAMED(parts)(of_users), tasks = edge + NAMED(parts)(of_items);
+        while ((task = crew_task(&j->crew)) < tasks) {
+            if (task == 0) {
+                double loss = 0.0;
+                for (int64_t s = 0; s < j->slots; s++) loss += w.losses[s];
+                c->losses[k] = (float)loss;
+                NAMED(move_dense)(j, &w, &now);
+                continue;
+            }
+            const Rows *rows = task < edge ? &j->users : &j->items;
+            const int64_t count = task < edge ? of_users : of_items, from = ROWS * (task < edge ? task - 1 : task - edge);
+            const int64_t to = from + ROWS < count ? from + ROWS : count;
+            if (dense)
+                NAMED(move_table)(j, &w, &now, rows, from, to);
+            else
+                NAMED(move_rows)(j, &w, &now, rows, from, to);
+        }
+        crew_meet(&j->crew);
+    }
+}
+
+TARGET static int NAMED(train)(const Model *m, const Chunk *c, int threads) {
+    const int64_t pairs = c->positives * (c->num_shared ? 4 : c->each);
+    NAMED(Job) j = {.m = m, .c = c};
+    j.groups = c->num_shared ? SHARERS : c->each < TRAINED ? TRAINED / c->each : 1;
+    j.slots = pairs / (2 * TRAINED) < 1 ? 1 : pairs / (2 * TRAINED) > MAX_SLOTS ? MAX_SLOTS : pairs / (2 * TRAINED);
+    j.sums = (NAMED(take_sums)(m, &j.work, 0) + 15) / 16 * 16;
+    j.own_size = NAMED(take_own)(&j, &j.work, 0);
+    const int64_t common = NAMED(take_common)(&j, &j.work, 0), dense = m->rule == ADAM;
+    const int64_t places = c->positives, item_places = c->positives * c->each + j.slots * c->num_shared;
+    const int64_t lists = rows_size(places) + rows_size(item_places) + dense * (m->num_users + m->num_items);
+    float *memory = calloc(common + threads * j.own_size, sizeof(float));
+    int64_t *indices = malloc(sizeof(int32_t) * lists + sizeof(double) * j.slots);
+    const int done = memory && indices;
+    if (done) {
+        NAMED(take_common)(&j, &j.work, memory);
+        j.own = memory + common;
+        j.work.losses = (double *)indices;
+        int32_t *next = (int32_t *)(j.work.losses + j.slots);
+        rows_place(&j.users, next, places), next += rows_size(places);
+        rows_place(&j.items, next, item_places), next += rows_size(item_places);
+        if (dense) {
+            j.user_rows = next, j.item_rows = next + m->num_users;
+            memset(next, 0xff, sizeof(int32_t) * (m->num_users + m->num_items));
+        }
+        NAMED(pack)(m, &j.work);
+        crew_run(&j.crew, threads, NAMED(work), &j);
     }
     free(memory);
-    return -1;
+    free(indices);
+    return done ? -1 : -2;
 }

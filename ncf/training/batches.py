@@ -20,11 +20,17 @@ class Batch(NamedTuple):
 
     ``users`` is ``[K, P]`` and ``items`` ``[K, P, 1 + n]``, both int64; the positive comes first among the items.
     ``weights``, ``[K]``, is this process's share of the samples of all processes; ``None`` where it is the only one.
+    ``shared``, ``[K, S]``, are negatives of every positive of their batch, and then ``n`` is zero. ``seen`` holds the
+    places p · S + s of those that the user of positive p has interacted with, ascending; batch k's begin at
+    ``seen_offsets[k]``, ``[K + 1]``.
     """
 
     users: Tensor
     items: Tensor
     weights: Tensor | None = None
+    shared: Tensor | None = None
+    seen: Tensor | None = None
+    seen_offsets: Tensor | None = None
 
 
 class TrainingBatches:

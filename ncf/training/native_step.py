@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 from collections.abc import Sequence
-from ctypes import byref, c_float, c_int64
+from ctypes import byref, c_float, c_void_p
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ncf.kernels.native import MAX_LAYERS, Adam, Model, Parameter, address, lanes_for, library, refuse
+from ncf.kernels.native import MAX_LAYERS, RULES, Chunk, Model, Parameter, address, lanes_for, library, refuse
 from ncf.models.neural import GMF, MLP, MatrixFactorization, NeuMF
 from ncf.training.batches import Batch
-from ncf.training.losses import Loss, binary_cross_entropy, bpr
-from ncf.training.optimizers import adam_scales, started
+from ncf.training.losses import (
+    Corrections,
+    CosineContrastive,
+    Loss,
+    SampledSoftmax,
+    binary_cross_entropy,
+    bpr,
+)
+from ncf.training.optimizers import RowSparse, adam_scales, started
 
+LOSS_KINDS = binary_cross_entropy, bpr, SampledSoftmax, CosineContrastive  # in the order of native.c
 _SAMPLES_PER_CALL = 1 << 14  # a few milliseconds: Ctrl-C and the progress bar wait for no more
 
 
 class NativeStep:
-    """Several steps with their Adam updates in one call of a kernel in C, `ncf.kernels`.
+    """Several steps with their updates in one call of a kernel in C, `ncf.kernels`.
 
-    The numbers are those of `EagerStep` with `torch.optim.Adam` up to rounding, and Adam's state stays in
-    the optimizer, so one can take over from the other. It runs on one thread.
+    The numbers are those of `EagerStep` up to rounding, and the state stays in the optimizer, so one can take over from
+    the other. With `RowSparse` a step costs what it reads, whatever the size of the tables. The bits are the same
+    for any number of threads.
 
     Args:
         model: what to train, one for which `can_be_native` holds.
-        optimizer: holder of Adam's settings and state.
-        loss: `binary_cross_entropy` or `bpr`.
+        optimizer: holder of the settings and state.
+        loss: one of `ncf.training.losses`.
         samples_per_batch: positives and negatives; a call takes as many batches as make some ten thousand.
         at_most: batches in a call.
+        corrections: what `ncf.training.losses.SampledSoftmax` takes from logits, see there; nothing by default.
+        threads: CPU threads of a call.
         lanes: width of the vector unit in floats: 4, 8 (AVX2) or 16 (AVX-512); see `ncf.kernels.native.lanes_for`.
         kernel: what `ncf.kernels.native.library` returned; its default by default.
 
@@ -58,20 +70,29 @@ class NativeStep:
         *,
         samples_per_batch: int,
         at_most: int | None = None,
+        corrections: Corrections | None = None,
+        threads: int = 1,
         lanes: int | None = None,
         kernel: Any = None,
     ) -> None:
         self.batches_per_call = max(
             1, min(_SAMPLES_PER_CALL // samples_per_batch, at_most or _SAMPLES_PER_CALL)
         )
+        self.threads = threads
         self._kernel = library() if kernel is None else kernel
         self._model: Any = model
         self._lanes = lanes_for(self._kernel, self._widths()) if lanes is None else lanes
-        self._optimizer = optimizer
+        self._optimizer: Any = optimizer
+        self._rule = optimizer.rule if isinstance(optimizer, RowSparse) else "adam"
+        self._loss: Any = loss
         self._parameters = dict(model.named_parameters())
         self._shapes = {name: value.shape for name, value in self._parameters.items()}
-        self._gradients = {name: torch.zeros_like(value) for name, value in self._parameters.items()}
-        self._pairwise = loss is bpr
+        self._groups = {id(value): group for group in optimizer.param_groups for value in group["params"]}
+        self._corrections = (
+            None
+            if corrections is None
+            else tuple(None if c is None else c.to("cpu", torch.float32).contiguous() for c in corrections)
+        )
 
     def __call__(self, chunk: Batch, rates: Sequence[float]) -> Tensor:
         """See `ncf.training.steps.Step`.
@@ -80,26 +101,47 @@ class NativeStep:
             IndexError: if a user or an item is unknown to the model.
             ValueError: if a parameter, or its state, no longer has the type, shape or place that it had.
         """
-        group = self._optimizer.param_groups[0]
-        states = {name: started(self._optimizer, value) for name, value in self._parameters.items()}
-        scales = adam_scales(group, int(next(iter(states.values()))["step"]), rates)
+        states = {
+            name: started(self._optimizer, value)
+            for name, value in self._parameters.items()
+            if id(value) in self._groups
+        }
         users, items = chunk.users.contiguous(), chunk.items.contiguous()
         losses = torch.empty(len(rates), dtype=torch.float32, device="cpu")
         batches, positives, each = items.shape
-        failed = self._kernel.ncf_train(
-            byref(self._described(states)),
-            byref(Adam(*group["betas"], group["eps"], group["weight_decay"])),
-            self._lanes,
+        shared = None if chunk.shared is None else chunk.shared.contiguous()
+        if shared is not None:
+            assert chunk.seen is not None
+            assert chunk.seen_offsets is not None
+        counts = [state["step"] for state in states.values() if "step" in state]
+        betas = self._optimizer.param_groups[0].get("betas", (0.0, 0.0))
+        shares = {"initial_lr": 1.0, "betas": betas}  # each parameter has a rate of its own
+        scales = adam_scales(shares, int(counts[0]) if counts else 0, rates)
+        of_batches = [(c_float * batches)(*numbers) for numbers in (rates, *scales)]
+        given = Chunk(
             address("users", users, torch.int64, (batches, positives)),
             address("items", items, torch.int64, items.shape),
-            *(c_int64(batches), c_int64(positives), c_int64(each)),
-            *((c_float * batches)(*scale) for scale in scales),
+            *(
+                None if tensor is None else address(name, tensor, torch.int64, shape)
+                for name, tensor, shape in (
+                    ("shared", shared, (batches, shared.shape[1] if shared is not None else 0)),
+                    ("seen", chunk.seen, (len(chunk.seen) if chunk.seen is not None else 0,)),
+                    ("seen_offsets", chunk.seen_offsets, (batches + 1,)),
+                )
+            ),
+            *(ctypes.cast(numbers, c_void_p) for numbers in of_batches),
             address("losses", losses, torch.float32, (batches,)),
+            *(batches, positives, each, 0 if shared is None else shared.shape[1]),
+        )
+        failed = self._kernel.ncf_train(
+            byref(self._described(states)), byref(given), self._lanes, self.threads
         )
         known = self._model.num_users, self._model.num_items
+        if shared is not None and failed >= users.numel() + items.numel():
+            items, each = torch.cat([items.view(-1), shared.view(-1)])[:, None], 1
         refuse(failed, users.view(-1), items.view(-1, each), *known)
-        for state in states.values():
-            state["step"] += len(rates)
+        for count in counts:
+            count += len(rates)
         return losses
 
     def _layers(self) -> list[Any]:
@@ -108,51 +150,97 @@ class NativeStep:
     def _widths(self) -> list[int]:
         return [self._model.config.get("factors", 0), *(layer.out_features for layer in self._layers())]
 
+    def _parameter(
+        self, name: str, states: dict[str, dict[str, Tensor]], columns: slice | None = None
+    ) -> Parameter:
+        """Where a parameter is at present, and how it moves; of a head that has two parts, some of its columns."""
+        value, shape = self._parameters[name], self._shapes[name]
+        first = address(name, value, torch.float32, shape)
+        if name not in states:  # it stays as it is
+            return Parameter(first, row=shape[-1])
+        group, state = self._groups[id(value)], states[name]
+        moments: dict[str, c_void_p | None] = {"exp_avg": None, "exp_avg_sq": None}
+        for key in ("exp_avg", "exp_avg_sq", "sum"):
+            if key in state:
+                by_row = key == "sum" and self._rule == "rowwise_adagrad" and group["rows"]
+                place = address(f"{key} of {name}", state[key], torch.float32, shape[:1] if by_row else shape)
+                moments["exp_avg_sq" if key == "sum" else key] = place
+        rate, decay, target, start, size = group["initial_lr"], group["weight_decay"], 0.0, 0, value.numel()
+        if columns is not None:
+            start, stop, _ = columns.indices(shape[-1])
+            size = stop - start
+            if self._rule != "adam":
+                of_product = start == 0 and group["columns"] > 0
+                rate *= group["product_share"] if of_product else group["share"]
+                decay = group["product_decay"] if of_product else decay
+                target = float(of_product)
+        places = [
+            None if place is None else c_void_p((place.value or 0) + 4 * start)
+            for place in (first, *moments.values())
+        ]
+        return Parameter(*places, size=size, row=shape[-1], rate=rate, decay=decay, target=target)
+
     def _described(self, states: dict[str, dict[str, Tensor]]) -> Model:
         """Where everything is at present."""
-        model, layers, held = self._model, self._layers(), {}
-        for name, value in self._parameters.items():
-            tensors = (value, states[name]["exp_avg"], states[name]["exp_avg_sq"], self._gradients[name])
-            shape = self._shapes[name]
-            held[name] = Parameter(*(address(name, t, torch.float32, shape) for t in tensors), value.numel())
-        table = {
-            key.split(".")[-2]: parameter for key, parameter in held.items() if key.startswith("embeddings.")
-        }
+        model, layers, group, loss = self._model, self._layers(), self._optimizer.param_groups[0], self._loss
         factors = model.config.get("factors", 0)
         kind = "mf" if isinstance(model, MatrixFactorization) else "gmf"
+        cosine = bool(model.config.get("cosine"))
+        beta1, beta2 = group.get("betas", (0.0, 0.0))
         described = Model(
-            *(
-                table.get(f"{side}_{part}", Parameter())
-                for part in (kind, "mlp")
-                for side in ("user", "item")
-            ),
-            *(held.get(name, Parameter()) for name in ("head.weight", "head.bias")),
+            bias=self._parameter("head.bias", states),
             num_users=model.num_users,
             num_items=model.num_items,
             factors=factors,
-            gmf_row=model.embeddings.weight(f"user_{kind}").shape[1] if factors else 0,
-            biased=kind == "mf",
+            biased=kind == "mf" and not cosine,
+            cosine=cosine,
             dim=layers[0].in_features // 2 if layers else 0,
             layers=len(layers),
-            parameters=len(held),
-            pairwise=self._pairwise,
+            rule=RULES.index(self._rule),
+            loss=LOSS_KINDS.index(loss if inspect.isfunction(loss) else type(loss)),
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=group.get("eps", 0.0),
+            temperature=getattr(loss, "temperature", 1.0),
+            margin=getattr(loss, "margin", 0.0),
+            weight=getattr(loss, "weight", 0.0),
         )
+        for place, name in (("gmf", kind), ("mlp", "mlp")):
+            for side in ("user", "item"):
+                table = f"embeddings.ebc.embedding_bags.{side}_{name}.weight"
+                if table in self._parameters:
+                    setattr(described, f"{side}_{place}", self._parameter(table, states))
+        if kind == "gmf" and factors:
+            described.gmf_head = self._parameter("head.weight", states, slice(0, factors))
+        if layers:
+            described.mlp_head = self._parameter("head.weight", states, slice(factors, None))
         for at, layer in enumerate(layers):
-            described.weights[at] = held[f"towers.mlp.layers.{at}.weight"]
-            described.biases[at] = held[f"towers.mlp.layers.{at}.bias"]
+            described.weights[at] = self._parameter(f"towers.mlp.layers.{at}.weight", states)
+            described.biases[at] = self._parameter(f"towers.mlp.layers.{at}.bias", states)
             described.outputs[at] = layer.out_features
-        for at, parameter in enumerate(held.values()):
-            described.all[at] = ctypes.pointer(parameter)
+        if self._corrections is not None:
+            of_items, of_users = self._corrections
+            if of_items is not None:
+                described.item_correction = address(
+                    "corrections", of_items, torch.float32, (model.num_items,)
+                )
+            if of_users is not None:
+                described.user_correction = address(
+                    "corrections", of_users, torch.float32, (model.num_users,)
+                )
         return described
 
 
-def can_be_native(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> bool:
+def can_be_native(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, *, shared: bool = False
+) -> bool:
     """Whether there is a kernel, and it can train this model so.
 
     Args:
         model: one of ncf's own classes in fp32 on a CPU, without dropout, and with a hidden layer in its MLP.
-        optimizer: Adam in its usual form.
-        loss: `binary_cross_entropy` or `bpr`.
+        optimizer: `RowSparse`, or Adam in its usual form.
+        loss: one of `ncf.training.losses`.
+        shared: the positives of a batch share their negatives, which a perceptron is not written for.
 
     Example::
 
@@ -161,23 +249,27 @@ def can_be_native(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss
         >>> from ncf.training.native_step import can_be_native
         >>> from ncf.training.optimizers import make_optimizer
         >>> model = GMF(num_users=3, num_items=9)
-        >>> can_be_native(model, make_optimizer(model, "sgd", learning_rate=0.1), binary_cross_entropy)
+        >>> can_be_native(model, make_optimizer(model, "sgd", learning_rate=0.1), lambda logits: logits.sum())
         False
     """
-    if type(model) not in (GMF, MLP, NeuMF, MatrixFactorization) or type(optimizer) is not torch.optim.Adam:
+    if type(model) not in (GMF, MLP, NeuMF, MatrixFactorization):
+        return False
+    if type(optimizer) not in (torch.optim.Adam, RowSparse):
         return False
     assert isinstance(model, (GMF, MLP, NeuMF, MatrixFactorization))
     layers = len(model.config["layers"]) - 1 if "layers" in model.config else 1
     group = optimizer.param_groups[0]
     return (
         library() is not None
-        and loss in (binary_cross_entropy, bpr)
+        and (loss if inspect.isfunction(loss) else type(loss)) in LOSS_KINDS
+        and not (shared and "layers" in model.config)
         and 1 <= layers <= MAX_LAYERS
         and not model.config["dropout"]
-        and not any(group[option] for option in ("amsgrad", "maximize", "decoupled_weight_decay"))
-        and len(optimizer.param_groups) == 1
+        and not any(group.get(option) for option in ("amsgrad", "maximize", "decoupled_weight_decay"))
+        and (type(optimizer) is RowSparse or len(optimizer.param_groups) == 1)
         and all(
-            value.dtype == torch.float32 and value.is_cpu and value.is_contiguous() and value.requires_grad
+            value.dtype == torch.float32 and value.is_cpu and value.is_contiguous()
             for value in model.parameters()
         )
+        and all(value.requires_grad or name == "head.bias" for name, value in model.named_parameters())
     )

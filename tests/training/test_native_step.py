@@ -14,9 +14,9 @@ from torch import nn
 from ncf import GMF, MLP, Interactions, MatrixFactorization, NeuMF, Trainer, leave_one_out
 from ncf.models.base import EmbeddingModel
 from ncf.training.batches import Batch
-from ncf.training.losses import Loss, binary_cross_entropy, bpr
+from ncf.training.losses import CosineContrastive, Loss, SampledSoftmax, binary_cross_entropy, bpr
 from ncf.training.native_step import NativeStep, can_be_native
-from ncf.training.optimizers import make_optimizer
+from ncf.training.optimizers import make_optimizer, started
 from ncf.training.steps import EagerStep
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
@@ -47,15 +47,18 @@ def random_chunk(batches: int, positives: int, negatives: int, seed: int = 0) ->
 
 
 def assert_same(model: nn.Module, optimizer: Any, other: nn.Module, others: Any, *, atol: float) -> None:
+    """The states of two optimizers; where the values have moved by rounding errors, see `double`."""
     for (name, value), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
-        for key in ("exp_avg", "exp_avg_sq", "step"):
+        ours, expected = started(optimizer, value), started(others, theirs)
+        assert ours.keys() == expected.keys()
+        for key in ours:
             torch.testing.assert_close(
-                optimizer.state[value][key],
-                others.state[theirs][key],
-                rtol=1e-4,
-                atol=atol,
-                msg=f"{key} of {name}",
+                ours[key], expected[key].to(ours[key].dtype), rtol=1e-4, atol=atol, msg=f"{key} of {name}"
             )
+
+
+RULES = ["adamw", "adagrad", "rowwise_adagrad", "sgd", "adam"]
+ALL_LOSSES = [binary_cross_entropy, bpr, SampledSoftmax(0.7), CosineContrastive(margin=0.1, weight=3.0)]
 
 
 @settings(deadline=None, max_examples=150)
@@ -66,8 +69,10 @@ def assert_same(model: nn.Module, optimizer: Any, other: nn.Module, others: Any,
     hidden=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     positives=st.integers(1, 60),
     negatives=st.integers(1, 9),
-    loss=st.sampled_from([binary_cross_entropy, bpr]),
+    loss=st.sampled_from(ALL_LOSSES),
+    rule=st.sampled_from(RULES),
     weight_decay=st.sampled_from([0.0, 0.1]),
+    threads=st.integers(1, 3),
     lanes=st.sampled_from([None, 4, 8, 16]),
 )
 def test_gradients_and_losses_are_autograds(
@@ -79,41 +84,70 @@ def test_gradients_and_losses_are_autograds(
     positives: int,
     negatives: int,
     loss: Loss,
+    rule: str,
     weight_decay: float,
+    threads: int,
     lanes: int | None,
 ) -> None:
-    """After one step Adam's two means are a tenth of the gradient, and a thousandth of its square."""
+    """Against PyTorch; after one step Adam's two means are a tenth of the gradient, and a thousandth of its square."""
     chunk = random_chunk(1, positives, negatives, seed=factors)
     eager, native = build(name, factors, half, hidden), build(name, factors, half, hidden)
     optimizers = [
-        make_optimizer(model, "adam", learning_rate=1e-3, weight_decay=weight_decay)
+        make_optimizer(model, rule, learning_rate=1e-3, weight_decay=weight_decay)
         for model in (eager, native)
     ]
     size = positives * (1 + negatives)
     kernel = {} if lanes is None else {"lanes": lanes, "kernel": any_processor}
     expected = EagerStep(eager, optimizers[0], loss)(chunk, [0.5])
-    losses = NativeStep(native, optimizers[1], loss, samples_per_batch=size, **kernel)(chunk, [0.5])
-    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
-    assert_same(native, optimizers[1], eager, optimizers[0], atol=1e-6)
+    step = NativeStep(native, optimizers[1], loss, samples_per_batch=size, threads=threads, **kernel)
+    losses = step(chunk, [0.5])
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+    assert_same(native, optimizers[1], eager, optimizers[0], atol=1e-5)
+    if rule == "sgd":
+        for ours, theirs in zip(native.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", ["GMF", "MLP", "NeuMF", "MatrixFactorization"])
-def test_updates_are_those_of_adam(name: str) -> None:
-    eager, native = (build(name, 8, 8, [16, 8]) for _ in range(2))
-    first, second = (
-        make_optimizer(m, "adam", learning_rate=3e-3, weight_decay=1e-2) for m in (eager, native)
-    )
+def test_updates_are_those_of_pytorch(name: str, rule: str) -> None:
+    """Against PyTorch in double precision, over steps in which some rows are absent."""
+    eager, native = build(name, 8, 8, [16, 8]).double(), build(name, 8, 8, [16, 8])
+    of_parts: Any = {"learning_rate": 3e-3, "weight_decay": 1e-2}
+    if rule != "adam" and name == "NeuMF":
+        of_parts = {
+            "learning_rate": {"mlp": 1e-3, "gmf_head": 5e-3, "default": 3e-3},
+            "weight_decay": {"gmf_head": 3.0, "head": 2.0, "tower": 0.3, "default": 0.1},
+        }
+    first, second = (make_optimizer(m, rule, **of_parts) for m in (eager, native))
     steps = (
         EagerStep(eager, first, binary_cross_entropy),
-        NativeStep(native, second, binary_cross_entropy, samples_per_batch=200),
+        NativeStep(native, second, binary_cross_entropy, samples_per_batch=20, threads=2),
     )
     rates = [1.0, 0.9, 0.5, 0.2, 0.1]
     for seed in range(3):
-        chunk = random_chunk(5, 40, 4, seed)
-        torch.testing.assert_close(steps[1](chunk, rates), steps[0](chunk, rates), rtol=1e-4, atol=1e-5)
+        chunk = random_chunk(5, 4, 1, seed)  # of 9 users and 13 items
+        torch.testing.assert_close(
+            steps[1](chunk, rates).double(), steps[0](chunk, rates), rtol=1e-4, atol=1e-5
+        )
     assert_same(native, second, eager, first, atol=1e-5)
     for ours, theirs in zip(native.parameters(), eager.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "adam"])
+@pytest.mark.parametrize("name", ["NeuMF", "MatrixFactorization"])
+def test_any_number_of_threads_trains_to_the_same_bits(name: str, rule: str) -> None:
+    """Batches of many slots, with rows that many slots have."""
+    models = []
+    for threads in (1, 2, 3, 8):
+        model = build(name, 12, 6, [7, 3])
+        optimizer = make_optimizer(model, rule, learning_rate=1e-2, weight_decay=0.1)
+        step = NativeStep(model, optimizer, binary_cross_entropy, samples_per_batch=5000, threads=threads)
+        losses = step(random_chunk(3, 1000, 4), [1.0, 0.5, 0.2])
+        models.append([losses, *model.parameters()])
+    for other in models[1:]:
+        assert all(torch.equal(*pair) for pair in zip(models[0], other, strict=True))
 
 
 def test_batches_in_one_call_are_those_of_several_to_the_bit() -> None:
@@ -200,7 +234,7 @@ def test_a_model_that_was_changed_between_calls_is_refused(break_it: Callable[[A
     step = NativeStep(model, make_optimizer(model, "adam", learning_rate=1.0), bpr, samples_per_batch=30)
     step(random_chunk(1, 5, 4), [1.0])
     break_it(model)
-    with pytest.raises(ValueError, match=r"weight is .*: the kernel works on contiguous torch.float32 \("):
+    with pytest.raises(ValueError, match=r" is .*: the kernel works on contiguous torch.float32 \("):
         step(random_chunk(1, 5, 4), [1.0])
 
 
@@ -228,7 +262,7 @@ class Other(GMF):
     ("model", "optimizer", "possible"),
     [
         (NeuMF(3, 4), "adam", True),
-        (NeuMF(3, 4), "sgd", False),
+        (NeuMF(3, 4), "sgd", True),
         (NeuMF(3, 4, dropout=0.5), "adam", False),
         (NeuMF(3, 4).double(), "adam", False),
         (MLP(3, 4, layers=(8,)), "adam", False),
