@@ -2,27 +2,40 @@
    number alone: then the result has the same bits for any number of threads. */
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 
-#define SPINS 500 /* looks at a phase before a thread gives its core to others */
+#define SPINS 2000 /* looks at a phase before a thread gives its core to others and sleeps */
 
 typedef struct {
     atomic_llong next; /* task of this phase */
-    atomic_int arrived, phase, threads;
+    atomic_int arrived, phase, threads, sleepers;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
 } Crew;
 
 /* The next task of this phase; they end where the caller knows. */
 static int64_t crew_task(Crew *c) { return atomic_fetch_add_explicit(&c->next, 1, memory_order_relaxed); }
 
 static void crew_await(Crew *c, int phase) {
-    for (int spins = 0; atomic_load_explicit(&c->phase, memory_order_acquire) == phase; spins++) {
-        if (spins > SPINS) sched_yield();
+    for (int spins = 0; spins < SPINS; spins++) {
+        if (atomic_load_explicit(&c->phase, memory_order_acquire) != phase) return;
 #ifdef __SSE__
-        else
-            _mm_pause();
+        _mm_pause();
 #endif
     }
+    pthread_mutex_lock(&c->mutex);
+    atomic_fetch_add(&c->sleepers, 1);
+    while (atomic_load(&c->phase) == phase) pthread_cond_wait(&c->changed, &c->mutex);
+    atomic_fetch_sub(&c->sleepers, 1);
+    pthread_mutex_unlock(&c->mutex);
+}
+
+static void crew_enter(Crew *c, int phase) {
+    atomic_store(&c->phase, phase);
+    if (!atomic_load(&c->sleepers)) return; /* whoever adds itself later sees the new phase */
+    pthread_mutex_lock(&c->mutex);
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->mutex);
 }
 
 /* Until all have come here; then the next phase begins. */
@@ -34,7 +47,7 @@ static void crew_meet(Crew *c) {
     }
     atomic_store(&c->arrived, 0);
     atomic_store(&c->next, 0);
-    atomic_store_explicit(&c->phase, phase + 1, memory_order_release);
+    crew_enter(c, phase + 1);
 }
 
 typedef struct {
@@ -70,13 +83,17 @@ static void crew_run(Crew *c, int threads, void (*work)(void *, int64_t), void *
     Hand hands[MAX_THREADS];
     int started = 1;
     memset(c, 0, sizeof *c);
+    pthread_mutex_init(&c->mutex, 0);
+    pthread_cond_init(&c->changed, 0);
     hands[0] = (Hand){c, work, job, 0};
     for (; started < threads; started++) {
         hands[started] = (Hand){c, work, job, started};
         if (pthread_create(&ids[started], 0, hand_main, &hands[started])) break;
     }
     atomic_store(&c->threads, started);
-    atomic_store_explicit(&c->phase, 1, memory_order_release);
+    crew_enter(c, 1);
     without_denormals(&hands[0]);
     for (int t = 1; t < started; t++) pthread_join(ids[t], 0);
+    pthread_cond_destroy(&c->changed);
+    pthread_mutex_destroy(&c->mutex);
 }
