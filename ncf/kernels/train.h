@@ -625,6 +625,7 @@ TARGET static int NAMED(train)(const Model *m, const Chunk *c, int threads) {
     NAMED(Job) j = {.m = m, .c = c};
     j.groups = c->num_shared ? SHARERS : c->each < TRAINED ? TRAINED / c->each : 1;
     j.slots = pairs / (2 * TRAINED) < 1 ? 1 : pairs / (2 * TRAINED) > MAX_SLOTS ? MAX_SLOTS : pairs / (2 * TRAINED);
+    if (threads > j.slots) threads = (int)j.slots;
     j.sums = (NAMED(take_sums)(m, &j.work, 0) + 15) / 16 * 16;
     j.own_size = NAMED(take_own)(&j, &j.work, 0);
     const int64_t common = NAMED(take_common)(&j, &j.work, 0), dense = m->rule == ADAM;

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ncf.kernels.scoring_tables import ScoringTables
 from ncf.models.base import EmbeddingModel
@@ -23,6 +24,8 @@ class MatrixFactorization(EmbeddingModel):
 
     Args:
         factors: width of the dot product.
+        cosine: the logit is the cosine of the two rows instead, without biases, for losses such as
+            `ncf.training.losses.CosineContrastive`.
 
     The other arguments are those of every `EmbeddingModel`.
 
@@ -41,6 +44,7 @@ class MatrixFactorization(EmbeddingModel):
         num_items: int,
         *,
         factors: int = 8,
+        cosine: bool = False,
         dropout: float = 0.0,
         init_std: float = 0.1,
         seed: int = 0,
@@ -57,15 +61,20 @@ class MatrixFactorization(EmbeddingModel):
             ],
             towers={"dot": GMFTower(factors, dropout=dropout)},
             head=SumHead(),
-            config={"factors": factors, "dropout": dropout, "init_std": init_std},
+            config={"factors": factors, "cosine": bool(cosine), "dropout": dropout, "init_std": init_std},
             seed=seed,
             device=device,
         )
+        self.head.bias.requires_grad_(not cosine)
 
     def logits(self, rows: dict[str, Tensor]) -> Tensor:
         """See `EmbeddingModel.logits`."""
         factors = self.config["factors"]
         user, item = rows["user_mf"], rows["item_mf"]  # [..., F + 1 + padding]
+        if self.config["cosine"]:
+            user, item = (F.normalize(side[..., :factors], dim=-1) for side in (user, item))
+            cosine: Tensor = self.head(self.towers["dot"](user, item)).squeeze(-1)
+            return cosine
         product = self.towers["dot"](user[..., :factors], item[..., :factors])  # [..., F]
         logits: Tensor = self.head(product).squeeze(-1) + user[..., factors] + item[..., factors]
         return logits
@@ -75,6 +84,9 @@ class MatrixFactorization(EmbeddingModel):
         rows = self.embeddings.weights() if rows is None else rows
         factors = self.config["factors"]
         user, item = rows["user_mf"], rows["item_mf"]
+        if self.config["cosine"]:
+            user, item = (F.normalize(side[:, :factors], dim=1) for side in (user, item))
+            return ScoringTables(user_gmf=user, item_gmf=item, bias=self.head.bias)
         return ScoringTables(
             user_gmf=user[:, :factors],
             item_gmf=item[:, :factors],

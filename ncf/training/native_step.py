@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import time
 from collections.abc import Sequence
 from ctypes import byref, c_float, c_void_p
 from typing import Any
@@ -25,6 +26,7 @@ from ncf.training.losses import (
 from ncf.training.optimizers import RowSparse, adam_scales, started
 
 LOSS_KINDS = binary_cross_entropy, bpr, SampledSoftmax, CosineContrastive  # in the order of native.c
+_LOOK_EVERY = 20  # calls after which the slower number of threads gets another chance
 _SAMPLES_PER_CALL = 1 << 14  # a few milliseconds: Ctrl-C and the progress bar wait for no more
 
 
@@ -79,6 +81,8 @@ class NativeStep:
             1, min(_SAMPLES_PER_CALL // samples_per_batch, at_most or _SAMPLES_PER_CALL)
         )
         self.threads = threads
+        self._calls = 0
+        self._seconds = {threads: 0.0, 1: 0.0}  # of a batch, of late
         self._kernel = library() if kernel is None else kernel
         self._model: Any = model
         self._lanes = lanes_for(self._kernel, self._widths()) if lanes is None else lanes
@@ -133,9 +137,9 @@ class NativeStep:
             address("losses", losses, torch.float32, (batches,)),
             *(batches, positives, each, 0 if shared is None else shared.shape[1]),
         )
-        failed = self._kernel.ncf_train(
-            byref(self._described(states)), byref(given), self._lanes, self.threads
-        )
+        model, threads, began = self._described(states), self._threads_now(), time.perf_counter()
+        failed = self._kernel.ncf_train(byref(model), byref(given), self._lanes, threads)
+        self._seconds[threads] = 0.7 * self._seconds[threads] + 0.3 * (time.perf_counter() - began) / batches
         known = self._model.num_users, self._model.num_items
         if shared is not None and failed >= users.numel() + items.numel():
             items, each = torch.cat([items.view(-1), shared.view(-1)])[:, None], 1
@@ -143,6 +147,12 @@ class NativeStep:
         for count in counts:
             count += len(rates)
         return losses
+
+    def _threads_now(self) -> int:
+        """All threads or one, whichever has been faster of late: other processes may want the cores, too."""
+        self._calls += 1
+        slower, faster = sorted((self.threads, 1), key=lambda threads: -self._seconds[threads])
+        return slower if self._calls % _LOOK_EVERY == 0 else faster
 
     def _layers(self) -> list[Any]:
         return list(self._model.towers["mlp"].layers) if "mlp" in self._model.towers else []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ncf.distributed.collectives import world_size
 from ncf.training.batches import Batch
-from ncf.training.losses import Loss
+from ncf.training.losses import Corrections, Loss, SampledSoftmax
 from ncf.training.optimizers import RowSparse, adam_scales, started
 
 
@@ -46,6 +46,7 @@ class EagerStep:
         model: what to train.
         optimizer: updates the model's parameters.
         loss: of logits ``[P, 1 + n]``.
+        corrections: what `ncf.training.losses.SampledSoftmax` takes from logits; nothing by default.
 
     Example::
 
@@ -63,7 +64,14 @@ class EagerStep:
 
     batches_per_call = 1
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Loss,
+        corrections: Corrections | None = None,
+    ) -> None:
+        self.corrections = corrections
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
@@ -72,15 +80,37 @@ class EagerStep:
         """See `Step`."""
         losses = []
         with self._gradients():
-            for users, items, rate in zip(chunk.users, chunk.items, rates, strict=True):
+            for k, rate in enumerate(rates):
                 set_rate(self.optimizer, rate)
-                loss = self.loss(self.model(users, items))
+                loss = self.loss(self._logits(chunk, k))
                 self.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
                 losses.append(loss.detach())
             self.optimizer.zero_grad()
         return torch.stack(losses)
+
+    def _logits(self, chunk: Batch, k: int) -> Tensor:
+        """Logits of a positive and its negatives, ``[P, 1 + n]`` or ``[P, 1 + S]``, as the loss takes them."""
+        users, items = chunk.users[k], chunk.items[k]
+        logits: Tensor = self.model(users, items)
+        if chunk.shared is not None:
+            assert chunk.seen is not None
+            assert chunk.seen_offsets is not None
+            others: Tensor = self.model(users, chunk.shared[k][None])  # [P, S]
+            seen = torch.zeros(others.numel(), dtype=torch.bool, device=others.device)
+            seen[chunk.seen[chunk.seen_offsets[k] : chunk.seen_offsets[k + 1]]] = True
+            logits = torch.cat([logits, others.masked_fill(seen.view_as(others), -torch.inf)], dim=1)
+            items = torch.cat([items, chunk.shared[k].expand(len(users), -1)], dim=1)
+        if self.corrections is None or not isinstance(self.loss, SampledSoftmax):
+            return logits
+        correction = torch.zeros_like(logits)
+        of_items, of_users = self.corrections
+        if of_items is not None:
+            correction[:, 1:] += of_items[items[:, 1:]]
+        if of_users is not None:
+            correction[:, 1:] -= of_users[users][:, None]
+        return logits - self.loss.temperature * correction
 
     @contextmanager
     def _gradients(self) -> Iterator[None]:

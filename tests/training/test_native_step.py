@@ -29,11 +29,13 @@ def build(name: str, factors: int, half: int, hidden: list[int]) -> EmbeddingMod
         sizes["factors"] = factors
     if name in ("MLP", "NeuMF"):
         sizes["layers"] = (2 * half, *hidden)
+    if name == "cosine":
+        name, sizes["cosine"] = "MatrixFactorization", True
     classes = {"GMF": GMF, "MLP": MLP, "NeuMF": NeuMF, "MatrixFactorization": MatrixFactorization}
     model: EmbeddingModel = classes[name](USERS, ITEMS, **sizes)
     with torch.no_grad():  # biases start at zero
         for parameter in model.parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() == 1 and parameter.requires_grad:
                 parameter.normal_(generator=torch.Generator().manual_seed(len(parameter)))
     return model
 
@@ -49,6 +51,8 @@ def random_chunk(batches: int, positives: int, negatives: int, seed: int = 0) ->
 def assert_same(model: nn.Module, optimizer: Any, other: nn.Module, others: Any, *, atol: float) -> None:
     """The states of two optimizers; where the values have moved by rounding errors, see `double`."""
     for (name, value), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        if not value.requires_grad:
+            continue
         ours, expected = started(optimizer, value), started(others, theirs)
         assert ours.keys() == expected.keys()
         for key in ours:
@@ -135,6 +139,71 @@ def test_updates_are_those_of_pytorch(name: str, rule: str) -> None:
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
 
 
+def shared_chunk(batches: int, positives: int, shared: int, seed: int) -> Batch:
+    """Some shared negatives come twice, and some have been seen by some users."""
+    random = torch.Generator().manual_seed(seed)
+    chunk = random_chunk(batches, positives, 0, seed)
+    seen = torch.rand(batches, positives * shared, generator=random) < 0.2
+    return chunk._replace(
+        shared=torch.randint(ITEMS, (batches, shared), generator=random),
+        seen=torch.cat([row.nonzero().squeeze(1) for row in seen]),
+        seen_offsets=torch.cat([torch.zeros(1, dtype=torch.int64), seen.sum(1).cumsum(0)]),
+    )
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    name=st.sampled_from(["GMF", "MatrixFactorization", "cosine"]),
+    factors=st.integers(1, 40),
+    positives=st.integers(1, 300),
+    shared=st.integers(1, 70),
+    corrected=st.booleans(),
+    loss=st.sampled_from(ALL_LOSSES),
+    rule=st.sampled_from(RULES),
+    lanes=st.sampled_from([None, 4, 8, 16]),
+)
+def test_shared_negatives_train_as_in_pytorch(
+    any_processor: Any,
+    name: str,
+    factors: int,
+    positives: int,
+    shared: int,
+    corrected: bool,
+    loss: Loss,
+    rule: str,
+    lanes: int | None,
+) -> None:
+    chunk = shared_chunk(2, positives, shared, seed=factors)
+    random = torch.Generator().manual_seed(0)
+    corrections = (
+        (torch.rand(ITEMS, generator=random), torch.rand(USERS, generator=random)) if corrected else None
+    )
+    eager, native = build(name, factors, 1, []).double(), build(name, factors, 1, [])
+    optimizers = [make_optimizer(m, rule, learning_rate=1e-3, weight_decay=0.1) for m in (eager, native)]
+    kernel = {} if lanes is None else {"lanes": lanes, "kernel": any_processor}
+    expected = EagerStep(eager, optimizers[0], loss, corrections)(chunk, [0.5, 0.4])
+    step = NativeStep(
+        native, optimizers[1], loss, samples_per_batch=100, corrections=corrections, threads=2, **kernel
+    )
+    torch.testing.assert_close(step(chunk, [0.5, 0.4]).double(), expected, rtol=1e-5, atol=1e-5)
+    assert_same(native, optimizers[1], eager, optimizers[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ALL_LOSSES)
+def test_cosines_of_pairs_train_as_in_pytorch(loss: Loss) -> None:
+    chunk, (eager, native) = random_chunk(4, 30, 4), (build("cosine", 12, 1, []) for _ in range(2))
+    eager = eager.double()
+    optimizers = [make_optimizer(model, "sgd", learning_rate=0.1) for model in (eager, native)]
+    rates = [1.0, 0.5, 0.4, 0.3]
+    expected = EagerStep(eager, optimizers[0], loss)(chunk, rates)
+    losses = NativeStep(native, optimizers[1], loss, samples_per_batch=150)(chunk, rates)
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(native.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    pairs = torch.tensor([1, 2]), torch.tensor([[3, 4, 5], [0, 1, 2]])
+    torch.testing.assert_close(native.score(*pairs), native(*pairs))
+
+
 @pytest.mark.parametrize("rule", ["adamw", "adam"])
 @pytest.mark.parametrize("name", ["NeuMF", "MatrixFactorization"])
 def test_any_number_of_threads_trains_to_the_same_bits(name: str, rule: str) -> None:
@@ -145,6 +214,7 @@ def test_any_number_of_threads_trains_to_the_same_bits(name: str, rule: str) -> 
         optimizer = make_optimizer(model, rule, learning_rate=1e-2, weight_decay=0.1)
         step = NativeStep(model, optimizer, binary_cross_entropy, samples_per_batch=5000, threads=threads)
         losses = step(random_chunk(3, 1000, 4), [1.0, 0.5, 0.2])
+        losses = torch.cat([losses, step(random_chunk(3, 900, 4), [1.0, 0.5, 0.2])])
         models.append([losses, *model.parameters()])
     for other in models[1:]:
         assert all(torch.equal(*pair) for pair in zip(models[0], other, strict=True))
