@@ -46,7 +46,7 @@ def test_fault_10_no_negative_is_a_training_item_of_its_user(interactions: Inter
     own = set((interactions.users * 60 + interactions.items).tolist())
     batches = TrainingBatches(interactions, batch_size=64, negatives=6, negative_sampling=law, seed=3)  # type: ignore[arg-type]
     for chunk in batches.epoch(1, per_chunk=2):
-        users, items, _ = chunk
+        users, items = chunk.users, chunk.items
         assert users.dtype == items.dtype == torch.int64
         assert items.shape == (*users.shape, 7)
         pairs = users[..., None] * 60 + items
