@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ncf.data.candidates import Candidates, Catalogue
 from ncf.data.interactions import Interactions
 from ncf.data.sampling import NegativeSampler
 from ncf.distributed.collectives import all_gather_object, all_reduce_sum, raise_on_all_ranks, rank
@@ -229,3 +230,18 @@ def rows_fingerprint(*columns: Tensor, distributed: bool = False) -> str:
     total = torch.stack([mixed.sum(), mixed.new_tensor(len(mixed))])
     count, rows = (int(value) for value in (all_reduce_sum(total) if distributed else total))
     return f"{count & (2**64 - 1):016x}, {rows} rows"
+
+
+def candidates_fingerprint(candidates: Candidates | Catalogue | None, distributed: bool) -> str | None:
+    """Hash of what models are evaluated on, see `rows_fingerprint`."""
+    if candidates is None:
+        return None
+    users, positives = candidates.users, candidates.positives
+    if isinstance(candidates, Candidates):
+        return rows_fingerprint(users, positives, *candidates.negatives.unbind(1), distributed=distributed)
+    lists = (candidates.held_out_offsets, positives), (candidates.seen_offsets, candidates.seen_items)
+    held_out, seen = (
+        rows_fingerprint(users.repeat_interleave(offsets.diff()), items, distributed=distributed)
+        for offsets, items in lists
+    )
+    return f"held out {held_out}; seen {seen}"

@@ -21,9 +21,15 @@ from ncf.distributed.checkpoint import Checkpoints
 from ncf.distributed.collectives import all_reduce_sum, group_rank, raise_on_all_ranks
 from ncf.distributed.interrupt import Interruption
 from ncf.models.base import EmbeddingModel
-from ncf.training.batches import TrainingBatches, distributed_batches, rows_fingerprint
+from ncf.training.batches import (
+    TrainingBatches,
+    candidates_fingerprint,
+    distributed_batches,
+    rows_fingerprint,
+)
 from ncf.training.history import SELECTIONS, History, selection_candidates
 from ncf.training.losses import LOSSES, Loss
+from ncf.training.memory import check_memory
 from ncf.training.native_step import NativeStep, can_be_native
 from ncf.training.optimizers import learning_rate_at, make_optimizer
 from ncf.training.run import TrainingRun
@@ -206,9 +212,11 @@ class Trainer:
             TypeError: if ``split`` is something else, or ``on_epoch`` takes other arguments.
             ValueError: if the split does not fit the model, numbers other raw ids, or lacks the set to select on.
             FloatingPointError: if the loss is not a finite number; the epoch and step are named.
+            MemoryError: if the optimizer's state and a copy of the weights take more memory than is free.
         """
         with raise_on_all_ranks(self.distributed):
             train, candidates, selection = self._checked(split, candidates, on_epoch)
+            check_memory(self.model, self.optimizer_name, copies=selection != "last")
         batches = self._batches(train)
         run = TrainingRun(
             self.model,
@@ -358,7 +366,7 @@ class Trainer:
             **self.model.config,
             "interactions": rows_fingerprint(train.users, train.items, distributed=self.distributed),
             "ids": train.fingerprint,
-            "candidates": _candidates_fingerprint(candidates, self.distributed),
+            "candidates": candidates_fingerprint(candidates, self.distributed),
             "optimizer": self.optimizer_name,
             "table_optimizer": getattr(self.wrapped, "table_optimizer", None),
             "loss": _name(self.loss),
@@ -399,20 +407,6 @@ def _check_loss(loss: Loss, negatives: int, device: torch.device) -> None:
         raise ValueError(
             f"loss returned {shape} for logits {list(logits.shape)}: return a scalar that is computed from the logits"
         )
-
-
-def _candidates_fingerprint(candidates: Candidates | Catalogue | None, distributed: bool) -> str | None:
-    if candidates is None:
-        return None
-    users, positives = candidates.users, candidates.positives
-    if isinstance(candidates, Candidates):
-        return rows_fingerprint(users, positives, *candidates.negatives.unbind(1), distributed=distributed)
-    lists = (candidates.held_out_offsets, positives), (candidates.seen_offsets, candidates.seen_items)
-    held_out, seen = (
-        rows_fingerprint(users.repeat_interleave(offsets.diff()), items, distributed=distributed)
-        for offsets, items in lists
-    )
-    return f"held out {held_out}; seen {seen}"
 
 
 def _show(bar: Any, history: History, k: int) -> None:

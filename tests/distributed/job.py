@@ -1,4 +1,4 @@
-"""A training over processes that writes checkpoints and goes on from them; ``torchrun`` or a test starts it."""
+"""A training that writes checkpoints and resumes from them; ``torchrun`` or a test starts it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,8 +24,11 @@ PLAN = {
 }
 
 
-def run(folder: Path, epochs: int, ready: Callable[[], object] = lambda: None) -> None:
-    """Train, and leave ``digest-<rank>``: a hash of all weights and losses."""
+def run(folder: Path, epochs: int, ready: Callable[[], object] = lambda: None, kind: str = "sharded") -> None:
+    """Train, and leave ``digest-<rank>``: a hash of all weights and losses.
+
+    ``"sharded"`` is a job of several processes; ``"local"`` uses the kernel in C, ``"compiled"`` torch.compile.
+    """
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     users = torch.randint(0, 200, (4000,), generator=generator)
@@ -32,16 +36,25 @@ def run(folder: Path, epochs: int, ready: Callable[[], object] = lambda: None) -
         Interactions.from_arrays(users, torch.randint(0, 100, (4000,), generator=generator))
     )
     train = split.train
-    start_processes(timeout=20)
-    ready()
-    model = NeuMF(
-        train.num_users, train.num_items, factors=8, layers=(16, 8), dropout=0.1, seed=1, device="meta"
-    )
+    model: Any
+    wrapped: Any
+    if kind == "sharded":
+        start_processes(timeout=20)
+        ready()
+        model = NeuMF(
+            train.num_users, train.num_items, factors=8, layers=(16, 8), dropout=0.1, seed=1, device="meta"
+        )
+        wrapped = shard(model, PLAN, learning_rate=0.05, verbose=False)
+    else:
+        ready()
+        model = wrapped = NeuMF(train.num_users, train.num_items, factors=8, layers=(16, 8), seed=1)
     history = Trainer(
-        shard(model, PLAN, learning_rate=0.05, verbose=False),
+        wrapped,
         epochs=epochs,
         batch_size=500,
+        optimizer="adam",
         seed=2,
+        compile=True if kind == "compiled" else None,
         progress=False,
         checkpoint=folder / "checkpoints",
         checkpoint_every=7,
@@ -52,7 +65,8 @@ def run(folder: Path, epochs: int, ready: Callable[[], object] = lambda: None) -
         for tensor in [value] if shards is None else [each.tensor for each in shards]:
             digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
     write_text(folder / f"digest-{rank()}", digest.hexdigest())
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def digests(folder: Path, world: int) -> list[str]:

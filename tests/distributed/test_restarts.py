@@ -10,16 +10,39 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-QUIET = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_LOGS": "-all", "PYTHONPATH": str(ROOT)}
+QUIET = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "TORCH_LOGS": "-all",
+    "PYTHONPATH": str(ROOT),
+}
+
+
+ALL = bool(os.environ.get("NCF_TEST_ALL"))  # 200 kills instead of some
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_job_killed_at_twenty_random_moments_ends_with_the_same_weights(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.distributed.forks", str(tmp_path), "20"]
+@pytest.mark.parametrize(
+    ("kind", "kills"),
+    [("sharded", 80 if ALL else 10), ("local", 80 if ALL else 10), ("compiled", 40 if ALL else 3)],
+)
+def test_a_job_killed_at_random_moments_ends_with_the_same_weights(
+    tmp_path: Path, kind: str, kills: int
+) -> None:
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.distributed.forks",
+        str(tmp_path),
+        kind,
+        str(kills),
+    ]
     done = subprocess.run(command, cwd=ROOT, env=QUIET, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout == "killed 20, finished some\n"
+    assert done.stdout == f"killed {kills}, finished some\n"
 
 
 @pytest.mark.slow
