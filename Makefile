@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install movielens test test-fast coverage sanitize lint benchmarks benchmarks-peers docs figures examples clean
+.PHONY: help install movielens serve test test-fast coverage sanitize lint benchmarks benchmarks-peers docs figures examples clean
 
 help:
+	@echo "make serve             train on MovieLens-100K and serve recommendations with a page"
 	@echo "make movielens         train and judge every model on MovieLens-100K"
 	@echo "make test              run the tests"
 	@echo "make test-fast         leave out the slow ones"
@@ -34,6 +35,9 @@ install: $(VENV)/installed
 
 movielens: install
 	@$(BIN)/python examples/movielens.py
+
+serve: install
+	@$(BIN)/python examples/serve.py
 
 test: install
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal

@@ -15,6 +15,7 @@ version = re.search(
 extras = {
     "plots": ["matplotlib>=3.8"],
     "als": ["implicit>=0.7.2"],
+    "serve": ["fastapi>=0.115", "uvicorn[standard]>=0.30", "prometheus-client>=0.20"],
     "test": [
         "pytest>=8",
         "pytest-benchmark>=5",
@@ -25,6 +26,8 @@ extras = {
         "pandas>=2.2",
         "polars>=1",
         "scipy>=1.11",
+        "httpx>=0.27",
+        "playwright>=1.48",
         "triton>=3.4; platform_system == 'Linux'",
     ],
     "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8"],
@@ -59,7 +62,7 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.10",
     packages=find_packages(include=["ncf", "ncf.*"]),
-    package_data={"ncf": ["py.typed"]},
+    package_data={"ncf": ["py.typed", "serve/page/*"]},
     ext_modules=[kernel],
     install_requires=[
         "torch==2.13.*",

@@ -152,6 +152,15 @@ class Recommender:
         """How many items may be offered."""
         return self._items.size
 
+    def some_user(self) -> Any:
+        """Return the raw id of the first user."""
+        return self._users.decode(torch.zeros(1, dtype=torch.int64, device="cpu"))[0]
+
+    @property
+    def has_seen(self) -> bool:
+        """The recommender was made with what its users have interacted with."""
+        return self._seen is not None
+
     def __repr__(self) -> str:
         seen = "" if self._seen is None else f", {len(self._seen[1])} seen items"
         return (

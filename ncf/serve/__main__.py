@@ -1,0 +1,64 @@
+"""Serve a saved model: ``python -m ncf.serve FOLDER``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line and serve until SIGTERM; requests that have begun are answered first."""
+    parser = argparse.ArgumentParser(prog="python -m ncf.serve", description=__doc__)
+    parser.add_argument("folder", help="folder that ncf.Recommender.save wrote")
+    for name, kind, default, described in (
+        ("host", str, "127.0.0.1", "address to listen on"),
+        ("port", int, 8000, "port to listen on"),
+        ("workers", int, 1, "processes; the tables are shared"),
+        ("threads", int, 2, "requests computed at once in a worker"),
+        ("queue", int, 128, "requests that may wait in a worker"),
+        ("interval", float, 2.0, "seconds between looks for a new model"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{described} (default: {default})")
+    parser.epilog = "An API key is required of callers where the environment has NCF_SERVE_API_KEY."
+    given = parser.parse_args(arguments)
+    for name in ("workers", "threads", "interval"):
+        if getattr(given, name) <= 0:
+            parser.error(f"--{name} = {getattr(given, name)}: give a positive number")
+    if given.queue < 0:
+        parser.error(f"--queue = {given.queue}: give 0 or more")
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        sys.exit(f"{error.name} is missing: pip install 'ncf[serve]'")
+    for name in ("folder", "threads", "queue", "interval"):
+        os.environ[f"NCF_SERVE_{name.upper()}"] = str(getattr(given, name))
+    with tempfile.TemporaryDirectory(prefix="ncf-serve-") as counters:
+        if given.workers > 1:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = counters
+        from ncf.serve.app import from_environment
+        from ncf.serve.telemetry import log_to_stderr
+
+        log_to_stderr()
+        try:
+            app = from_environment() if given.workers == 1 else "ncf.serve.app:from_environment"
+        except (OSError, ValueError) as error:
+            sys.exit(f"{given.folder} cannot be served: {error}")
+        uvicorn.run(
+            app,
+            host=given.host,
+            port=given.port,
+            workers=given.workers,
+            factory=given.workers > 1,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=30,
+            server_header=False,
+        )
+
+
+if __name__ == "__main__":
+    main()
