@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -29,7 +29,7 @@ Lists = tuple[Tensor, Tensor]  # offsets [R + 1] and items, ascending within a r
 
 @dataclass(frozen=True, eq=False)
 class Recommendations:
-    """The best items of each user, best first.
+    """The best items of each user, best first; ``items, scores = recommend(...)`` unpacks them.
 
     Args:
         users: raw ids, ``[U]``; ``None`` for a list that answers a history.
@@ -53,6 +53,9 @@ class Recommendations:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.items, self.scores))
 
     def __repr__(self) -> str:
         return f"Recommendations({len(self)} users, up to {self.scores.shape[1]} items each)"

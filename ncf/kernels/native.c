@@ -8,6 +8,7 @@
    Training steps: lookups, towers, loss, gradients and updates of several batches in one call, on all cores. A step costs
    what it reads: gradients are of the rows of its batch. */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -130,6 +131,18 @@ static Score score_of(int lanes) {
 #endif
     (void)lanes;
     return score4;
+}
+
+typedef void (*Products)(const float *users, int64_t factors, const float *panel, const float *biases, int64_t columns,
+                         float *out);
+
+static Products products_of(int lanes) {
+#ifdef __x86_64__
+    if (lanes == 16) return products16;
+    if (lanes == 8) return products8;
+#endif
+    (void)lanes;
+    return products4;
 }
 
 static float *scratch_of(const Tables *t, int lanes) { return malloc(sizeof(float) * PAIRS * (2 * t->widest + lanes)); }

@@ -100,7 +100,8 @@ def library(folder: Path = Path(__file__).parent) -> Any:
         if not _is_current(found):
             stale.append(path.name)
             continue
-        for function in (found.ncf_score, found.ncf_rank, found.ncf_rank_catalogue, found.ncf_train):
+        ranking = found.ncf_rank, found.ncf_rank_catalogue, found.ncf_top_k
+        for function in (found.ncf_score, *ranking, found.ncf_train):
             function.restype = c_int64
         return found
     if stale:

@@ -182,10 +182,51 @@ class PackedTables:
         _in_parts(work, len(users), num_items)
         return ranks if all(done) else None
 
-    def _call(self, function: str, users: Tensor, *arguments: Tensor | int) -> int:
+    def top_k(
+        self, users: Tensor, k: int, items: Tensor, left_out: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Select the best items of each user; no table of scores is made.
+
+        Args:
+            users: ``[U]``, int64.
+            k: length of a list.
+            items: what may be selected, ``[C]``, int64, ascending.
+            left_out: items that a user is not offered: offsets ``[U + 1]`` and items, ascending within a user.
+
+        Returns:
+            Scores, ``[U, k]``, fp32, and items, ``[U, k]``, int64, as `ncf.kernels.reference.largest_k` selects them
+            from the scores; past the end of a list ``-inf`` and -1. ``None`` where `ranks` gives it.
+
+        Raises:
+            ValueError: if shapes or types do not fit together.
+        """
+        check_pairs(users, items, self._users.device, "items")
+        users, items = users.contiguous(), items.contiguous()
+        offsets, hidden = (None, None) if left_out is None else (t.contiguous() for t in left_out)
+        if offsets is not None and hidden is not None:
+            check_pairs(users, hidden, self._users.device, "left_out")
+            check_pairs(users, offsets, self._users.device, "offsets")
+            if len(offsets) != len(users) + 1:
+                raise ValueError(f"left_out has {len(offsets)} offsets for {len(users)} users: give one more")
+        scores = torch.empty(len(users), k, dtype=torch.float32, device="cpu")
+        selected, done = torch.empty(len(users), k, dtype=torch.int64, device="cpu"), []
+
+        def work(mine: slice) -> None:
+            lists = (
+                (None, None, 0)
+                if offsets is None or hidden is None
+                else (offsets[mine.start : mine.stop + 1], hidden, len(hidden))
+            )
+            parts = (items, len(items), *lists, k, scores[mine], selected[mine])
+            done.append(self._call("ncf_top_k", users[mine], *parts))
+
+        _in_parts(work, len(users), len(items))
+        return (scores, selected) if all(done) else None
+
+    def _call(self, function: str, users: Tensor, *arguments: Tensor | int | None) -> int:
         """What a function of the library answers; ctypes lets other threads run meanwhile."""
         given = [
-            c_int64(a) if isinstance(a, int) else c_void_p(a.data_ptr())
+            c_int64(a) if isinstance(a, int) else c_void_p(None if a is None else a.data_ptr())
             for a in (users, len(users), *arguments)
         ]
         answer: int = getattr(self._kernel, function)(byref(self._tables), self._lanes, *given)

@@ -302,6 +302,16 @@ class Scorer(Ranker):
         # The kernel has no ranks for an unknown id or NaN: the scores then give an exact error.
         return super().rank(candidates, block_users=block_users) if ranked is None else ranked
 
+    def top_k(
+        self, users: Tensor, k: int, items: Tensor, left_out: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Ranker.top_k`: where the kernel can, the scores never leave the cache."""
+        selected = None
+        if self._packed is not None and k:
+            lists = None if left_out is None else (left_out[0].cpu(), left_out[1].cpu())
+            selected = self._packed.top_k(users.cpu(), k, items.cpu(), lists)
+        return super().top_k(users, k, items, left_out) if selected is None else selected
+
 
 class ShardedScorer(Ranker):
     """Scores of a model whose tables are spread over processes; rows are looked up call by call.

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ncf import Candidates, Catalogue
 from ncf.kernels.native_scoring import PackedTables
-from ncf.models.scoring import Scorer
+from ncf.models.scoring import Ranker, Scorer
+from ncf.utils.jagged import lengths_to_offsets
 
 from ..evaluation.test_evaluator import random_candidates, ranks_of
 from .examples import random_tables
@@ -201,3 +202,84 @@ def test_other_types_are_refused() -> None:
         packed.ranks(users, users.int(), negatives)
     with pytest.raises(ValueError, match=r"positives \(1, 1\)"):
         packed.ranks(users, users[:1], negatives)
+
+
+@settings(max_examples=120)
+@given(
+    st.data(),
+    networks,
+    st.booleans(),
+    st.sampled_from([None, 4, 8, 16]),
+    st.integers(0, 15),
+    st.integers(1, 30),
+)
+def test_the_best_are_those_of_the_scores_to_the_bit(
+    any_processor: Any,
+    data: st.DataObject,
+    network: dict[str, Any],
+    product: bool,
+    lanes: int | None,
+    num_users: int,
+    k: int,
+) -> None:
+    if product:
+        network = {**network, "hidden": (), "factors": data.draw(st.integers(1, 70))}
+    packed = packed_tables(any_processor, lanes, **network)
+    num_items, generator = network["num_items"], torch.Generator().manual_seed(data.draw(st.integers(0, 100)))
+    users = torch.randint(7, (num_users,), generator=generator)
+    items = torch.arange(num_items)
+    if data.draw(st.booleans()):
+        items = items[torch.rand(num_items, generator=generator) < 0.5]
+    hidden = torch.rand(num_users, num_items, generator=generator) < torch.rand(
+        num_users, 1, generator=generator
+    )
+    if data.draw(st.booleans()):
+        hidden[:] = False
+    left_out = lengths_to_offsets(hidden.sum(1)), hidden.nonzero()[:, 1]
+    best = packed.top_k(users, k, items, left_out if bool(hidden.any()) else None)
+    assert best is not None
+    scores = packed.score(users, items.expand(num_users, -1).contiguous())
+    for row in range(num_users):
+        free = ~hidden[row, items]
+        order = scores[row, free].sort(descending=True, stable=True).indices[:k]
+        rest = k - len(order)
+        assert best[1][row].tolist() == items[free][order].tolist() + [-1] * rest
+        assert best[0][row].tolist() == scores[row, free][order].tolist() + [-torch.inf] * rest
+
+
+@pytest.mark.parametrize(
+    "shape", [{"hidden": (20, 9), "factors": 5}, {"factors": 40}], ids=["mlp", "product"]
+)
+def test_the_best_of_a_large_catalogue_for_any_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]
+) -> None:
+    tables = random_tables(**shape, biases=True, num_users=600, num_items=5000)
+    users, items = torch.randperm(600), torch.arange(3, 5000)
+    hidden = torch.randint(5000, (600, 30)).sort(dim=1).values.view(-1)
+    left_out = torch.arange(601) * 30, hidden
+    expected = Ranker.top_k(Scorer(tables), users[:50], 10, items, (left_out[0][:51], hidden))
+    found: list[Tensor] = []
+    for threads in (1, 2, 7):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        scores, selected = Scorer(tables).top_k(users, 10, items, left_out)
+        assert torch.equal(selected[:50], expected[1])
+        torch.testing.assert_close(scores[:50], expected[0], atol=1e-5, rtol=1e-5)
+        found.append(scores)
+        assert torch.equal(scores, found[0])
+
+
+@pytest.mark.parametrize("shape", [{"hidden": (4, 3), "factors": 2}, {"factors": 2}], ids=["mlp", "product"])
+def test_a_score_that_is_not_a_number_is_no_candidate_for_the_best(shape: dict[str, Any]) -> None:
+    tables = random_tables(**shape)
+    rows = tables.item_gmf
+    assert rows is not None
+    rows[5, 0] = torch.nan
+    users, items = torch.arange(7), torch.arange(8)
+    with pytest.raises(ValueError, match="item 5 for user 0 is NaN"):
+        Scorer(tables).top_k(users, 3, items)
+    everyone = torch.arange(8), torch.full((7,), 5)
+    assert bool((Scorer(tables).top_k(users, 8, items, everyone)[1] >= 0).sum() == 7 * 7)
+    rows[5, 0] = torch.inf  # no bound holds, and the scores are infinite or not a number
+    rows[6] = 3e38
+    _, selected = Scorer(tables).top_k(users, 8, items, everyone)
+    assert torch.equal(selected, Ranker.top_k(Scorer(tables), users, 8, items, everyone)[1])
