@@ -75,21 +75,39 @@ class PackedTables:
         hidden = inputs + -inputs % self._lanes
         outputs = [len(bias) for bias in layer_biases]
         self._held = (biases, weights, layer_biases, head)  # the structure has only their addresses
-        self._tables = Tables(
+        sizes = (
+            len(self._users),
+            len(self._items),
+            hidden,
+            self._items.shape[1] - hidden,
+            inputs,
+            len(outputs),
+        )
+        self._numbers = (*sizes, max([hidden, *outputs]), float(tables.bias))
+        self._tables = self._described()
+
+    def _described(self) -> Tables:
+        """The structure with the present addresses of all tensors."""
+        biases, weights, layer_biases, head = self._held
+        outputs = [len(bias) for bias in layer_biases]
+        return Tables(
             *(None if t is None else t.data_ptr() for t in (self._users, self._items, *biases, head)),
             *((c_void_p * len(outputs))(*(t.data_ptr() for t in side)) for side in (weights, layer_biases)),
             (c_int64 * len(outputs))(*outputs),
-            *(
-                len(self._users),
-                len(self._items),
-                hidden,
-                self._items.shape[1] - hidden,
-                inputs,
-                len(outputs),
-            ),
-            max([hidden, *outputs]),
-            float(tables.bias),
+            *self._numbers,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_kernel", "_tables")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._kernel = library()
+        if self._kernel is None or self._kernel.ncf_lanes() < self._lanes:
+            raise RuntimeError(
+                "this scorer was laid out for another machine's vector unit: make it here, by model.scorer()"
+            )
+        self._tables = self._described()
 
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
         """Score each user's candidates, on as many threads as PyTorch has.

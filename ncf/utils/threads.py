@@ -4,28 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock, local
 
 import torch
+
+_lock = Lock()
+_inside = 0  # threads that have a number of their own
+_before = 0  # the number outside all of them
+_own = local()  # the numbers of this thread, outermost first
 
 
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch take that many threads meanwhile; ``None`` leaves its setting.
+    """Let PyTorch use ``count`` threads inside; ``None`` leaves the setting alone.
 
-    Example::
-
-        >>> import torch
-        >>> from ncf.utils.threads import cpu_threads
-        >>> before = torch.get_num_threads()
-        >>> with cpu_threads(1):
-        ...     torch.get_num_threads()
-        1
-        >>> torch.get_num_threads() == before
-        True
+    PyTorch keeps the number by thread and the default of new threads by process. Several threads may be inside at
+    once: each leaves the number that was set before the first of them entered.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
+    global _inside, _before
+    if count is None:
+        yield
+        return
+    numbers: list[int] = _own.__dict__.setdefault("numbers", [])
+    with _lock:
+        if not numbers:
+            if not _inside:
+                _before = torch.get_num_threads()
+            _inside += 1
+        numbers.append(count)
+        torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _lock:
+            numbers.pop()
+            torch.set_num_threads(numbers[-1] if numbers else _before)
+            _inside -= not numbers
