@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from typing import Any, Literal, NamedTuple
 
@@ -171,7 +171,11 @@ class Recommender:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_scorer", "_vectors")}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("_scorer", "_vectors", "_fold_in")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -182,6 +186,7 @@ class Recommender:
         users: Any = None,
         k: int = 10,
         *,
+        history: Sequence[Any] | None = None,
         items: Any = None,
         exclude: Any = None,
         exclude_seen: bool = True,
@@ -195,10 +200,13 @@ class Recommender:
         Args:
             users: raw user ids, ``[U]``, one id, or a `Vocabulary`; all by default.
             k: length of a list.
+            history: in place of ``users``, raw ids of items that someone new has interacted with, or a list of such
+                lists: the rows of such users are folded in, see `ncf.fold_in`. Unknown items are passed over.
             items: raw ids of the only items that may be offered, such as those in stock; all by default.
             exclude: items that are not offered: raw ids, for everybody; or by user, ``{user: items}`` or
                 `Interactions`.
-            exclude_seen: leave out what the user has interacted with, by the argument ``seen`` of the constructor.
+            exclude_seen: leave out what the user has interacted with, by the argument ``seen`` of the constructor or
+                by the history.
             unknown: what a user whom the model does not know gets: ``"raise"`` a ValueError, ``"popular"`` the most
                 popular items, ``"skip"`` an empty list.
 
@@ -212,6 +220,8 @@ class Recommender:
             k = whole("k", k)
             if unknown not in ("raise", "popular", "skip"):
                 raise ValueError(f'unknown = {unknown!r}: choose "raise", "popular" or "skip"')
+            if history is not None:
+                return self._from_history(users, k, history, items, exclude, exclude_seen)
             raw, rows = self._numbers(users, unknown)
             offered = self._offered(items)
             by_user = exclude if isinstance(exclude, (Interactions, Mapping)) else None
@@ -236,6 +246,33 @@ class Recommender:
             if unknown == "popular":
                 self._fill_popular(scores, selected, offered, raw, known, by_user)
         return Recommendations(raw, self._decode(selected), scores, sources)
+
+    def _from_history(
+        self, users: Any, k: int, history: Sequence[Any], items: Any, exclude: Any, exclude_seen: bool
+    ) -> Recommendations:
+        if users is not None or isinstance(exclude, (Interactions, Mapping)):
+            raise ValueError(
+                "history is of nobody known: give no users with it, and items to exclude as a list"
+            )
+        offered = self._offered(items)
+        if exclude is not None:
+            offered = offered[~torch.isin(offered, self._items.known(exclude, "exclude"))]
+        one = not len(history) or isinstance(history[0], (str, int)) or not hasattr(history[0], "__len__")
+        histories: list[Any] = [history] if one else list(history)
+        found = [self._items.known(listed, f"history[{n}]").unique() for n, listed in enumerate(histories)]
+        lengths = torch.tensor([len(numbers) for numbers in found], dtype=torch.int64, device="cpu")
+        left_out = (lengths_to_offsets(lengths), torch.cat(found)) if exclude_seen else None
+        folded = inference_scorer(self._fold_in(histories))
+        rows = torch.arange(len(histories), dtype=torch.int64, device="cpu")
+        scores, selected = folded.top_k(rows, min(k, len(offered)), offered, left_out)
+        return Recommendations([None] * len(rows), self._decode(selected), scores, ["history"] * len(rows))
+
+    @cached_property
+    def _fold_in(self) -> Any:
+        from ncf.inference.fold_in import FoldIn, fold_in
+        from ncf.models.base import EmbeddingModel
+
+        return FoldIn(self.model) if isinstance(self.model, EmbeddingModel) else partial(fold_in, self.model)
 
     def popular(self, k: int = 10) -> list[Any]:
         """Return the raw ids of the most popular items, at most ``k``, best first.

@@ -21,6 +21,7 @@ from ncf import (
     MatrixFactorization,
     NeuMF,
     Recommender,
+    fold_in,
     recommend,
 )
 from ncf.data.vocabulary import Vocabulary
@@ -189,6 +190,24 @@ def test_lists_as_a_table(recommender: Recommender) -> None:
     assert table["item"].to_pylist() == lists.items[0] + lists.items[2]
     frame = lists.to_pandas()
     assert frame["score"].tolist() == pytest.approx([*lists.scores[0].tolist(), *lists.scores[2].tolist()])
+
+
+@pytest.mark.parametrize("name", ["MatrixFactorization", "NeuMF", "EASE", "ItemPop"])
+def test_a_history_in_place_of_a_user(name: str, bought: Interactions) -> None:
+    recommender = Recommender(MODELS[name](bought), seen=bought)
+    baskets = [["i00", "i05", "unheard of"], ["i01"]]
+    both = recommender.recommend(history=baskets, k=4, items=[f"i{n:02}" for n in range(9)], exclude=["i03"])
+    folded = fold_in(recommender.model, baskets)  # type: ignore[call-overload]
+    expected = recommend(folded, [0, 1] if name != "ItemPop" else None, k=11)
+    assert both.users == [None, None]
+    assert both.sources == ["history", "history"]
+    for row, basket in enumerate(baskets):
+        hidden = {*basket, "i03", "i09", "i10"}
+        assert both.items[row] == [item for item in expected.items[row] if item not in hidden][:4]
+        alone = recommender.recommend(history=basket, k=3, exclude_seen=False)
+        assert alone.items[0] == expected.items[row][:3]
+    with pytest.raises(ValueError, match="history is of nobody known"):
+        recommender.recommend("u1", history=["i00"])
 
 
 def test_neighbours_and_reasons() -> None:
