@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install movielens serve test test-fast coverage sanitize lint benchmarks benchmarks-peers docs figures examples clean
+.PHONY: help install movielens serve test test-fast coverage sanitize lint benchmarks benchmarks-peers benchmarks-scale docs figures examples clean
 
 help:
 	@echo "make serve             train on MovieLens-100K and serve recommendations with a page"
@@ -13,9 +13,10 @@ help:
 	@echo "make test              run the tests"
 	@echo "make test-fast         leave out the slow ones"
 	@echo "make coverage          run the tests and show which lines of ncf/ none of them reaches"
-	@echo "make sanitize          look for wrong memory accesses of the C kernels"
+	@echo "make sanitize          look for wrong memory accesses and races of the C kernels"
 	@echo "make lint              check style and types"
 	@echo "make benchmarks        measure speed"
+	@echo "make benchmarks-scale  measure training with millions of rows"
 	@echo "make benchmarks-peers  measure other libraries on the same work (long)"
 	@echo "make docs              build the documentation into docs/_build/html"
 	@echo "make figures           draw the figures of the documentation anew"
@@ -49,6 +50,10 @@ coverage: install
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov
 
 sanitize: install
+	@for kind in thread address,undefined; do \
+		cc -g -O1 -fno-math-errno -Wno-psabi -fsanitize=$$kind -fno-sanitize-recover=all -pthread \
+			-o /tmp/ncf_train_threads tests/kernels/train_threads.c -lm && /tmp/ncf_train_threads || exit 1; \
+	done
 	@CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
 		$(BIN)/python -m pytest tests/kernels/test_native.py tests/kernels/test_native_ranks.py tests/training/test_native_step.py
@@ -61,6 +66,9 @@ lint: install
 
 benchmarks: install
 	@$(BIN)/python -m pytest benchmarks
+
+benchmarks-scale: install
+	@$(BIN)/python -m benchmarks.scale
 
 benchmarks-peers: install
 	@$(BIN)/python -m benchmarks.peers

@@ -91,9 +91,15 @@ def train_all(split: Split, seeds: int) -> Models:
         models[name] = []
         for seed in range(seeds):
             model = kind(train.num_users, train.num_items, init_std=0.1, seed=seed, **settings)
-            Trainer(model, epochs=10, weight_decay=1e-5, selection="last", seed=seed, progress=False).fit(
-                split
-            )
+            Trainer(
+                model,
+                epochs=10,
+                optimizer="adam",
+                weight_decay=1e-5,
+                selection="last",
+                seed=seed,
+                progress=False,
+            ).fit(split)
             models[name].append(model)
     return models
 

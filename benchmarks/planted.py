@@ -142,6 +142,7 @@ def main() -> int:
             Trainer(
                 model,
                 epochs=args.epochs,
+                optimizer="adam",
                 weight_decay=decay,
                 selection="last",
                 seed=args.seed,

@@ -34,7 +34,9 @@ def main() -> None:
     options = parser.parse_args()
     split = leave_one_out(movielens.load("100k").interactions, validation=False)
     candidates = sample_candidates(split)
-    settings = {name: value for name, value in vars(options).items() if name != "seeds"}
+    settings = {name: value for name, value in vars(options).items() if name != "seeds"} | {
+        "optimizer": "adam"
+    }
     reached: dict[str, list[float]] = {}
     for name, compiled in (("eager", False), ("compiled", True), ("native", None)):
         rankings = [

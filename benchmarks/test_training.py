@@ -22,6 +22,7 @@ def test_epoch(
         batch_size=batch_size,
         learning_rate=1e-3,
         selection="last",
+        optimizer="adam",
         compile=compiled,
         progress=False,
     )

@@ -46,6 +46,7 @@ def main() -> None:
             target=options.target,
             seeds=options.seeds,
             size=size,
+            optimizer="adam",
             weight_decay=options.weight_decay,
             epochs=epochs,
             batch_size=batch,

@@ -139,7 +139,7 @@ def train(
     else:
         model = {"GMF": GMF, "MatrixFactorization": MatrixFactorization}[name](**size, factors=args.factors)
     decay = weight_decay_for(split.train, model) if args.weight_decay is None else args.weight_decay
-    settings["weight_decay"] = decay
+    settings = {"optimizer": "adam", **settings, "weight_decay": decay}
     if args.checkpoints:
         settings["checkpoint"] = Path(args.checkpoints) / f"{name}-{seed}"
     if not args.sharding:

@@ -65,6 +65,7 @@ class NegativeSampler:
         elif law != "uniform":
             raise ValueError(f'law = {law!r}: choose "uniform" or "popularity"')
         self.law = law
+        self.num_items = train.num_items
         self._unseen = UnseenItems(offsets, items, num_items=train.num_items, weights=weights)
         self.generator = torch.Generator(device).manual_seed(whole("seed", seed, least=None) % 2**64)
 
@@ -95,6 +96,29 @@ class NegativeSampler:
         num = whole("num", num, least=0)
         check_ids(users, "users", len(self._unseen.sizes), "num_users")
         return self._unseen.sample(users, num, self.generator)
+
+    def shared(self, batches: int, num: int) -> Tensor:
+        """Draw ``num`` items for each of some batches, whoever has seen them, ``[batches, num]``, int64."""
+        shape, device = (batches, num), self.generator.device
+        total = self._unseen.total
+        ranks = torch.randint(total, shape, generator=self.generator, dtype=torch.int64, device=device)
+        return self._unseen.item_of(ranks)
+
+    def log_expected(self, num: int, shared: bool = False) -> tuple[Tensor | None, Tensor]:
+        """Logarithm of how often an item is expected in ``num`` draws for a user: of items, less of users.
+
+        Args:
+            num: draws.
+            shared: whoever has seen what, as `shared` draws.
+
+        Returns:
+            ``[num_items]``, float32, or ``None`` for the uniform distribution, and ``[num_users]``.
+        """
+        sizes = self._unseen.sizes
+        sizes = torch.full_like(sizes, self._unseen.total) if shared else sizes
+        of_users = (sizes.double().clamp(min=1).log() - math.log(num)).to(torch.float32)
+        weights = self._unseen.weights
+        return None if weights is None else weights.double().clamp(min=1).log().to(torch.float32), of_users
 
 
 def _weights(counts: Tensor, power: float, num_items: int) -> Tensor:
@@ -166,6 +190,7 @@ class UnseenItems:
             shifted = self._ends[items] - own - skipped
             self._skipped = before
             self.sizes = total - (before[offsets[1:]] - before[offsets[:-1]])
+        self.weights, self.total = weights, total
         self._stride = total + 1
         if len(counts) * self._stride >= 2**63:
             raise ValueError(
@@ -174,6 +199,10 @@ class UnseenItems:
         self._keys = shifted + users * self._stride
         if len(counts) * self._stride < 2**31:  # half the memory traffic of the search
             self._keys = self._keys.to(torch.int32)
+
+    def item_of(self, ranks: Tensor) -> Tensor:
+        """The item at a place among all, seen or not: ``[...]``, each in ``[0, total)``."""
+        return ranks if self._ends is None else torch.searchsorted(self._ends, ranks, right=True)
 
     def nth(self, users: Tensor, ranks: Tensor) -> Tensor:
         """The item at position ``ranks`` among those outside the user's set.

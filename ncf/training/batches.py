@@ -12,6 +12,7 @@ from ncf.data.candidates import Candidates, Catalogue
 from ncf.data.interactions import Interactions
 from ncf.data.sampling import NegativeSampler
 from ncf.distributed.collectives import all_gather_object, all_reduce_sum, raise_on_all_ranks, rank
+from ncf.training.losses import Corrections
 from ncf.utils.checks import whole
 from ncf.utils.seeding import stream
 
@@ -50,6 +51,8 @@ class TrainingBatches:
         batch_size: samples per batch, positives and negatives together; rounded to whole groups of
             one positive and its negatives. The last batch of an epoch may be smaller; none is dropped.
         negatives: negatives per positive.
+        shared_negatives: items that are drawn for each batch, and are negatives of all of its positives in place of
+            their own, unless their user has interacted with them; ``batch_size`` then counts positives.
         negative_sampling: distribution of the negatives, see `NegativeSampler`.
         counts: interactions per item for popularity sampling, ``[num_items]``; those of ``train`` by default.
         seed: epoch ``e`` of a seed is the same whatever was drawn before it.
@@ -66,6 +69,7 @@ class TrainingBatches:
         *,
         batch_size: int,
         negatives: int = 4,
+        shared_negatives: int | None = None,
         negative_sampling: Literal["uniform", "popularity"] = "uniform",
         counts: Tensor | None = None,
         seed: int = 0,
@@ -73,7 +77,9 @@ class TrainingBatches:
         device: torch.device | str = "cpu",
     ) -> None:
         batch_size, negatives = whole("batch_size", batch_size), whole("negatives", negatives)
-        self.negatives = negatives
+        self.shared = 0 if shared_negatives is None else whole("shared_negatives", shared_negatives)
+        self.negatives = negatives = 0 if self.shared else negatives
+        self.samples_of_positive = 1 + negatives + self.shared
         self.seed = seed
         self.rank = rank
         self.device = torch.device(device)
@@ -82,6 +88,7 @@ class TrainingBatches:
         self._shares: tuple[list[int], Tensor] | None = None
         self._item_type = torch.int32 if train.num_items < 2**31 else torch.int64
         offsets, items = train.csr()
+        self._offsets, self._seen = offsets.to(device), items.to(device)
         users = torch.repeat_interleave(
             torch.arange(train.num_users, dtype=torch.int64, device="cpu"), offsets.diff()
         ).to(device)
@@ -106,12 +113,12 @@ class TrainingBatches:
     @property
     def samples(self) -> int:
         """Samples in an epoch of this process, positives and negatives."""
-        return len(self.users) * (1 + self.negatives)
+        return len(self.users) * self.samples_of_positive
 
     @property
     def samples_of_all(self) -> int:
         """Samples in an epoch of all processes."""
-        return int(self.positives_of_steps.sum()) * (1 + self.negatives)
+        return int(self.positives_of_steps.sum()) * self.samples_of_positive
 
     def balance_across_ranks(self, rows: Sequence[int]) -> None:
         """Cut the epoch into as many batches on every process, which together are of ``batch_size``.
@@ -177,9 +184,48 @@ class TrainingBatches:
         filled = len(order) // size * size
         full = order[:filled].view(-1, size)[start:]  # [batches, P]
         last = order[None, filled:] if start <= filled // size else order[None, :0]
+        shared = self.sampler.shared(len(self), self.shared)[start:] if self.shared else None  # [batches, S]
+        done = 0
         for rows in [*full.split(per_chunk), last]:
-            if rows.numel():
-                yield Batch(self.users[rows], items[rows].to(torch.int64))
+            if not rows.numel():
+                continue
+            batch = Batch(self.users[rows], items[rows].to(torch.int64))
+            if shared is not None:
+                batch = self._with_shared(batch, shared[done : done + len(rows)])
+                done += len(rows)
+            yield batch
+
+    def _with_shared(self, batch: Batch, shared: Tensor) -> Batch:
+        """Add negatives that all positives of their batch share, less those that a positive's user has seen."""
+        places, counts = [], [0]
+        is_shared = torch.zeros(self.sampler.num_items, dtype=torch.bool, device=self.device)
+        for users, negatives in zip(batch.users, shared, strict=True):  # [P], [S]
+            is_shared[negatives] = True
+            lengths = self._offsets[users + 1] - self._offsets[users]
+            ends = lengths.cumsum(0)
+            every = torch.arange(int(ends[-1]), dtype=torch.int64, device=self.device)
+            skip = (self._offsets[users] - ends + lengths).repeat_interleave(lengths)
+            hit = (
+                is_shared[self._seen[every + skip]].nonzero().squeeze(1)
+            )  # among all that the users have seen
+            positive = torch.searchsorted(ends, hit, right=True)
+            item = self._seen[hit + skip[hit]]
+            is_shared[negatives] = False
+            ascending, order = negatives.sort()
+            first = torch.searchsorted(ascending, item)
+            times = torch.searchsorted(ascending, item, right=True) - first  # an item may be shared twice
+            nth = torch.arange(int(times.sum()), dtype=torch.int64, device=self.device)
+            nth -= (times.cumsum(0) - times).repeat_interleave(times)
+            place = positive.repeat_interleave(times) * len(negatives)
+            places.append((place + order[first.repeat_interleave(times) + nth]).sort().values)
+            counts.append(len(places[-1]))
+        offsets = torch.tensor(counts, dtype=torch.int64, device=self.device).cumsum(0)
+        return batch._replace(shared=shared, seen=torch.cat(places), seen_offsets=offsets)
+
+    @property
+    def corrections(self) -> Corrections:
+        """Logarithm of how often an item is expected among a positive's negatives, see `SampledSoftmax`."""
+        return self.sampler.log_expected(self.shared or self.negatives, self.shared > 0)
 
 
 def distributed_batches(

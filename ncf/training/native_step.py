@@ -45,6 +45,7 @@ class NativeStep:
         at_most: batches in a call.
         corrections: what `ncf.training.losses.SampledSoftmax` takes from logits, see there; nothing by default.
         threads: CPU threads of a call.
+        adaptive: take one thread while that is faster, as where other processes want the cores.
         lanes: width of the vector unit in floats: 4, 8 (AVX2) or 16 (AVX-512); see `ncf.kernels.native.lanes_for`.
         kernel: what `ncf.kernels.native.library` returned; its default by default.
 
@@ -74,6 +75,7 @@ class NativeStep:
         at_most: int | None = None,
         corrections: Corrections | None = None,
         threads: int = 1,
+        adaptive: bool = True,
         lanes: int | None = None,
         kernel: Any = None,
     ) -> None:
@@ -81,6 +83,7 @@ class NativeStep:
             1, min(_SAMPLES_PER_CALL // samples_per_batch, at_most or _SAMPLES_PER_CALL)
         )
         self.threads = threads
+        self._adaptive = adaptive
         self._calls = 0
         self._seconds = {threads: 0.0, 1: 0.0}  # of a batch, of late
         self._kernel = library() if kernel is None else kernel
@@ -150,6 +153,8 @@ class NativeStep:
 
     def _threads_now(self) -> int:
         """All threads or one, whichever has been faster of late: other processes may want the cores, too."""
+        if not self._adaptive:
+            return self.threads
         self._calls += 1
         slower, faster = sorted((self.threads, 1), key=lambda threads: -self._seconds[threads])
         return slower if self._calls % _LOOK_EVERY == 0 else faster

@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import is_dataclass
 from os import PathLike
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from ncf.training.batches import (
     rows_fingerprint,
 )
 from ncf.training.history import SELECTIONS, History, selection_candidates
-from ncf.training.losses import LOSSES, Loss
+from ncf.training.losses import LOSSES, Loss, SampledSoftmax
 from ncf.training.memory import check_memory
 from ncf.training.native_step import NativeStep, can_be_native
 from ncf.training.optimizers import learning_rate_at, make_optimizer
@@ -65,8 +66,12 @@ class Trainer:
         weight_decay: decay, decoupled from the gradient, in units of the learning rate; also by part of the model. With
             ``optimizer="adam"`` an L2 penalty.
         negatives: negatives per positive.
+        shared_negatives: items that are drawn for each batch and are negatives of all of its positives, in place of
+            their own, unless their user has interacted with them. Hundreds cost little where the logit is a product.
+            ``batch_size`` then counts positives.
         negative_sampling: distribution of the negatives, ``"uniform"`` or ``"popularity"``.
-        loss: ``"bce"`` (binary cross-entropy) or ``"bpr"``; or a function of logits ``[P, 1 + n]``, of which column 0
+        loss: ``"bce"`` (binary cross-entropy), ``"bpr"``, ``"softmax"`` or ``"ccl"`` (cosine contrastive loss), or
+            one of `ncf.training.losses` with its settings; or a function of logits ``[P, 1 + n]``, of which column 0
             belongs to the positives, that returns the mean loss over them as a scalar.
         selection: which epoch's weights are kept. ``"validation"``: the best NDCG@k on the validation set;
             ``"paper"``: the best HR@k on the *test* set, as published tables did, which flatters the result;
@@ -78,9 +83,9 @@ class Trainer:
         compile: ``True`` compiles the training step with ``torch.compile``, ``False`` runs it operation by operation.
             By default a kernel in C that came with ncf does the step, where it can (`native_step`); where it
             cannot, the step is compiled if that repays its half minute: on a CPU, from a hundred million samples on.
-        threads: CPU threads of PyTorch during `fit`; ``None`` leaves its setting. One is the default: a step of this
-            size gains little from a second core, and loses tenfold where another process is using it. The C
-            kernel trains on one.
+        threads: CPU threads during `fit`, with the same numbers for any number of them. By default as many as PyTorch
+            has in the C kernel, which takes one where other processes want the cores, and one elsewhere: a step in
+            PyTorch gains little from a second core, and loses tenfold where another process is using it.
         progress: show a progress bar; by default in a terminal and in a notebook. One line for each epoch also goes to
             the logger ``ncf.training``, at the level INFO.
         checkpoint: a folder of checkpoints. The run resumes from the newest one and ends with the same numbers as if it
@@ -114,17 +119,18 @@ class Trainer:
         learning_rate: float | Mapping[str, float] | None = None,
         schedule: Literal["linear", "constant"] | Callable[[int, int], float] = "linear",
         optimizer: Literal["adamw", "adagrad", "rowwise_adagrad", "sgd", "adam"]
-        | Callable[[list[nn.Parameter]], torch.optim.Optimizer] = "adam",
+        | Callable[[list[nn.Parameter]], torch.optim.Optimizer] = "adamw",
         weight_decay: float | Mapping[str, float] | None = None,
         negatives: int = 4,
+        shared_negatives: int | None = None,
         negative_sampling: Literal["uniform", "popularity"] = "uniform",
-        loss: Literal["bce", "bpr"] | Loss = "bce",
+        loss: Literal["bce", "bpr", "softmax", "ccl"] | Loss = "bce",
         selection: Literal["validation", "paper", "last"] | None = None,
         patience: int | None = None,
         k: int = 10,
         seed: int = 0,
         compile: bool | None = None,
-        threads: int | None = 1,
+        threads: int | None = None,
         progress: bool | None = None,
         checkpoint: Checkpoints | str | PathLike[str] | None = None,
         checkpoint_every: int | None = None,
@@ -165,6 +171,9 @@ class Trainer:
         self.weight_decay = 0.0 if weight_decay is None else _plain(weight_decay)
         self.schedule = schedule
         self.negatives = whole("negatives", negatives)
+        self.shared_negatives = whole_or_none("shared_negatives", shared_negatives)
+        if self.distributed and self.shared_negatives is not None:
+            raise ValueError("shared_negatives is for a model in one process, not for a sharded one")
         self.negative_sampling = negative_sampling
         self.loss = loss
         self.selection = selection
@@ -240,7 +249,10 @@ class Trainer:
         )
         with self.checkpoints.locked() if self.checkpoints is not None else nullcontext():
             run.resume()
-            with self._progress_bar(run) as bar, cpu_threads(self.threads):
+            threads = self.threads
+            if threads is None and not isinstance(run.train_on, NativeStep):
+                threads = 1
+            with self._progress_bar(run) as bar, cpu_threads(threads):
                 try:
                     with Interruption(distributed=self.distributed) as interruption:
                         while run.epoch < self.epochs and not self._is_patience_over(run.history):
@@ -299,7 +311,7 @@ class Trainer:
             except ValueError:  # some of Python's own functions have no signature
                 pass
         if not isinstance(self.loss, str):
-            _check_loss(self.loss, self.negatives, self.model.device)
+            _check_loss(self.loss, self.shared_negatives or self.negatives, self.model.device)
         return train, candidates, selection
 
     def _batches(self, train: Interactions) -> TrainingBatches:
@@ -307,7 +319,7 @@ class Trainer:
         settings = {"device": self.model.device, **{name: getattr(self, name) for name in names}}
         if self.distributed:
             return distributed_batches(train, num_users=self.model.num_users, **settings)
-        return TrainingBatches(train, **settings)
+        return TrainingBatches(train, shared_negatives=self.shared_negatives, **settings)
 
     def _step(self, batches: TrainingBatches) -> Step:
         model, optimizer = self.model, self.optimizer
@@ -315,11 +327,22 @@ class Trainer:
         positives = batches.positives_per_batch
         if self.distributed:
             return CollectiveStep(self.wrapped, optimizer, loss)
-        if self.compile is None and can_be_native(model, optimizer, loss):
-            samples = positives * (1 + self.negatives)
+        shared = self.shared_negatives is not None
+        corrections = batches.corrections if isinstance(loss, SampledSoftmax) else None
+        if self.compile is None and can_be_native(model, optimizer, loss, shared=shared):
             return NativeStep(
-                model, optimizer, loss, samples_per_batch=samples, at_most=self.checkpoint_every
+                model,
+                optimizer,
+                loss,
+                samples_per_batch=positives * batches.samples_of_positive,
+                at_most=self.checkpoint_every,
+                corrections=corrections,
+                threads=torch.get_num_threads() if self.threads is None else self.threads,
             )
+        if shared or corrections is not None:
+            if self.compile:
+                raise ValueError("compile=True works with neither shared_negatives nor the softmax")
+            return EagerStep(model, optimizer, loss, corrections)
         long = self.epochs * batches.samples >= _WORTH_COMPILING
         if self.compile or (self.compile is None and long and can_be_compiled(model, optimizer)):
             return CompiledStep(model, optimizer, loss, positives_per_batch=positives)
@@ -360,7 +383,15 @@ class Trainer:
         """What bears on the numbers: a run that resumes must have the same."""
         if self.checkpoints is None:
             return {}
-        names = "batch_size", "learning_rate", "weight_decay", "negatives", "negative_sampling", "k"
+        names = (
+            "batch_size",
+            "learning_rate",
+            "weight_decay",
+            "negatives",
+            "shared_negatives",
+            "negative_sampling",
+            "k",
+        )
         return {
             "model": type(self.model).__name__,
             **self.model.config,
@@ -394,6 +425,8 @@ def _name(choice: Any) -> str:
     """The name of a choice, or where a function of the user's own is defined."""
     if isinstance(choice, str):
         return choice
+    if is_dataclass(choice):
+        return repr(choice)  # with its settings
     named = choice if hasattr(choice, "__qualname__") else type(choice)
     return f"{named.__module__}.{named.__qualname__}"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from ncf import Interactions
+from ncf import Interactions, NegativeSampler
 from ncf.training.batches import TrainingBatches
 
 from ..conftest import random_interactions
@@ -108,3 +108,41 @@ def test_sizes(interactions: Interactions) -> None:
     for arguments in ({"batch_size": 0}, {"batch_size": 5, "negatives": 0}):
         with pytest.raises(ValueError, match="= 0: give a whole number of at least 1"):
             TrainingBatches(interactions, **arguments)
+
+
+@pytest.mark.parametrize("law", ["uniform", "popularity"])
+def test_shared_negatives_that_a_user_has_seen_are_marked(interactions: Interactions, law: str) -> None:
+    own = set((interactions.users * 60 + interactions.items).tolist())
+    batches = TrainingBatches(interactions, batch_size=64, shared_negatives=50, negative_sampling=law, seed=3)  # type: ignore[arg-type]
+    shared_items, positives = [], 0
+    for chunk in batches.epoch(1, per_chunk=2):
+        assert chunk.shared is not None
+        assert chunk.seen is not None
+        assert chunk.seen_offsets is not None
+        assert chunk.items.shape[2] == 1
+        for k, (users, items) in enumerate(zip(chunk.users, chunk.shared, strict=True)):
+            pairs = (users[:, None] * 60 + items).reshape(-1).tolist()
+            expected = [place for place, pair in enumerate(pairs) if pair in own]
+            assert chunk.seen[chunk.seen_offsets[k] : chunk.seen_offsets[k + 1]].tolist() == expected
+            shared_items.append(items)
+            positives += len(users)
+    assert positives == len(interactions)
+    assert not torch.equal(shared_items[0], shared_items[1])
+    resumed = [chunk.shared for chunk in batches.epoch(1, start=3)]
+    assert torch.equal(resumed[0][0], shared_items[3])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("law", ["uniform", "popularity"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_softmax_corrects_by_how_often_items_are_drawn(
+    interactions: Interactions, law: str, shared: bool
+) -> None:
+    sampler = NegativeSampler(interactions, law=law, seed=1)  # type: ignore[arg-type]
+    draws = 40_000
+    drawn = sampler.shared(1, draws)[0] if shared else sampler.sample(torch.tensor([7]), draws)[0]
+    of_items, of_users = sampler.log_expected(draws, shared)
+    expected = ((0.0 if of_items is None else of_items) - of_users[7]).exp().expand(60)
+    seen = drawn.bincount(minlength=60)
+    present = seen > 0
+    torch.testing.assert_close(seen[present].float(), expected[present], rtol=0.2, atol=40)
+    assert float(expected[present].sum()) == pytest.approx(draws, rel=1e-3)

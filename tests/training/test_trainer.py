@@ -9,6 +9,7 @@ from ncf import (
     GMF,
     History,
     Interactions,
+    MatrixFactorization,
     NeuMF,
     Split,
     Trainer,
@@ -19,6 +20,7 @@ from ncf import (
 )
 from ncf.training import trainer as trainer_module
 from ncf.training.batches import Batch, TrainingBatches
+from ncf.training.losses import CosineContrastive, SampledSoftmax
 from ncf.training.native_step import NativeStep
 from ncf.training.steps import CompiledStep, EagerStep, can_be_compiled
 
@@ -147,6 +149,7 @@ def test_the_compiled_step_trains_as_the_eager_one(split: Split, loss: str) -> N
             model,
             epochs=2,
             batch_size=400,
+            optimizer="adam",
             weight_decay=1e-4,
             loss=loss,
             compile=compiled,
@@ -368,10 +371,12 @@ def test_the_vocabularies_come_with_the_training() -> None:
     ("worth", "more", "kind"),
     [
         (1, {}, NativeStep),
+        (1, {"optimizer": "adam"}, NativeStep),
         (1, {"loss": "bpr"}, NativeStep),
+        (1, {"loss": "softmax", "shared_negatives": 20}, NativeStep),
         (1, {"compile": False}, EagerStep),
-        (10**8, {"compile": True}, CompiledStep),
-        (1, {"optimizer": "sgd"}, EagerStep),
+        (10**8, {"compile": True, "optimizer": "adam"}, CompiledStep),
+        (1, {"optimizer": "sgd"}, NativeStep),
     ],
 )
 def test_which_step_is_taken(
@@ -381,8 +386,8 @@ def test_which_step_is_taken(
     trainer = Trainer(GMF(40, 60), **more)
     batches = TrainingBatches(split.train, batch_size=100)
     assert type(trainer._step(batches)) is kind
-    if not more:  # where ncf was installed without a C compiler
-        monkeypatch.setattr(trainer_module, "can_be_native", lambda *of: False)
+    if more == {"optimizer": "adam"}:  # where ncf was installed without a C compiler
+        monkeypatch.setattr(trainer_module, "can_be_native", lambda *of, **more: False)
         assert type(trainer._step(batches)) is CompiledStep
         monkeypatch.setattr(trainer_module, "_WORTH_COMPILING", 10**8)
         assert type(trainer._step(batches)) is EagerStep
@@ -536,3 +541,36 @@ def test_dropout_leaves_the_generators_of_gpus_alone(split: Split, monkeypatch: 
         torch.cuda, "device_count", lambda: 2
     )  # forking all of them is a warning, or an error
     Trainer(NeuMF(40, 60, dropout=0.5), epochs=1).fit(split)
+
+
+@pytest.mark.parametrize("native", [None, False], ids=["kernel", "eager"])
+def test_shared_negatives_and_the_cosine_loss_learn(split: Split, native: bool | None) -> None:
+    losses = {}
+    for loss in (CosineContrastive(margin=0.2, weight=2.0), SampledSoftmax(0.2)):
+        model = MatrixFactorization(40, 60, factors=16, cosine=True)
+        trainer = Trainer(
+            model,
+            epochs=12,
+            batch_size=50,
+            shared_negatives=20,
+            loss=loss,
+            learning_rate=2e-2,
+            selection="last",
+            compile=native,
+        )
+        losses[type(loss)] = trainer.fit(split).loss
+        assert isinstance(
+            trainer._step(trainer._batches(split.train)), EagerStep if native is False else NativeStep
+        )
+        assert losses[type(loss)][-1] < 0.9 * losses[type(loss)][0]
+
+
+def test_the_default_optimizer_moves_no_row_outside_its_batches() -> None:
+    """Users without interactions keep their initial rows to the bit; dense Adam's decay would move them."""
+    interactions = Interactions(
+        torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 2]), None, num_users=4, num_items=5
+    )
+    model, start = GMF(4, 5), GMF(4, 5)
+    Trainer(model, epochs=2, weight_decay=0.1).fit(interactions)
+    moved = (model.embeddings.weight("user_gmf") != start.embeddings.weight("user_gmf")).any(dim=1)
+    assert moved.tolist() == [True, True, False, False]

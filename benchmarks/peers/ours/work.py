@@ -47,6 +47,7 @@ class Ours:
             negatives=NEGATIVES,
             selection="last",
             seed=seed,
+            optimizer="adam",
             compile=self.compiled,
             progress=False,
         )
