@@ -81,7 +81,7 @@ figures: install
 	@$(BIN)/python docs/figures.py
 
 examples: install
-	@for name in own_data movielens paper; do \
+	@for name in own_data movielens paper new_users weekly; do \
 		$(BIN)/python examples/$$name.py > docs/examples/output/$$name.txt || exit; \
 	done
 
