@@ -209,6 +209,8 @@ class FoldIn:
         self._start = self._parts(self._mean[None])
         self._slopes = tuple(self._axes @ slope for slope in slopes)  # by z, [r, ...] each
         self._features = self._other_parts[1] @ self._slopes[1].T + self._slopes[2][:, 0]  # [N, r]
+        self._outside = tuple(part[self._background] for part in self._other_parts)  # [S, ...] each
+        self._outside_features = self._features[self._background]  # [S, r]
 
     @torch.no_grad()
     def __call__(self, histories: Interactions | Sequence[Any]) -> FoldedRows:
@@ -318,11 +320,11 @@ class _Logits:
 
     def __init__(self, fold: FoldIn, listed: Tensor) -> None:
         self.fold = fold
-        self.outside = tuple(part[fold._background] for part in fold._other_parts)  # [S, ...] each
+        self.outside = fold._outside  # [S, ...] each
         self.inside = tuple(part[listed] for part in fold._other_parts)  # [B, n, ...] each
         self.has_tower = fold._other_parts[0].shape[1] > 0
         # Their derivatives by z without the tower's, [S, r] and [B, n, r].
-        self.flat = fold._features[fold._background], fold._features[listed]
+        self.flat = fold._outside_features, fold._features[listed]
 
     def __call__(self, z: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
         inside = self.inside if active is None else tuple(part[active] for part in self.inside)
