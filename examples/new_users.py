@@ -88,9 +88,9 @@ def main() -> int:
     """Run the example."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--ncf-files", type=Path)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=["GMF", "NeuMF"], choices=list(MODELS))
     args = parser.parse_args()
     if args.ncf_files:
         split, candidates = read_ncf(args.ncf_files)
