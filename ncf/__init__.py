@@ -27,6 +27,7 @@ __all__ = [
     "NeuMF",
     "Ranking",
     "Recommender",
+    "Spectral",
     "Split",
     "Trainer",
     "Vocabulary",
@@ -35,6 +36,7 @@ __all__ = [
     "datasets",
     "evaluate",
     "extend",
+    "fit",
     "fold_in",
     "hold_out_users",
     "k_folds",
@@ -68,12 +70,13 @@ if TYPE_CHECKING:
     from ncf.evaluation.ranking import Ranking
     from ncf.inference.fold_in import fold_in
     from ncf.inference.recommender import Recommender, recommend
-    from ncf.models.baselines import ALS, EASE, ItemKNN, ItemPop
+    from ncf.models.baselines import ALS, EASE, ItemKNN, ItemPop, Spectral
     from ncf.models.growing import extend
     from ncf.models.loading import load
     from ncf.models.matrix_factorization import MatrixFactorization
     from ncf.models.neural import GMF, MLP, NeuMF
     from ncf.training.history import History
+    from ncf.training.recipes import fit
     from ncf.training.trainer import Trainer
 
 _HOMES = {
@@ -99,6 +102,8 @@ _HOMES = {
     "ItemKNN": "models.baselines",
     "EASE": "models.baselines",
     "ALS": "models.baselines",
+    "Spectral": "models.baselines",
+    "fit": "training.recipes",
     "Trainer": "training.trainer",
     "History": "training.history",
     "evaluate": "evaluation.evaluator",
