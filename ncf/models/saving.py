@@ -50,6 +50,7 @@ MODELS: dict[str, type | str] = {
     "ItemKNN": "ncf.models.baselines.item_to_item",
     "EASE": "ncf.models.baselines.item_to_item",
     "ALS": "ncf.models.baselines.als",
+    "Spectral": "ncf.models.baselines.spectral",
 }
 # The files of a save, finished or left behind when its process was killed.
 _OWN = re.compile(

@@ -183,7 +183,8 @@ def fit(
 
     Returns:
         The model; ``model.history`` is the `History` of its last part that was trained by gradient, and
-        ``model.recipe`` a line that says what was chosen and why. The line is also logged, to the logger ``"ncf"``.
+        ``model.record["recipe"]``, which is saved with it, a line that says what was chosen and why. The line is also
+        logged, to the logger ``"ncf"``.
 
     Raises:
         TypeError: if ``data`` or ``model`` is something else, or a setting is unknown.
@@ -235,7 +236,8 @@ def _finished(
 ) -> EmbeddingModel:
     model.user_ids, model.item_ids = data.user_ids, data.item_ids
     model.eval()
-    model.history, model.recipe = history, line  # type: ignore[assignment]
+    model.record = {"recipe": line}
+    model.history = history  # type: ignore[assignment]
     _log.info(line)
     if progress:
         print(line)
@@ -260,9 +262,7 @@ def _shown(recipe: Recipe, data: Interactions) -> str:
 
 
 def _split(train: Interactions) -> Split:
-    return Split(
-        train, None, train.take(torch.zeros(len(train), dtype=torch.bool, device=train.users.device))
-    )
+    return Split(train, None, train)  # with selection="last" the test set is not looked at
 
 
 def _hold_out(

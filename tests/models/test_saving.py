@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ncf
-from ncf import ALS, EASE, GMF, Interactions, ItemKNN, ItemPop, NeuMF
+from ncf import ALS, EASE, GMF, Interactions, ItemKNN, ItemPop, NeuMF, Spectral
 from ncf.data.interactions import Vocabulary
 from ncf.models import register, saving
 from ncf.models.loading import load_saved
@@ -531,7 +531,7 @@ def test_a_value_that_is_not_in_the_state_is_named(tmp_path: Path) -> None:
         ncf.load(tmp_path)
 
 
-@pytest.mark.parametrize("kind", [ItemPop, ItemKNN, EASE, ALS])
+@pytest.mark.parametrize("kind", [ItemPop, ItemKNN, EASE, ALS, Spectral])
 def test_baselines_are_saved_and_loaded_as_every_model(tmp_path: Path, kind: Any) -> None:
     bought = random_interactions(20, 30, 6)
     train = Interactions.from_arrays([f"u{user}" for user in bought.users.tolist()], bought.items)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ncf.data.interactions import Interactions
-from ncf.models.baselines.base import Baseline, blocks_of
+from ncf.models.baselines.base import DotProduct
 
 
-class ALS(Baseline):
+class ALS(DotProduct):
     """Matrix factorization by alternating least squares (Hu, Koren & Volinsky, ICDM 2008), from ``implicit``.
 
     Args:
@@ -33,9 +32,6 @@ class ALS(Baseline):
         >>> bool(scores[0, 0] > scores[0, 1])
         True
     """
-
-    user_factors: Tensor  # [num_users, factors]
-    item_factors: Tensor  # [num_items, factors]
 
     def __init__(
         self,
@@ -75,19 +71,3 @@ class ALS(Baseline):
             model.fit(history, show_progress=False)
         self.register_buffer("user_factors", torch.from_numpy(model.user_factors).to(train.items.device))
         self.register_buffer("item_factors", torch.from_numpy(model.item_factors).to(train.items.device))
-
-    def _shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        factors = self.config["factors"]
-        return {
-            "user_factors": ((self.num_users, factors), torch.float32),
-            "item_factors": ((self.num_items, factors), torch.float32),
-        }
-
-    def _score(self, users: Tensor, candidates: Tensor) -> Tensor:
-        if len(candidates) == 1:
-            return self.user_factors[users] @ self.item_factors[candidates[0]].T
-        scores = torch.empty(candidates.shape, dtype=torch.float32, device=self.device)
-        for block in blocks_of(len(users), candidates.shape[1] * self.item_factors.shape[1]):
-            of_users = self.user_factors[users[block], :, None]  # [b, F, 1]
-            scores[block] = torch.bmm(self.item_factors[candidates[block]], of_users)[:, :, 0]
-        return scores

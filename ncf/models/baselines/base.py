@@ -143,6 +143,29 @@ class Baseline(nn.Module, Ranker):
         check_ids(candidates, "candidates", self.num_items, "num_items", lowest=-1)
 
 
+class DotProduct(Baseline):
+    """A baseline whose score is a dot product of a user's and an item's row; ``config`` has ``factors``."""
+
+    user_factors: Tensor  # [num_users, F]
+    item_factors: Tensor  # [num_items, F]
+
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        factors = self.config["factors"]
+        return {
+            "user_factors": ((self.num_users, factors), torch.float32),
+            "item_factors": ((self.num_items, factors), torch.float32),
+        }
+
+    def _score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        if len(candidates) == 1:
+            return self.user_factors[users] @ self.item_factors[candidates[0]].T
+        scores = torch.empty(candidates.shape, dtype=torch.float32, device=self.device)
+        for block in blocks_of(len(users), candidates.shape[1] * self.item_factors.shape[1]):
+            of_users = self.user_factors[users[block], :, None]  # [b, F, 1]
+            scores[block] = torch.bmm(self.item_factors[candidates[block]], of_users)[:, :, 0]
+        return scores
+
+
 def blocks_of(rows: int, width: int) -> Iterator[slice]:
     """Cut rows so that a block of ``width`` columns stays small."""
     step = max(1, _SCORES_PER_BLOCK // max(1, width))

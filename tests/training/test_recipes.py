@@ -1,0 +1,122 @@
+"""`ncf.fit`: settings from the data, and a model that ranks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import ncf
+from ncf.data.interactions import Interactions
+from ncf.models.baselines.spectral import Spectral
+from ncf.training.contrastive import _loss_and_gradients
+from ncf.training.recipes import recipe_for
+
+FAST = {"epochs": 2, "softmax_epochs": 4, "mlp_epochs": 1, "members": 1, "spectral": 8}
+
+
+def shop(num_users: int = 300, num_items: int = 60, each: int = 8, seed: int = 0) -> Interactions:
+    """Users who buy within one of three groups of items, three times of four."""
+    random = torch.Generator("cpu").manual_seed(seed)
+    users = torch.arange(num_users).repeat_interleave(each)
+    group = torch.randint(3, (num_users,), generator=random)[users]
+    within = torch.randint(num_items // 3, (len(users),), generator=random) * 3 + group
+    anywhere = torch.randint(num_items, (len(users),), generator=random)
+    items = torch.where(torch.rand(len(users), generator=random) < 0.75, within, anywhere)
+    return Interactions.from_arrays(users, items)
+
+
+@pytest.mark.parametrize("name", ["NeuMF", "GMF", "MLP", "MatrixFactorization"])
+def test_fit_returns_the_named_model_which_saves_and_loads(name, tmp_path):
+    model = ncf.fit(shop(), name, **FAST)
+    assert type(model).__name__ == name
+    assert not model.training
+    assert model.history.epochs
+    model.save(tmp_path / "model")
+    users, items = torch.arange(5), torch.arange(60).expand(5, -1)
+    loaded = ncf.load(tmp_path / "model")
+    torch.testing.assert_close(loaded.score(users, items), model.score(users, items))
+    assert loaded.record["recipe"].startswith(f"{name}: 2,")
+
+
+def test_fit_ranks_better_than_popularity():
+    split = ncf.leave_one_out(shop(), validation=False)
+    candidates = ncf.whole_catalogue(split)
+    fitted = ncf.evaluate(ncf.fit(split, "GMF", **FAST), candidates).hr
+    assert fitted > ncf.evaluate(ncf.ItemPop(split.train), candidates).hr + 0.1
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_fit_never_looks_at_the_test_set(validation):
+    split = ncf.leave_one_out(shop(), validation=validation)
+    others = copy.copy(split)
+    object.__setattr__(others, "test", split.test.take(torch.arange(1)))
+    first, second = (ncf.fit(data, "GMF", **FAST) for data in (split, others))
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_same_seed_same_model_and_another_seed_another():
+    first, same, other = (ncf.fit(shop(), "NeuMF", seed=seed, **FAST) for seed in (0, 0, 1))
+    rows = [model.embeddings.weight("user_gmf") for model in (first, same, other)]
+    assert torch.equal(rows[0], rows[1])
+    assert rows[0].shape != rows[2].shape or not torch.equal(rows[0], rows[2])
+
+
+def test_settings_follow_the_data():
+    dense = Interactions.from_arrays(*torch.cartesian_prod(torch.arange(120), torch.arange(120)).unbind(1))
+    assert recipe_for(dense).losses == ("bce",)
+    assert recipe_for(shop(3000, 3000, 5)).losses == ("softmax",)
+    assert recipe_for(shop(3000, 3000, 5)).temperature > recipe_for(shop(3000, 3000, 20)).temperature
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="model = 'NCF': choose one of 'NeuMF'"):
+        ncf.fit(shop(), "NCF")
+    with pytest.raises(TypeError, match="'width' is no setting of fit: choose among"):
+        ncf.fit(shop(), "GMF", width=3)
+    with pytest.raises(TypeError, match="data must be Interactions or a Split, got list"):
+        ncf.fit([1, 2], "GMF")
+
+
+def test_a_user_with_few_interactions_is_no_obstacle():
+    assert ncf.fit(Interactions.from_arrays([0, 1, 2], [0, 1, 2]), "GMF", **FAST).num_users == 3
+
+
+def test_model_object_is_trained_in_place_and_keeps_its_widths():
+    model = ncf.GMF(300, 60, factors=4)
+    assert ncf.fit(shop(), model, **FAST) is model
+    assert model.config["factors"] == 4
+    assert torch.equal(model.head.weight, torch.ones(1, 4))
+
+
+def test_seconds_bound_the_epochs():
+    assert len(ncf.fit(shop(), "GMF", seconds=1e-3, softmax_epochs=50, spectral=4).history) == 1
+
+
+def test_gradients_of_the_cosine_softmax_are_those_of_autograd():
+    random = torch.Generator("cpu").manual_seed(0)
+    user = torch.randn(5, 4, generator=random, dtype=torch.float64, requires_grad=True)
+    item = torch.randn(5 + 7, 4, generator=random, dtype=torch.float64, requires_grad=True)
+    loss, of_user, of_item = _loss_and_gradients(user.detach(), item.detach(), 0.2, 5)
+    cosine = torch.nn.functional.normalize(user) @ torch.nn.functional.normalize(item).T / 0.2  # [5, 12]
+    logits = torch.cat([cosine.diagonal()[:, None], cosine[:, 5:]], dim=1)
+    expected = torch.nn.functional.cross_entropy(logits, torch.zeros(5, dtype=torch.int64))
+    expected.backward()
+    assert loss == pytest.approx(expected.item())
+    torch.testing.assert_close(of_user, user.grad)
+    torch.testing.assert_close(of_item, item.grad)
+
+
+def test_spectral_is_the_truncated_svd_of_the_normalised_matrix():
+    train = shop(40, 30, 6)
+    dense = torch.zeros(40, train.num_items, dtype=torch.float64)
+    dense[train.users, train.items] = 1
+    degrees = [dense.sum(dim).clamp(min=1) for dim in (1, 0)]
+    normalised = dense / (degrees[0][:, None] * degrees[1]).sqrt()
+    _, _, right = torch.linalg.svd(normalised)
+    expected = normalised @ right[:8].T @ right[:8] * degrees[1].sqrt()
+    users, items = torch.arange(40), torch.arange(train.num_items).expand(40, -1)
+    scores = Spectral(train, factors=8).score(users, items)
+    torch.testing.assert_close(scores, expected.float(), atol=2e-2, rtol=0)
