@@ -303,7 +303,6 @@ def _model(served: Served) -> schemas.ModelResponse:
         num_users=recommender.num_users,
         num_items=recommender.num_items,
         titles=served.has_titles,
-        history=served.has_history,
         seen=served.has_seen,
         whole_numbers=served.whole_numbers,
         loaded_at=served.loaded_at,

@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -35,11 +34,6 @@ class Served:
         """The model was saved with item titles."""
         columns = self.recommender.item_columns
         return columns is not None and "title" in columns.column_names
-
-    @property
-    def has_history(self) -> bool:
-        """The model answers a history by fold-in."""
-        return "history" in signature(Recommender.recommend).parameters
 
     @property
     def has_seen(self) -> bool:

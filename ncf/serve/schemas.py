@@ -166,7 +166,6 @@ class ModelResponse(BaseModel):
     num_users: int
     num_items: int
     titles: bool
-    history: bool = Field(description="The model answers requests with `history`.")
     seen: bool = Field(description="The model knows what its users have interacted with.")
     whole_numbers: bool = Field(description="User ids are whole numbers, not strings.")
     loaded_at: float = Field(description="Seconds since 1970.")

@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const chosen = new Map(); // id -> name, of the history that is ticked
-let model = { titles: false, history: false };
+let model = { titles: false };
 
 async function call(path, body) {
   const headers = { "content-type": "application/json" };
@@ -160,7 +160,6 @@ async function describe() {
   try {
     model = await call("v1/model");
     $("model").textContent = `${model.name} ${model.model}: ${model.num_users.toLocaleString()} users, ${model.num_items.toLocaleString()} items`;
-    document.querySelector("input[value=history]").disabled = !model.history;
     $("message").textContent = "";
   } catch (error) {
     $("model").textContent = "The model cannot be described.";
