@@ -86,6 +86,7 @@ class Ranker:
         Raises:
             ValueError: if a score is NaN, or the scores have the wrong shape.
         """
+        _check_one_positive(candidates)
         whole_catalogue = isinstance(candidates, Catalogue)
         width = candidates.num_items if whole_catalogue else 1 + candidates.negatives.shape[1]  # type: ignore[union-attr]
         device = self.device or candidates.users.device
@@ -288,6 +289,7 @@ class Scorer(Ranker):
         self, candidates: Candidates | Catalogue, *, block_users: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Ranker.rank`: where the kernel can, no table of scores is made."""
+        _check_one_positive(candidates)
         ranked = None
         if self._packed is not None and not isinstance(candidates, Catalogue):
             lists = candidates.users, candidates.positives, candidates.negatives
@@ -529,6 +531,13 @@ def check_no_nan(scores: Tensor, users: Tensor, items: Tensor, ignored: Tensor |
         raise ValueError(
             f"the score of item {int(item)} for user {int(users[row])} is NaN "
             f"(and {len(bad) - 1} more): the model has diverged or was fed NaN, it cannot be ranked"
+        )
+
+
+def _check_one_positive(candidates: Candidates | Catalogue) -> None:
+    if isinstance(candidates, Catalogue) and candidates.positive_offsets is not None:
+        raise ValueError(
+            "the catalogue holds several held-out items of a user: evaluate ranks one, as leave_one_out holds out"
         )
 
 

@@ -467,3 +467,11 @@ def test_order_of_the_negatives_does_not_matter(task: tuple[Tensor, Candidates])
     scores, candidates = task
     turned = dataclasses.replace(candidates, negatives=candidates.negatives.flip(1))
     assert torch.equal(ranks_of(Table(scores), candidates)[0], ranks_of(Table(scores), turned)[0])
+
+
+def test_several_held_out_items_of_a_user_are_refused_rather_than_mixed_up() -> None:
+    lists = (torch.tensor([0, 1]), torch.tensor([2, 3, 1]), 5, torch.tensor([0, 0, 0]), torch.tensor([0])[:0])
+    catalogue = Catalogue(*lists, positive_offsets=torch.tensor([0, 2, 3]))
+    for model in (Constant(), GMF(2, 5)):
+        with pytest.raises(ValueError, match="several held-out items of a user"):
+            evaluate(model, catalogue, k=1)
