@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ncf.utils.lazy import lazy_names
+from ncf.utils import lazy_names
 from ncf.utils.version import __version__
 
 __all__ = [

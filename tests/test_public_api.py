@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +28,9 @@ def test_import_is_light() -> None:
 
 
 def test_a_model_brings_torchrec_and_no_word_on_the_screen() -> None:
-    assert run("import sys; from ncf import NeuMF; print('torchrec' in sys.modules)") == "True\n"
+    code = "import sys; from ncf import NeuMF; {}print('torchrec' in sys.modules)"
+    assert run(code.format("")) == "False\n"
+    assert run(code.format("NeuMF(3, 4); ")) == "True\n"
 
 
 def packages_of(code: str, after: str = "pass") -> set[str]:
@@ -75,26 +78,55 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = ncf.SVD
 
 
+IN_ONE_PROCESS = """
+import sys, tempfile, warnings
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] == {absent!r}:
+            raise ImportError('libcuda.so.1: cannot open shared object file')
+sys.meta_path.insert(0, Absent())
+import torch, ncf
+from ncf.distributed import shard
+users, items = torch.arange(300) % 20, (torch.arange(300) * 7 + torch.arange(300) // 40) % 30
+split = ncf.leave_one_out(ncf.Interactions.from_arrays(users, items, range(300)))
+model = ncf.NeuMF(20, 30, factors=4, layers=(8, 4), seed=1)
+history = ncf.Trainer(model, epochs=2, batch_size=64, k=3).fit(split)
+with tempfile.TemporaryDirectory() as folder:
+    model.save(folder)
+    again = ncf.load(folder)
+assert again.state_dict().keys() == model.state_dict().keys()
+print(sorted(model.state_dict()), history.loss, ncf.recommend(again, [3], k=3).items)
+try:
+    shard(again, verbose=False)
+except ImportError as error:
+    print('one error:', error)
+print('torchrec' in sys.modules and 'fbgemm_gpu' in sys.modules)
+"""
+
+
 @pytest.mark.parametrize("absent", ["fbgemm_gpu", "torchrec"])
-def test_without_fbgemm_one_error_says_what_to_install(absent: str) -> None:
-    output = run(
-        "import sys, traceback\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.split('.')[0] == {absent!r}:\n"
-        "            raise ImportError('libcuda.so.1: cannot open shared object file')\n"
-        "sys.meta_path.insert(0, Absent())\n"
-        "from ncf import Interactions, leave_one_out, sample_candidates\n"  # data needs neither
-        "for _ in range(2):\n"  # the second time as the first
-        "    try:\n"
-        "        from ncf import NeuMF\n"
-        "    except ImportError as error:\n"
-        "        print('one error:', error)\n"
-    )
-    assert output.count("one error: TorchRec could not be loaded: libcuda.so.1") == 2
-    assert output.count("pip install -r requirements-cpu.txt") == 2
-    assert output.count("fbgemm-gpu==1.8.*") == 2
+def test_without_torchrec_a_model_trains_and_answers_alike_and_sharding_is_one_clear_error(
+    absent: str,
+) -> None:
+    output = run(IN_ONE_PROCESS.format(absent=absent))
+    assert output.count("one error: TorchRec could not be loaded: libcuda.so.1") == 1
+    assert "Models train and rank in one process without it" in output
+    assert output.count("pip install -r requirements-cpu.txt") == 1
+    assert output.count("fbgemm-gpu==1.8.*") == 1
     assert "Traceback" not in output
+    there = run(IN_ONE_PROCESS.format(absent="nothing"))
+    assert "Traceback" not in there
+    assert output.splitlines()[0] == there.splitlines()[0]  # names, losses and lists
+
+
+def test_a_saved_model_answers_without_torchrec_and_what_is_optional(tmp_path: Path) -> None:
+    model = ncf.NeuMF(20, 30)
+    model.user_ids = ncf.Interactions.from_arrays(range(20), range(20)).user_ids
+    model.save(tmp_path)
+    code = f"import ncf; ncf.load({str(tmp_path)!r}).score(torch.arange(2), torch.tensor([[3, 4], [5, 6]]))"
+    brought = packages_of(code, after="import torch")
+    assert "ncf" in brought
+    assert not brought & (HEAVY | {"sympy"})  # sympy would be a sign of PyTorch's compiler
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ncf.utils.lazy import lazy_names
+from ncf.utils import lazy_names
 
 __all__ = ["Checkpoints", "rank", "shard", "start_processes", "world_size"]
 

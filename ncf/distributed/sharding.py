@@ -62,6 +62,7 @@ def shard(
     Raises:
         ValueError: for an unknown table, a type that the device does not offer, or a table that cannot be cut so, or
             a model of another precision than float32.
+        ImportError: if TorchRec or FBGEMM cannot be loaded.
 
     Example::
 
@@ -72,6 +73,7 @@ def shard(
         >>> sharded(torch.tensor([3, 4]), torch.tensor([7, 8])).shape
         torch.Size([2])
     """
+    model.embeddings.use_torchrec()
     silence_torchrec()
     with suppress_warnings():
         return _shard(model, sharding, optimizer, learning_rate, verbose)

@@ -1,19 +1,24 @@
-"""The user and item tables, in one TorchRec `EmbeddingBagCollection`, and their one lookup."""
+"""The user and item tables, in one TorchRec `EmbeddingBagCollection`, and their one lookup.
+
+Where TorchRec is not installed, and in a model that was loaded to answer, `LocalTables` has its place: a model trains
+and ranks in one process with either, under the same parameter names. `UserItemEmbeddings.use_torchrec` changes over.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncf.utils.seeding import normal_rows
-from ncf.utils.torchrec_import import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
 Side = Literal["user", "item"]
 
@@ -49,6 +54,36 @@ class TableFiller(Protocol):
 
     def __call__(self, out: Tensor, *, row: int, column: int) -> None:
         """Fill ``out``, ``[R, D]``, with the table's rectangle whose first row and column are given."""
+
+
+class LocalTables(nn.Module):
+    """Tables of one process, without TorchRec: parameters have the names of its `EmbeddingBagCollection`.
+
+    Args:
+        tables: the tables; they have no values yet.
+        rows: how many of them each side has.
+    """
+
+    def __init__(self, tables: Sequence[Table], rows: Mapping[str, int]) -> None:
+        super().__init__()
+        self.embedding_bags = nn.ModuleDict()
+        for table in tables:
+            size = rows[table.side], table.dim
+            weight = torch.empty(size, dtype=torch.float32, device="meta")
+            self.embedding_bags[table.name] = nn.EmbeddingBag(*size, mode="sum", _weight=weight)
+
+
+_local_only: ContextVar[bool] = ContextVar("local_only", default=False)
+
+
+@contextmanager
+def local_tables() -> Iterator[None]:
+    """Build models with `LocalTables` meanwhile, and import TorchRec for none of them."""
+    token = _local_only.set(True)
+    try:
+        yield
+    finally:
+        _local_only.reset(token)
 
 
 class UserItemEmbeddings(nn.Module):
@@ -95,15 +130,6 @@ class UserItemEmbeddings(nn.Module):
         self.num_items = num_items
         self.tables = tuple(tables)
         rows = {"user": num_users, "item": num_items}
-        configs = [
-            EmbeddingBagConfig(
-                name=table.name,
-                embedding_dim=table.dim,
-                num_embeddings=rows[table.side],
-                feature_names=[table.side],
-            )
-            for table in tables
-        ]
         self.table_fillers: dict[str, TableFiller] = {
             table.name: partial(
                 normal_rows,
@@ -114,17 +140,49 @@ class UserItemEmbeddings(nn.Module):
             )
             for table in tables
         }
-        # Built without values: its own would come from the global generator.
-        self.ebc = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+        # Built without values: the collection's own would come from the global generator.
+        self.ebc: Any = LocalTables(tables, rows)
+        if not _local_only.get():
+            with suppress(ImportError):  # of TorchRec; a model of one process does without
+                self.use_torchrec()
         if device is None or torch.device(device).type != "meta":
             for table in self.tables:
                 weight = torch.empty(rows[table.side], table.dim, dtype=torch.float32, device=device or "cpu")
                 self.table_fillers[table.name](weight, row=0, column=0)
                 self.ebc.embedding_bags[table.name].weight = nn.Parameter(weight)
 
+    def use_torchrec(self) -> None:
+        """Move local tables into a TorchRec `EmbeddingBagCollection`, as sharding needs it; nothing is copied.
+
+        Raises:
+            ImportError: if TorchRec cannot be loaded; the message says what to install.
+        """
+        if not isinstance(self.ebc, LocalTables):
+            return
+        from ncf.utils.torchrec_import import EmbeddingBagCollection, EmbeddingBagConfig
+
+        rows = {"user": self.num_users, "item": self.num_items}
+        configs = [
+            EmbeddingBagConfig(
+                name=table.name,
+                embedding_dim=table.dim,
+                num_embeddings=rows[table.side],
+                feature_names=[table.side],
+            )
+            for table in self.tables
+        ]
+        collection = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+        for table in self.tables:
+            collection.embedding_bags[table.name].weight = self.weight(table.name)
+        self.ebc = collection
+
     @property
     def is_sharded(self) -> bool:
         """Whether TorchRec has replaced the collection by a sharded one."""
+        if isinstance(self.ebc, LocalTables):
+            return False
+        from ncf.utils.torchrec_import import EmbeddingBagCollection
+
         return not isinstance(self.ebc, EmbeddingBagCollection)
 
     @property
@@ -176,6 +234,8 @@ class UserItemEmbeddings(nn.Module):
         Returns:
             ``[U, D]`` for each user table, ``[I, D]`` for each item table. One all-to-all for all tables.
         """
+        from ncf.utils.torchrec_import import KeyedJaggedTensor
+
         # Bags of one, and empty ones that make the shorter side as long as the other.
         length = max(len(users), len(items))
         lengths = torch.zeros(2, length, dtype=torch.int32, device=items.device)

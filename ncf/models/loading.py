@@ -7,6 +7,7 @@ description asks for with the shapes in the file.
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -21,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from ncf.data.vocabulary import Vocabulary
 from ncf.models.base import EmbeddingModel
 from ncf.models.baselines.base import Baseline
+from ncf.models.embeddings import local_tables
 from ncf.models.saving import FORMAT, MODELS, VOCABULARIES, description_hash, table_weight
 from ncf.utils.files import check_names, file_hash, read_slice, read_tensors, rows_per_block
 from ncf.utils.jagged import check_lists
@@ -97,6 +99,8 @@ def load(
 ) -> EmbeddingModel:
     """Read a model that `save` wrote; nothing is unpickled.
 
+    TorchRec is not needed, nor imported: `ncf.distributed.shard` brings it in.
+
     On ``device="meta"`` the tables stay in the file, for `ncf.distributed.shard` to give each process its part of
     them; the towers have their values, on the CPU. Every process must see the file until then.
 
@@ -152,7 +156,8 @@ def _load(folder: Path, description: dict[str, Any], device: torch.device, mmap:
     place = folder / "config.json"
     files: dict[str, Path] = _checked_files(folder, description["files"])
     tensors = read_tensors(files["model"])
-    model = _without_values(place, description["model"], description["config"], len(tensors))
+    with nullcontext() if device.type == "meta" else local_tables():
+        model = _without_values(place, description["model"], description["config"], len(tensors))
     tables = (
         {table_weight(t.name): t for t in model.embeddings.tables} if hasattr(model, "embeddings") else {}
     )
@@ -303,6 +308,10 @@ class _OnMeta(TorchFunctionMode):
             torch.randn,
             torch.tensor,
             torch.arange,
+        )
+    )
+    _LIKE = frozenset(
+        (
             torch.empty_like,
             torch.zeros_like,
             torch.ones_like,
@@ -310,6 +319,10 @@ class _OnMeta(TorchFunctionMode):
             torch.rand_like,
             torch.randn_like,
         )
+    )
+    # Not called: Python implements them on the meta device, and brings in PyTorch's compiler: 200 MB for no value.
+    _VALUES = frozenset(
+        getattr(torch.Tensor, name) for name in ("copy_", "fill_", "mul_", "normal_", "uniform_", "zero_")
     )
 
     def __init__(self, most: int) -> None:
@@ -323,6 +336,10 @@ class _OnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in self._NEW:
             kwargs["device"] = "meta"
+        elif func in self._LIKE:
+            return torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device="meta")
+        elif func in self._VALUES and args[0].is_meta:
+            return args[0]
         elif func is torch.Tensor.to and args[0].is_meta:
             args = tuple("meta" if isinstance(value, (str, torch.device)) else value for value in args)
             kwargs |= {"device": "meta"} if "device" in kwargs else {}

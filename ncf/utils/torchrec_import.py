@@ -1,4 +1,4 @@
-"""The parts of TorchRec that a model needs, or one error that says what to install."""
+"""The parts of TorchRec that models use, or one error that says what to install."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 
 _REMEDY = """\
 TorchRec could not be loaded: {error}
+Models train and rank in one process without it; tables spread over several processes need it.
 The three packages must fit each other and the machine:
   without an NVIDIA GPU:  pip install -r requirements-cpu.txt && pip install --no-deps torchrec==1.8.0
                           (torch 2.13.0, fbgemm-gpu-cpu 1.8.0, torchrec 1.8.0)
