@@ -80,13 +80,8 @@ def epoch(shape: str, interactions: int) -> None:
     """Print the rate of a whole epoch with its sampling, and the peak of memory beside tables and moments."""
     users, items = SHAPES[shape]
     random = torch.Generator().manual_seed(0)
-    data = Interactions(
-        torch.randint(users, (interactions,), generator=random),
-        torch.randint(items, (interactions,), generator=random),
-        None,
-        users,
-        items,
-    )
+    pairs = torch.randint(users * items, (interactions,), generator=random).unique()
+    data = Interactions(pairs // items, pairs % items, None, users, items)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     model = build(shape)
     tables = sum(value.numel() for value in model.parameters()) * 4 / 2**20
