@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install movielens serve test test-fast coverage sanitize lint benchmarks benchmarks-peers benchmarks-scale docs figures examples clean
+.PHONY: help install movielens serve test test-fast coverage sanitize lint benchmarks benchmarks-peers benchmarks-scale docs figures examples dist clean
 
 help:
 	@echo "make serve             train on MovieLens-100K and serve recommendations with a page"
-	@echo "make movielens         train and judge every model on MovieLens-100K"
+	@echo "make movielens         train and evaluate every model on MovieLens-100K"
 	@echo "make test              run the tests"
 	@echo "make test-fast         leave out the slow ones"
 	@echo "make coverage          run the tests and show which lines of ncf/ none of them reaches"
@@ -21,6 +21,7 @@ help:
 	@echo "make docs              build the documentation into docs/_build/html"
 	@echo "make figures           draw the figures of the documentation anew"
 	@echo "make examples          record anew what the pages of the examples show"
+	@echo "make dist              build the sdist and a wheel into dist/, and check each in a fresh environment"
 	@echo "make install           create $(VENV) with all that these need"
 	@echo "make clean             remove what was built, but not $(VENV)"
 
@@ -29,7 +30,7 @@ $(VENV)/installed: requirements-cpu.txt requirements-dev.txt setup.py $(wildcard
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install -qq -r requirements-cpu.txt -r requirements-dev.txt
-	@$(BIN)/python -m pip install -qq --no-deps torchrec==1.8.0 -e .
+	@$(BIN)/python -m pip install -qq --no-deps torchrec==1.8.0 --config-settings editable_mode=compat -e .
 	@touch $@
 
 install: $(VENV)/installed
@@ -81,9 +82,16 @@ figures: install
 	@$(BIN)/python docs/figures.py
 
 examples: install
-	@for name in own_data movielens paper new_users weekly; do \
-		$(BIN)/python examples/$$name.py > docs/examples/output/$$name.txt || exit; \
-	done
+	@$(BIN)/python examples/own_data.py > docs/examples/output/own_data.txt
+	@$(BIN)/python examples/movielens.py > docs/examples/output/movielens.txt
+	@$(BIN)/python examples/paper.py --factors 8 > docs/examples/output/paper.txt
+	@$(BIN)/python examples/new_users.py > docs/examples/output/new_users.txt
+	@$(BIN)/python examples/weekly.py > docs/examples/output/weekly.txt
+
+dist: install
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist .
+	@.ci/check_dist dist/*.whl dist/*.tar.gz
 
 clean:
 	rm -rf build dist *.egg-info ncf/kernels/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.* docs/_build

@@ -1,4 +1,4 @@
-"""Packaging of ncf; the pinned set for machines without an NVIDIA GPU is in requirements-cpu.txt."""
+"""Package metadata of ncf; requirements-cpu.txt pins a set for machines without an NVIDIA GPU."""
 
 import os
 import re
@@ -42,13 +42,15 @@ kernel = Extension(
     extra_compile_args=["-O3", "-fno-math-errno", "-Wno-psabi", "-pthread"],
     extra_link_args=["-pthread"],
     libraries=["m"] if os.name == "posix" else [],
-    py_limited_api=True,  # it uses nothing of Python
+    py_limited_api=True,  # the library uses nothing of Python: one wheel for all versions
     optional=True,
 )
 extras["dev"] = [
     *chain.from_iterable(extras.values()),
     "mypy>=1.14",
     "import-linter>=2.3",
+    "pyright>=1.1.390",
+    "build>=1.2",
     "ruff>=0.9",
     "pre-commit>=4",
 ]
@@ -64,10 +66,12 @@ setup(
     packages=find_packages(include=["ncf", "ncf.*"]),
     package_data={"ncf": ["py.typed", "serve/page/*"]},
     ext_modules=[kernel],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
     install_requires=[
         "torch==2.13.*",
-        "torchrec==1.8.*",  # brings fbgemm-gpu, the CUDA build
-        "fbgemm-gpu==1.8.*",
+        # TorchRec asks for fbgemm-gpu, the CUDA build, which exists for Linux alone.
+        "torchrec==1.8.*; platform_system == 'Linux'",
+        "fbgemm-gpu==1.8.*; platform_system == 'Linux'",
         "numpy>=1.26",
         "pyarrow>=17",
         "safetensors>=0.5",
@@ -75,6 +79,9 @@ setup(
     ],
     extras_require=extras,
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",

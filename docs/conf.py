@@ -5,10 +5,11 @@ from pathlib import Path
 
 import ncf
 
-sys.path.insert(0, str(Path(__file__).parent))  # for executed and mathml, the two extensions of our own
+sys.path.insert(0, str(Path(__file__).parent))  # for the three extensions of our own
 
 project = "ncf"
 author = "the ncf authors"
+copyright = "2026, the ncf authors"
 version = release = ncf.__version__
 extensions = [
     "myst_parser",
@@ -16,9 +17,10 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "executed",
+    "linked",
     "mathml",
 ]
-myst_enable_extensions = ["deflist", "dollarmath", "colon_fence"]
+myst_enable_extensions = ["deflist", "dollarmath", "colon_fence", "attrs_inline"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = f"ncf {ncf.__version__}"
@@ -26,8 +28,13 @@ html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 exclude_patterns = ["_build"]
-autodoc_typehints = "none"  # the docstrings say more than the signatures
+suppress_warnings = ["toc.empty_glob"]
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 84
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 default_role = "code"

@@ -1,4 +1,4 @@
-"""Runs the Python blocks of a page, and puts what they print below them: the outputs shown are real."""
+"""Runs the Python blocks of a page, and puts their output below them: the outputs shown are real."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import io
 import os
 import re
+import sys
 import tempfile
 from contextlib import redirect_stdout
 from typing import Any
@@ -26,7 +27,8 @@ def executed(text: str, name: str) -> str:
         name: what to call it in a traceback, whose line numbers are those of the page.
 
     Returns:
-        The page, each block followed by what it printed and, as at Python's prompt, the value of its last line.
+        The page, each block followed by its output and, as in a notebook, the value of its last line: as a table,
+        if the value has one.
     """
     if "movielens.load(" in text and _BLOCK.search(text):
         from ncf.datasets import movielens
@@ -39,8 +41,13 @@ def executed(text: str, name: str) -> str:
 
     def run(match: re.Match[str]) -> str:
         first_line = text.count("\n", 0, match.start(1))
-        output = _output("\n" * first_line + match[1], name, namespace)
-        return f"{match[0]}\n\n```{{code-block}} text\n:class: output\n\n{output}```" if output else match[0]
+        output, table = _output("\n" * first_line + match[1], name, namespace)
+        shown = match[0]
+        if output:
+            shown += f"\n\n```{{code-block}} text\n:class: output\n\n{output}```"
+        if table:
+            shown += f'\n\n```{{raw}} html\n<div class="output table-wrapper">{table}</div>\n```'
+        return shown
 
     before = os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
@@ -51,15 +58,27 @@ def executed(text: str, name: str) -> str:
             os.chdir(before)
 
 
-def _output(code: str, name: str, namespace: dict[str, Any]) -> str:
+def _output(code: str, name: str, namespace: dict[str, Any]) -> tuple[str, str]:
+    """Return what a block prints, and the HTML table of its last value."""
     tree = ast.parse(code, name)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    printed = io.StringIO()
-    with redirect_stdout(printed):
-        exec(compile(tree, name, "exec"), namespace)
-        if last is not None:  # compiled as at the prompt, which shows the value if it is not None
-            exec(compile(ast.Interactive([last]), name, "single"), namespace)
-    return printed.getvalue()
+    printed, tables = io.StringIO(), []
+
+    def show(value: Any) -> None:
+        if hasattr(value, "_repr_html_"):
+            tables.append(value._repr_html_())
+        elif value is not None:
+            print(repr(value))
+
+    before, sys.displayhook = sys.displayhook, show
+    try:
+        with redirect_stdout(printed):
+            exec(compile(tree, name, "exec"), namespace)
+            if last is not None:  # compiled as at the prompt, which shows the value if it is not None
+                exec(compile(ast.Interactive([last]), name, "single"), namespace)
+    finally:
+        sys.displayhook = before
+    return printed.getvalue(), "".join(tables)
 
 
 def setup(app: Any) -> dict[str, bool]:

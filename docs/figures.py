@@ -30,7 +30,7 @@ class Canvas:
         self.axis.set_ylim(0, height)
 
     def text(self, x: float, y: float, words: str, size: float = 10, colour: str = INK, **how: Any) -> None:
-        """Words, centred unless told otherwise."""
+        """Words, centred by default."""
         self.axis.text(
             x, y, words, **{"ha": "center", "va": "center", "fontsize": size, "color": colour} | how
         )
@@ -182,14 +182,20 @@ def neumf() -> Canvas:
     return canvas
 
 
-def leave_one_out() -> Canvas:
-    """What is held out of each user, and what the held-out item is ranked among."""
-    canvas = Canvas(830, 236)
+def leave_one_out(narrow: bool = False) -> Canvas:
+    """The held-out items of each user, and the candidates among which one is ranked; below each other if narrow."""
+    canvas = Canvas(450, 466) if narrow else Canvas(830, 236)
+    _held_out(canvas, 230 if narrow else 0)
+    _ranked(canvas, -380 if narrow else 0)
+    return canvas
+
+
+def _held_out(canvas: Canvas, up: float) -> None:
     people = (("ann", 9), ("bob", 5), ("eve", 7), ("joe", 2))
     train, validation = "#9DB7C9", "#E69F00"
-    canvas.text(20, 214, "1  Hold out each user's last two", size=11, ha="left", weight="bold")
+    canvas.text(20, up + 214, "1  Hold out each user's last two", size=11, ha="left", weight="bold")
     for row, (name, count) in enumerate(people):
-        y = 172 - 36 * row
+        y = up + 172 - 36 * row
         canvas.text(34, y, name, size=10, ha="left")
         canvas.arrow((74, y), (330 if count >= 3 else 142, y), "#C9C9C9")
         for place in range(count):
@@ -199,17 +205,19 @@ def leave_one_out() -> Canvas:
             canvas.axis.add_patch(
                 Circle((92 + 25 * place, y), 8, facecolor=colour, edgecolor="white", zorder=3)
             )
-    canvas.text(152, 64, "too few: trained on, not tested", size=9, colour=FAINT, ha="left")
+    canvas.text(152, up + 64, "too few: trained on, not tested", size=9, colour=FAINT, ha="left")
     for x, colour, words in ((41, train, "train"), (108, validation, "validation"), (204, HEAD, "test")):
-        canvas.axis.add_patch(Circle((x, 22), 7, facecolor=colour, edgecolor="white"))
-        canvas.text(x + 13, 22, words, size=9, ha="left")
-    canvas.text(300, 22, "time →", size=9, colour=FAINT)
+        canvas.axis.add_patch(Circle((x, up + 22), 7, facecolor=colour, edgecolor="white"))
+        canvas.text(x + 13, up + 22, words, size=9, ha="left")
+    canvas.text(300, up + 22, "time →", size=9, colour=FAINT)
 
-    canvas.text(400, 214, "2  Rank it among 100 never touched", size=11, ha="left", weight="bold")
-    canvas.text(400, 188, "ann's candidates by score, best first:", size=9, colour=FAINT, ha="left")
+
+def _ranked(canvas: Canvas, right: float) -> None:
+    canvas.text(right + 400, 214, "2  Rank it among 100 unseen items", size=11, ha="left", weight="bold")
+    canvas.text(right + 400, 188, "ann's candidates by score, best first:", size=9, colour=FAINT, ha="left")
     for place in range(16):
         mine = place == 3
-        corner = (400 + 25 * place, 146)
+        corner = (right + 400 + 25 * place, 146)
         canvas.axis.add_patch(
             Rectangle(
                 corner,
@@ -220,11 +228,13 @@ def leave_one_out() -> Canvas:
             )
         )
         canvas.text(corner[0] + 11, 159, str(place), size=8, colour="white" if mine else FAINT)
-    canvas.text(808, 159, "…", size=11, colour=FAINT)
-    canvas.axis.plot([648.5, 648.5], [138, 180], color=INK, linewidth=1.2, linestyle=(0, (3, 2)))
-    canvas.text(652, 184, "$k = 10$", size=9, ha="left")
+    canvas.text(right + 808, 159, "…", size=11, colour=FAINT)
+    canvas.axis.plot(
+        [right + 648.5, right + 648.5], [138, 180], color=INK, linewidth=1.2, linestyle=(0, (3, 2))
+    )
+    canvas.text(right + 652, 184, "$k = 10$", size=9, ha="left")
     canvas.text(
-        400, 112, "3  Count the others that score at least as high", size=11, ha="left", weight="bold"
+        right + 400, 112, "3  Count the others that score at least as high", size=11, ha="left", weight="bold"
     )
     lines = (
         r"HR@10 $= [\,r < 10\,] = 1$",
@@ -232,13 +242,18 @@ def leave_one_out() -> Canvas:
         r"MRR $= 1\,/\,(3 + 1) = 0.25$",
     )
     for row, line in enumerate(lines):
-        canvas.text(464, 84 - 24 * row, line, size=10, ha="left")
-    canvas.text(400, 84, "$r = 3$:", size=10, ha="left")
-    canvas.text(640, 36, "then the mean over users", size=9, colour=FAINT, ha="left")
-    return canvas
+        canvas.text(right + 464, 84 - 24 * row, line, size=10, ha="left")
+    canvas.text(right + 400, 84, "$r = 3$:", size=10, ha="left")
+    canvas.text(right + 640, 36, "then the mean over users", size=9, colour=FAINT, ha="left")
 
 
-FIGURES = {"gmf": gmf, "mlp": mlp, "neumf": neumf, "leave_one_out": leave_one_out}
+FIGURES = {
+    "gmf": gmf,
+    "mlp": mlp,
+    "neumf": neumf,
+    "leave_one_out": leave_one_out,
+    "leave_one_out_narrow": lambda: leave_one_out(narrow=True),
+}
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""Train and judge every model on MovieLens, beside the popularity baseline that is hard to beat.
+"""Train and evaluate every model on MovieLens, next to baselines that are hard to beat.
 
     python examples/movielens.py
-    python examples/movielens.py --dataset 1m --models ItemPop NeuMF --epochs 10 --seeds 5
-    torchrun --nproc-per-node 2 examples/movielens.py --sharding auto --checkpoints runs/checkpoints
+    python examples/movielens.py --dataset 1m --models ItemPop NeuMF --seeds 5
+    torchrun --nproc-per-node 2 examples/movielens.py --sharding auto --checkpoints runs
 
-It prints one table, and films for a few users; it writes results.json, the learning curves and the best model.
-Over several processes the first one speaks for all.
+It prints one table, and films for a few users. It writes results.json, the learning
+curves and the best model. Of several processes only the first prints.
 """
 
 from __future__ import annotations
@@ -40,7 +40,15 @@ from ncf.datasets import movielens
 from ncf.distributed.collectives import raise_on_all_ranks, rank, world_size
 from ncf.training.optimizers import weight_decay_for
 
-MODELS = ("ItemPop", "EASE", "MatrixFactorization", "GMF", "MLP", "NeuMF", "NeuMF-pretrained")
+MODELS = (
+    "ItemPop",
+    "EASE",
+    "MatrixFactorization",
+    "GMF",
+    "MLP",
+    "NeuMF",
+    "NeuMF-pretrained",
+)
 
 
 def main() -> int:
@@ -50,7 +58,10 @@ def main() -> int:
         from ncf.distributed.sharding import start_processes
 
         start_processes()
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
+    with (
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere if rank() else sys.stdout),
+    ):
         code = run(args)
     if args.sharding:
         torch.distributed.destroy_process_group()
@@ -58,8 +69,10 @@ def main() -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, judge, print and write."""
-    with raise_on_all_ranks():  # fetched once; the other processes find it in the cache
+    """Train, evaluate, print and write."""
+    with (
+        raise_on_all_ranks()
+    ):  # fetched once; the other processes find it in the cache
         if rank() == 0:
             movielens.load(args.dataset)
     data = movielens.load(args.dataset)
@@ -80,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
             model, history = train(name, split, candidates, trained, seed, args)
             result = results[name]
             result.seconds.append(time.perf_counter() - began)
-            result.sampled.append(judge(model, candidates, args.k))
-            result.exact.append(judge(model, catalogue, args.k))
+            result.sampled.append(ranking_of(model, candidates, args.k))
+            result.exact.append(ranking_of(model, catalogue, args.k))
             result.model = trained[name] = model
             if history is not None:
                 result.histories.append(history)
@@ -98,7 +111,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train(
-    name: str, split: Any, candidates: Any, trained: dict[str, Any], seed: int, args: argparse.Namespace
+    name: str,
+    split: Any,
+    candidates: Any,
+    trained: dict[str, Any],
+    seed: int,
+    args: argparse.Namespace,
 ) -> tuple[Any, ncf.History | None]:
     """Build and train one model; baselines have no history."""
     if name == "ItemPop":
@@ -120,69 +138,116 @@ def train(
         "seed": seed,
         "compile": args.compile,
     }
-    judged = None if args.selection == "validation" else candidates
+    on_test = None if args.selection == "validation" else candidates
     if name == "NeuMF-pretrained":
         parts = []
         for part in ("GMF", "MLP"):
             if part not in trained:
-                trained[part], history = train(part, split, candidates, trained, seed, args)
+                trained[part], history = train(
+                    part, split, candidates, trained, seed, args
+                )
                 if history is not None and history.interrupted:
                     return trained[part], history
             parts.append(trained[part])
         model: Any = fuse(parts, args)
-        # The paper goes on with plain SGD: Adam's momentum of the two parts is lost.
-        settings |= {"optimizer": "sgd", "learning_rate": 0.01, "epochs": max(1, args.epochs // 2)}
+        # The paper continues with SGD: Adam's momentum of the parts is lost.
+        settings |= {
+            "optimizer": "sgd",
+            "learning_rate": 0.01,
+            "epochs": max(1, args.epochs // 2),
+        }
     elif name == "NeuMF":
         model = NeuMF(**size, factors=args.factors, layers=layers)
     elif name == "MLP":
         model = MLP(**size, layers=layers)
     else:
-        model = {"GMF": GMF, "MatrixFactorization": MatrixFactorization}[name](**size, factors=args.factors)
-    decay = weight_decay_for(split.train, model) if args.weight_decay is None else args.weight_decay
+        model = {"GMF": GMF, "MatrixFactorization": MatrixFactorization}[name](
+            **size, factors=args.factors
+        )
+    decay = (
+        weight_decay_for(split.train, model)
+        if args.weight_decay is None
+        else args.weight_decay
+    )
     settings = {"optimizer": "adam", **settings, "weight_decay": decay}
     if args.checkpoints:
         settings["checkpoint"] = Path(args.checkpoints) / f"{name}-{seed}"
     if not args.sharding:
-        return model, Trainer(model, **settings).fit(split, judged)
+        return model, Trainer(model, **settings).fit(split, on_test)
     from ncf.distributed.sharding import shard
 
-    told = any(isinstance(other, torch.nn.Module) for other in trained.values())  # one plan is enough
-    sharded = shard(model, args.sharding, learning_rate=args.table_learning_rate, verbose=not told)
-    mine = None if judged is None else judged.for_rank(rank(), world_size())
-    return model, Trainer(sharded, **settings).fit(split.for_rank(rank(), world_size()), mine)
+    printed = any(
+        isinstance(other, torch.nn.Module) for other in trained.values()
+    )  # one plan is enough
+    sharded = shard(
+        model,
+        args.sharding,
+        learning_rate=args.table_learning_rate,
+        verbose=not printed,
+    )
+    mine = None if on_test is None else on_test.for_rank(rank(), world_size())
+    return model, Trainer(sharded, **settings).fit(
+        split.for_rank(rank(), world_size()), mine
+    )
 
 
 def fuse(parts: list[Any], args: argparse.Namespace) -> NeuMF:
-    """NeuMF from a trained GMF and MLP; from sharded ones by way of files, so that no process has whole tables."""
+    """Fuse a GMF and an MLP; sharded ones through files: no process has whole tables."""
     if args.sharding:
         for part in parts:
             part.save(Path(args.out) / type(part).__name__)
-        parts = [ncf.load(Path(args.out) / type(part).__name__, device="meta") for part in parts]
+        parts = [
+            ncf.load(Path(args.out) / type(part).__name__, device="meta")
+            for part in parts
+        ]
     return NeuMF.from_pretrained(*parts, alpha=0.5)
 
 
-def judge(model: Any, candidates: Any, k: int) -> Ranking:
-    """Judge a model; each process has its share of the users of one that is sharded."""
+def ranking_of(model: Any, candidates: Any, k: int) -> Ranking:
+    """Evaluate a model; if it is sharded, each process has its share of the users."""
     sharded = isinstance(model, torch.nn.Module) and model.embeddings.is_sharded
-    return evaluate(model, candidates.for_rank(rank(), world_size()) if sharded else candidates, k=k)
+    return evaluate(
+        model,
+        candidates.for_rank(rank(), world_size()) if sharded else candidates,
+        k=k,
+    )
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--dataset", default="100k", choices=("100k", "1m", "20m", "25m", "32m"), help="which MovieLens"
+        "--dataset",
+        default="100k",
+        choices=("100k", "1m", "20m", "25m", "32m"),
+        help="which MovieLens",
     )
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="which models")
-    parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
-    parser.add_argument("--factors", type=int, default=128, help="width of the GMF and dot-product rows")
-    parser.add_argument("--init-std", type=float, default=0.1, help="deviation of the initial rows")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=list(MODELS),
+        choices=MODELS,
+        help="which models",
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=10, help="passes over the training data"
+    )
+    parser.add_argument(
+        "--factors",
+        type=int,
+        default=128,
+        help="width of the GMF and dot-product rows",
+    )
+    parser.add_argument(
+        "--init-std", type=float, default=0.1, help="deviation of the initial rows"
+    )
     parser.add_argument(
         "--weight-decay",
         type=float,
-        help="L2 penalty; by default one for model and data of this size: 1e-5 for 100k",
+        help="L2 penalty; by default one for this model and data: 1e-5 for 100k",
     )
     parser.add_argument(
         "--layers",
@@ -192,19 +257,25 @@ def parse_arguments() -> argparse.Namespace:
         help="widths of the MLP; the first is that of both embeddings",
     )
     parser.add_argument(
-        "--selection", default="last", choices=("last", "validation", "paper"), help="which epoch is kept"
+        "--selection",
+        default="last",
+        choices=("last", "validation", "paper"),
+        help="which epoch is kept",
     )
-    parser.add_argument("--k", type=int, default=10, help="length of the ranked list")
+    parser.add_argument(
+        "--k", type=int, default=10, help="length of the ranked list"
+    )
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="training step by torch.compile (--compile) or operation by operation; by default by ncf's C kernel",
+        help="train by torch.compile, or (--no-compile) by plain PyTorch; "
+        "by default by the kernel in C",
     )
     parser.add_argument(
         "--sharding",
-        help="how to spread the tables over torchrun's processes: auto, table_wise, column_wise …",
+        help="how to shard the tables: auto, table_wise, column_wise …",
     )
     parser.add_argument(
         "--table-learning-rate",
@@ -213,9 +284,12 @@ def parse_arguments() -> argparse.Namespace:
         help="of tables with row-wise Adagrad: the sharded ones",
     )
     parser.add_argument(
-        "--checkpoints", help="folder of checkpoints: the same command goes on where it was stopped"
+        "--checkpoints",
+        help="folder of checkpoints: the same command resumes where it was stopped",
     )
-    parser.add_argument("--out", default="runs/movielens", help="folder for what is written")
+    parser.add_argument(
+        "--out", default="runs/movielens", help="folder for what is written"
+    )
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""From MovieLens-100K to a page with recommendations: ``python examples/serve.py``, or ``make serve``.
+"""From MovieLens-100K to a page with recommendations: ``make serve`` runs it.
 
 Trains a model, saves all that answers need, and serves it on this machine until Ctrl-C.
 """
@@ -15,9 +15,16 @@ from ncf.datasets import movielens
 def main() -> None:
     """Train, save, serve."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("runs/served"), help="where the model is saved")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs/served"),
+        help="where the model is saved",
+    )
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--no-serve", action="store_true", help="only train and save")
+    parser.add_argument(
+        "--no-serve", action="store_true", help="only train and save"
+    )
     options = parser.parse_args()
     data = movielens.load("100k")
     split = leave_one_out(data.interactions)
@@ -31,8 +38,12 @@ def main() -> None:
     history = Trainer(model, epochs=10).fit(split)
     print(history)
     titles = data.titles
-    Recommender(model, seen=data.interactions, item_columns={"title": titles}).save(options.folder)
-    print(f"Saved to {options.folder}; it is served at http://127.0.0.1:{options.port} until Ctrl-C")
+    Recommender(model, seen=data.interactions, item_columns={"title": titles}).save(
+        options.folder
+    )
+    print(
+        f"Saved to {options.folder}; http://127.0.0.1:{options.port} until Ctrl-C"
+    )
     if not options.no_serve:
         from ncf.serve.__main__ import main as serve
 

@@ -1,4 +1,4 @@
-"""What a model is judged on: the held-out item among sampled candidates, or in the whole catalogue.
+"""Candidates of ranking: the held-out items among sampled candidates, or in the whole catalogue.
 
 Both are drawn once and written down, so that every model is judged on the same lists.
 """
@@ -204,7 +204,7 @@ class Catalogue:
 
     @property
     def held_out_offsets(self) -> Tensor:
-        """Where each user's held-out items start in ``positives``, ``[U + 1]``, also where each user has one."""
+        """Starts of each user's held-out items in ``positives``, ``[U + 1]``, also where each user has one."""
         if self.positive_offsets is not None:
             return self.positive_offsets
         return torch.arange(len(self) + 1, dtype=torch.int64, device=self.users.device)

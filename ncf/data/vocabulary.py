@@ -123,7 +123,11 @@ class Vocabulary:
         return found
 
     def find(self, column: Any, name: str) -> Tensor:
-        """The numbers of an `id_column`, ``[N]``; -1 for an id that is not in the vocabulary."""
+        """Return the numbers of an `id_column`, ``[N]``; -1 for an id that is not in the vocabulary.
+
+        Raises:
+            ValueError: if the column holds another type of ids.
+        """
         if len(column) == 0:
             return torch.empty(0, dtype=torch.int64, device="cpu")
         if column.type != self.values.type:

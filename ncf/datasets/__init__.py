@@ -1,4 +1,4 @@
-"""Interactions from published data: MovieLens, the paper's files, lists per user, folders of Parquet files."""
+"""Published data sets as interactions: MovieLens, the paper's files, lists per user, folders of Parquet files."""
 
 from ncf.datasets import movielens
 from ncf.datasets.lists import read_lists

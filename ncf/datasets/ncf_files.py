@@ -254,7 +254,7 @@ def _report(split: Split, candidates: Candidates, file: Path) -> None:
 
 
 def _within(keys: Tensor, ascending: Tensor) -> Tensor:
-    """Which keys are among others; `torch.isin` would sort both."""
+    """Return a mask of the keys that are among others; `torch.isin` would sort both."""
     place = torch.searchsorted(ascending, keys).clamp_(max=len(ascending) - 1)
     return ascending[place] == keys
 

@@ -27,7 +27,7 @@ def table_of_state(name: str) -> tuple[str, str]:
 def changed_column_splits(
     wanted: Mapping[str, tuple[Shape, ColumnSplits]], had: Mapping[str, tuple[Shape, ColumnSplits]]
 ) -> dict[str, tuple[ColumnSplits, ColumnSplits]]:
-    """Which vectors of row-wise Adagrad belong to tables that are now cut into other columns.
+    """Return the vectors of row-wise Adagrad whose tables are now split into other columns.
 
     Args:
         wanted: shape and cut of each tensor that is asked for, by name.

@@ -1,4 +1,4 @@
-"""How sure a metric is: intervals over users."""
+"""Confidence intervals of metrics, over users."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def draws_at_once(resamples: int, width: int) -> list[int]:
 
 
 def _quantile(confidence: float) -> float:
-    """How many standard errors to each side."""
+    """Return the number of standard errors to each side."""
     return float(
         torch.special.ndtri(
             torch.tensor((1 + _confidence(confidence)) / 2, dtype=torch.float64, device="cpu")

@@ -103,7 +103,7 @@ def metric_values(metric: Metric, ranks: Tensor, num_candidates: Tensor, k: int)
 
 
 def metric_label(metric: Metric, k: int) -> str:
-    """How tables and plots name a metric: ``HR@10``, ``NDCG@10``, ``MRR``, ``AUC``.
+    """Return the name of a metric for tables and plots: ``HR@10``, ``NDCG@10``, ``MRR``, ``AUC``.
 
     Example::
 

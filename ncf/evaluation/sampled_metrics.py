@@ -1,4 +1,4 @@
-"""What a sampled ranking says of the whole catalogue (Krichene & Rendle, KDD 2020)."""
+"""Estimates of whole-catalogue metrics from sampled ranks (Krichene & Rendle, KDD 2020)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether two models differ: a paired test, and what several tests at once ask for; how sure each of them is."""
+"""Significance tests: the paired sign-flip test and Holm's correction."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PairedTest:
-    """What `paired_test` found.
+    """Result of `paired_test`.
 
     Args:
         metric: what was compared.

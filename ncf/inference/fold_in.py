@@ -260,7 +260,7 @@ class FoldIn:
         )
 
     def _block_size(self, longest: int) -> int:
-        """How many problems with histories of up to this length are solved at a time."""
+        """Return the number of problems with histories of up to this length that are solved at a time."""
         rank, hidden, background = len(self._axes), self._other_parts[0].shape[1], len(self._background)
         width = max(background, rank**2, longest * rank)
         if hidden or not self._is_linear:
@@ -274,7 +274,7 @@ class FoldIn:
         return dict(zip(self._dims, rows.split(list(self._dims.values()), dim=1), strict=True))
 
     def _choose_background(self, size: int, activity: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
-        """Who represents those outside a history, ``[S]``, and how much each counts, ``[S]``."""
+        """Draw who represents those outside a history, ``[S]``, and the weight of each, ``[S]``."""
         every = torch.arange(self._num_others)
         if len(every) > size:
             chosen = torch.randperm(len(every), generator=stream(seed, "background", self.side))

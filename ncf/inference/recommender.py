@@ -147,12 +147,12 @@ class Recommender:
 
     @property
     def num_users(self) -> int:
-        """How many users the model knows."""
+        """Number of users of the model."""
         return self._users.size
 
     @property
     def num_items(self) -> int:
-        """How many items may be offered."""
+        """Number of items that a list may hold."""
         return self._items.size
 
     def some_user(self) -> Any:
@@ -515,7 +515,7 @@ class Recommender:
         return torch.nn.functional.normalize(torch.cat(parts, dim=1)[: self.num_items], dim=1)
 
     def _relations(self, rows: Tensor, toward: bool = False) -> Tensor:
-        """How each of some items is related to all items, ``[n, num_items]``; or all items to each of these."""
+        """Return the relation of some items to all items, ``[n, num_items]``, or of all items to them."""
         weights: Any = getattr(self.model, "weights", None)
         if isinstance(weights, Tensor):  # [I, I], from row to column
             return (weights.T if toward else weights)[rows.to(weights.device), : self.num_items].cpu()

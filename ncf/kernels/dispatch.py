@@ -112,7 +112,7 @@ def fused_lookup(
 
 
 def _has_triton(device: torch.device) -> bool:
-    """Whether the kernels can run there: they count on the tensor cores of Ampere and later."""
+    """Return whether the kernels can run there: they need the tensor cores of Ampere or later."""
     if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -123,7 +123,7 @@ def _is_current(found: Any) -> bool:
 
 
 def address(name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> c_void_p:
-    """Where a tensor lies, once it is certain that C may use it.
+    """Return a tensor's address, after checking that C may use it.
 
     Args:
         name: of the tensor, for messages.
@@ -157,7 +157,7 @@ def address(name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int])
 
 
 def lanes_for(kernel: Any, widths: Iterable[int]) -> int:
-    """How many floats a vector should hold: as many as this processor has, but no vectors of 16 with half to do.
+    """Return the floats per vector: the processor's widest, but 8 where a layer would half fill 16.
 
     Args:
         kernel: what `library` returned.

@@ -18,7 +18,7 @@ _PAIRS_PER_THREAD = 1 << 14  # fewer are not worth starting a thread for
 
 
 def fits(tables: ScoringTables) -> bool:
-    """Whether the kernel is there and can score by these tables: fp32, on a CPU, with rows on both sides.
+    """Return whether the kernel is there and can score these tables: fp32, on a CPU, with rows on both sides.
 
     Example::
 
@@ -242,7 +242,7 @@ class PackedTables:
         return (scores, selected) if all(done) else None
 
     def _call(self, function: str, users: Tensor, *arguments: Tensor | int | None) -> int:
-        """What a function of the library answers; ctypes lets other threads run meanwhile."""
+        """Call a function of the library; ctypes lets other threads run meanwhile."""
         given = [
             c_int64(a) if isinstance(a, int) else c_void_p(None if a is None else a.data_ptr())
             for a in (users, len(users), *arguments)

@@ -108,7 +108,7 @@ def num_at_least(scores: Tensor, own: Tensor) -> Tensor:
 
 
 def distinct_negatives(positives: Tensor, negatives: Tensor) -> Tensor | None:
-    """Which negatives count, ``[U, C]``, bool: distinct, real, not the positive. ``None`` if all do."""
+    """Return the negatives that count, ``[U, C]``, bool: distinct, real, not the positive. ``None`` if all do."""
     if negatives.is_cpu:  # numpy sorts short rows ten times faster; a wrapped id can only look like a repeat
         ordered = torch.from_numpy(np.sort(negatives.to(torch.int32).numpy(), axis=1))
     else:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ScoringTables:
-    """What a pair (user, item) needs to be scored, with all that depends on one side alone worked out.
+    """Tables for scoring (user, item) pairs, with all that depends on one side alone computed beforehand.
 
     With g the GMF rows, b the biases, h₁ the halves of the MLP's first layer, and w the head's MLP weights::
 
@@ -117,7 +117,7 @@ class ScoringTables:
 
     @property
     def device(self) -> torch.device:
-        """Where the tables live."""
+        """Device of the tables."""
         return self.bias.device
 
     @property

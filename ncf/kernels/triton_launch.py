@@ -1,4 +1,4 @@
-"""What the Triton kernels share on the host's side: a launch that can be run or compiled, and its numbers."""
+"""Host side of the Triton kernels: a launch that can be run or compiled, and its sizes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def dot_types(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def dot_precision() -> str:
-    """How fp32 products run on tensor cores, by `torch.set_float32_matmul_precision`.
+    """Return the mode of fp32 products on tensor cores, by `torch.set_float32_matmul_precision`.
 
     ``"highest"``, torch's default: three tf32 products, with an error like that of fp32. Else one.
 
@@ -97,7 +97,7 @@ def dot_precision() -> str:
 
 
 def resident_programs(device: torch.device, programs: int, per_processor: int = 4) -> int:
-    """How many programs to start when each takes several tiles in turn and keeps the weights at hand.
+    """Return the number of programs to start when each takes several tiles in turn and keeps the weights.
 
     Example::
 

@@ -119,7 +119,7 @@ def _backward_weight(
     DIM: tl.constexpr, HIDDEN: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
     ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What one part of the pairs adds to one tile of the weight's gradient, ``[parts, HIDDEN, 2 DIM]``."""
+    """Add up one part of the pairs for one tile of the weight's gradient, ``[parts, HIDDEN, 2 DIM]``."""
     _, _, user_mlp, item_mlp = tables
     part = tl.cast(tl.program_id(2), tl.int64)
     units = tl.program_id(0) * TILE + tl.arange(0, TILE)

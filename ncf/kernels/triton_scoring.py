@@ -155,7 +155,7 @@ def _score_common(
 
 
 def fits(tables: ScoringTables) -> bool:
-    """Whether the kernels take these tables; what they do not take is better left to large matrix products.
+    """Return whether the kernels take these tables; large matrix products are faster for the others.
 
     The first hidden layer may have any width. Of the later ones a block is held in registers: their width is
     at most 512 bytes, which is 128 in fp32 and 256 in half precision.
@@ -178,7 +178,7 @@ def _widest(tables: ScoringTables) -> int:
 
 
 def scoring_launch(tables: ScoringTables, users: Tensor, candidates: Tensor, scores: Tensor) -> Launch:
-    """How the scores are worked out, ready to run or to compile.
+    """Return the launch that computes the scores, ready to run or to compile.
 
     Args:
         tables: the model's parameters laid out for ranking, for which `fits` holds.

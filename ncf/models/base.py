@@ -1,4 +1,4 @@
-"""What every trained model has in common: ids in, logits out, scores for ranking, an artifact on disk."""
+"""Base class of trained models: ids in, logits out, scores for ranking, a folder on disk."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class EmbeddingModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the dense parameters live."""
+        """Device of the dense parameters."""
         bias: Tensor = self.head.bias
         return bias.device
 

@@ -178,7 +178,7 @@ class UserItemEmbeddings(nn.Module):
 
     @property
     def is_sharded(self) -> bool:
-        """Whether TorchRec has replaced the collection by a sharded one."""
+        """True if TorchRec has replaced the collection by a sharded one."""
         if isinstance(self.ebc, LocalTables):
             return False
         from ncf.utils.torchrec_import import EmbeddingBagCollection
@@ -187,7 +187,7 @@ class UserItemEmbeddings(nn.Module):
 
     @property
     def is_meta(self) -> bool:
-        """Whether the tables have no values yet, and wait to be sharded."""
+        """True if the tables have no values yet, and wait to be sharded."""
         return not self.is_sharded and self.weight(self.tables[0].name).is_meta
 
     def weight(self, table: str) -> Tensor:

@@ -227,7 +227,7 @@ def _read_text(folder: Path) -> str:
 
 
 def _description(folder: Path, text: str) -> dict[str, Any]:
-    """What a config.json says, of the right format, whole, and with every entry of the right type."""
+    """Read a config.json: of the right format, whole, and with every entry of the right type."""
     place = folder / "config.json"
     try:
         description: dict[str, Any] = json.loads(text)

@@ -167,7 +167,7 @@ def description_hash(description: Mapping[str, Any]) -> str:
 
 
 def _answers(model: Any, seen: tuple[Tensor, Tensor] | None, popularity: Tensor | None) -> dict[str, Tensor]:
-    """What belongs to answers and is a tensor, by name."""
+    """Return the tensors that belong to answers, by name."""
     answers: dict[str, Tensor] = {}
     if seen is not None:
         offsets, items = seen

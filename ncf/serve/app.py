@@ -56,7 +56,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """How the service runs.
+    """Settings of the service.
 
     Args:
         folder: a folder that `ncf.Recommender.save` wrote.

@@ -168,7 +168,7 @@ class NativeStep:
     def _parameter(
         self, name: str, states: dict[str, dict[str, Tensor]], columns: slice | None = None
     ) -> Parameter:
-        """Where a parameter is at present, and how it moves; of a head that has two parts, some of its columns."""
+        """Return the addresses of a parameter and of its state; of a head that has two parts, some of its columns."""
         value, shape = self._parameters[name], self._shapes[name]
         first = address(name, value, torch.float32, shape)
         if name not in states:  # it stays as it is
@@ -196,7 +196,7 @@ class NativeStep:
         return Parameter(*places, size=size, row=shape[-1], rate=rate, decay=decay, target=target)
 
     def _described(self, states: dict[str, dict[str, Tensor]]) -> Model:
-        """Where everything is at present."""
+        """Build the C struct with the current addresses of all tensors."""
         model, layers, group, loss = self._model, self._layers(), self._optimizer.param_groups[0], self._loss
         factors = model.config.get("factors", 0)
         kind = "mf" if isinstance(model, MatrixFactorization) else "gmf"
@@ -249,7 +249,7 @@ class NativeStep:
 def can_be_native(
     model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, *, shared: bool = False
 ) -> bool:
-    """Whether there is a kernel, and it can train this model so.
+    """Return whether there is a kernel that can train this model so.
 
     Args:
         model: one of ncf's own classes in fp32 on a CPU, without dropout, and with a hidden layer in its MLP.

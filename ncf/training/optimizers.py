@@ -1,4 +1,4 @@
-"""Which optimizer updates which parameter."""
+"""Optimizers, and the parameters that each of them updates."""
 
 from __future__ import annotations
 
@@ -389,7 +389,7 @@ def started(optimizer: Any, parameter: Tensor) -> dict[str, Tensor]:
 def adam_scales(
     group: Mapping[str, Any], done: int, rates: Sequence[float]
 ) -> tuple[list[float], list[float]]:
-    """What Adam's next steps multiply with (Kingma & Ba, ICLR 2015, algorithm 1, the order of section 2).
+    """Return the factors of Adam's next steps (Kingma & Ba, ICLR 2015, algorithm 1, the order of section 2).
 
     Args:
         group: the optimizer's parameter group, which has the rate at the start as ``initial_lr``.

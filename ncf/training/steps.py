@@ -265,7 +265,7 @@ class CompiledStep:
 
 
 def can_be_compiled(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether `CompiledStep` takes a model, and this machine has what PyTorch compiles with for a CPU.
+    """Return whether `CompiledStep` takes a model, and this machine has a compiler for PyTorch.
 
     Example::
 

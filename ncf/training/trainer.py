@@ -270,7 +270,7 @@ class Trainer:
     def _checked(
         self, split: Split | Interactions, candidates: Candidates | Catalogue | None, on_epoch: Any
     ) -> tuple[Interactions, Candidates | Catalogue | None, str]:
-        """What to train on, what to evaluate each epoch on, and which epoch to keep."""
+        """Return the training set, the candidates of each epoch, and the selection."""
         if not isinstance(split, Split | Interactions):
             raise TypeError(
                 f"split must be Split or Interactions, got {type(split).__name__}: "
@@ -380,7 +380,7 @@ class Trainer:
     def _settings(
         self, train: Interactions, candidates: Candidates | Catalogue | None, selection: str
     ) -> dict[str, Any]:
-        """What bears on the numbers: a run that resumes must have the same."""
+        """Return the settings that the numbers depend on: a run that resumes must have the same."""
         if self.checkpoints is None:
             return {}
         names = (

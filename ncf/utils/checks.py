@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is a whole number: NumPy's integers are, floats and truth values are not.
+    """Return whether it is a whole number: NumPy's integers are, floats and truth values are not.
 
     Example::
 
@@ -64,7 +64,7 @@ def whole_or_none(name: str, value: Any) -> int | None:
 
 
 def of_type(name: str, value: Any, kind: type[T], remedy: str) -> T:
-    """What was given, if it is of the type.
+    """Return the value if it is of the type.
 
     Args:
         name: of the argument.

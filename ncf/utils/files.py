@@ -99,7 +99,7 @@ def write_tensors(
 
 
 def header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
-    """How the safetensors file of some tensors begins; their bytes follow it.
+    """Return the header of a safetensors file; the bytes of its tensors follow.
 
     Args:
         tensors: their names, types and shapes count; they need not have values.
@@ -208,5 +208,5 @@ def read_slice(path: str | os.PathLike[str], name: str, out: Tensor, *, row: int
 
 
 def rows_per_block(columns: int) -> int:
-    """How many rows of a table to copy in one go."""
+    """Return the number of rows of a table to copy at once."""
     return max(1, _BLOCK // columns)

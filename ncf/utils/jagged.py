@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def lengths_to_offsets(counts: Tensor) -> Tensor:
-    """Where lists start, and where the last one ends.
+    """Return the starts of lists, and the end of the last one.
 
     Args:
         counts: lengths of the lists, ``[L]``, int64.

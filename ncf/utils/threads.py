@@ -1,4 +1,4 @@
-"""How many threads PyTorch works with on a CPU."""
+"""Number of CPU threads of PyTorch."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Baseline(nn.Module, Ranker):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        """Where the numbers are."""
+        """Device of the numbers."""
         return next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
 
     def save(self, path: str | PathLike[str], **options: Any) -> None:

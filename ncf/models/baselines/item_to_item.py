@@ -162,7 +162,7 @@ class EASE(_ItemToItem):
 
 
 def _co_occurrence(train: Interactions) -> Iterator[tuple[slice, Tensor]]:
-    """How many users two items have in common: blocks of rows of XᵀX, ``[b, I]``, float32."""
+    """Yield blocks of rows of XᵀX, the users that two items have in common, ``[b, I]``, float32."""
     size = (train.num_users, train.num_items)
     kind: dict[str, Any] = {"dtype": torch.float32, "device": train.items.device}
     ones = torch.ones(len(train), **kind)
