@@ -32,8 +32,12 @@ from ncf.datasets import movielens, read_ncf
 
 SHOWN = (0, 1, 2, 5, 10, None)
 MODELS = {
-    "GMF": lambda users, items, seed: GMF(users, items, factors=32, init_std=0.1, seed=seed),
-    "MF": lambda users, items, seed: MatrixFactorization(users, items, factors=32, seed=seed),
+    "GMF": lambda users, items, seed: GMF(
+        users, items, factors=32, init_std=0.1, seed=seed
+    ),
+    "MF": lambda users, items, seed: MatrixFactorization(
+        users, items, factors=32, seed=seed
+    ),
     "NeuMF": lambda users, items, seed: NeuMF(
         users, items, factors=16, layers=(64, 32, 16), init_std=0.1, seed=seed
     ),
@@ -44,18 +48,37 @@ def without(interactions: Interactions, left_out: torch.Tensor) -> Interactions:
     """Take users out altogether, and number the others anew."""
     kept = interactions.take(~left_out[interactions.users])
     number = (~left_out).cumsum(0) - 1
-    return Interactions(number[kept.users], kept.items, kept.timestamps, int(number[-1]) + 1, kept.num_items)
+    return Interactions(
+        number[kept.users],
+        kept.items,
+        kept.timestamps,
+        int(number[-1]) + 1,
+        kept.num_items,
+    )
 
 
-def latest(train: Interactions, users: torch.Tensor, count: int | None) -> list[torch.Tensor]:
+def latest(
+    train: Interactions, users: torch.Tensor, count: int | None
+) -> list[torch.Tensor]:
     """Return the last items of each user's training interactions, or all of them."""
-    order = torch.arange(len(train)) if train.timestamps is None else train.timestamps.argsort(stable=True)
+    order = (
+        torch.arange(len(train))
+        if train.timestamps is None
+        else train.timestamps.argsort(stable=True)
+    )
     order = order[train.users[order].argsort(stable=True)]
-    lists = train.items[order].split(train.users.bincount(minlength=train.num_users).tolist())
-    return [lists[user][len(lists[user]) - count if count is not None else 0 :] for user in users.tolist()]
+    lists = train.items[order].split(
+        train.users.bincount(minlength=train.num_users).tolist()
+    )
+    return [
+        lists[user][len(lists[user]) - count if count is not None else 0 :]
+        for user in users.tolist()
+    ]
 
 
-def recalculated(train: Interactions, histories: list[torch.Tensor], candidates: Candidates) -> str:
+def recalculated(
+    train: Interactions, histories: list[torch.Tensor], candidates: Candidates
+) -> str:
     """HR and NDCG of implicit's ALS, whose ``recalculate_user`` is its own fold-in."""
     try:
         from implicit.cpu.als import AlternatingLeastSquares
@@ -66,18 +89,32 @@ def recalculated(train: Interactions, histories: list[torch.Tensor], candidates:
 
     def matrix(lists: list[torch.Tensor]) -> csr_matrix:
         items = torch.cat(lists).numpy()
-        offsets = [0, *torch.tensor([len(each) for each in lists]).cumsum(0).tolist()]
-        return csr_matrix((torch.ones(len(items)).numpy(), items, offsets), (len(lists), train.num_items))
+        offsets = [
+            0,
+            *torch.tensor([len(each) for each in lists]).cumsum(0).tolist(),
+        ]
+        return csr_matrix(
+            (torch.ones(len(items)).numpy(), items, offsets),
+            (len(lists), train.num_items),
+        )
 
     with threadpool_limits(1, "blas"):
-        als = AlternatingLeastSquares(factors=32, regularization=20.0, alpha=5.0, random_state=0)
+        als = AlternatingLeastSquares(
+            factors=32, regularization=20.0, alpha=5.0, random_state=0
+        )
         offsets, items = train.csr()
-        als.fit(matrix(list(items.split(offsets.diff().tolist()))), show_progress=False)
+        als.fit(
+            matrix(list(items.split(offsets.diff().tolist()))), show_progress=False
+        )
         rows = als.recalculate_user(range(len(histories)), matrix(histories))
 
     class Rows:
-        def score(self, users: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-            rated = torch.from_numpy(rows)[users] @ torch.from_numpy(als.item_factors).T
+        def score(
+            self, users: torch.Tensor, candidates: torch.Tensor
+        ) -> torch.Tensor:
+            rated = (
+                torch.from_numpy(rows)[users] @ torch.from_numpy(als.item_factors).T
+            )
             return rated.gather(1, candidates.expand(len(users), -1))
 
     ranking = evaluate(Rows(), candidates)
@@ -90,7 +127,9 @@ def main() -> int:
     parser.add_argument("--ncf-files", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--models", nargs="+", default=["GMF", "NeuMF"], choices=list(MODELS))
+    parser.add_argument(
+        "--models", nargs="+", default=["GMF", "NeuMF"], choices=list(MODELS)
+    )
     args = parser.parse_args()
     if args.ncf_files:
         split, candidates = read_ncf(args.ncf_files)
@@ -102,19 +141,36 @@ def main() -> int:
     results: dict[str, list[list[float]]] = {}
     for seed in range(args.seeds):
         train, validation = split.train, split.validation
-        left_out = torch.rand(train.num_users, generator=torch.Generator().manual_seed(seed)) < 0.1
+        left_out = (
+            torch.rand(
+                train.num_users, generator=torch.Generator().manual_seed(seed)
+            )
+            < 0.1
+        )
         chosen = left_out[candidates.users].nonzero()[:, 0]
         users = candidates.users[chosen]
-        same = Candidates(users, candidates.positives[chosen], candidates.negatives[chosen])
+        same = Candidates(
+            users, candidates.positives[chosen], candidates.negatives[chosen]
+        )
         new = Candidates(torch.arange(len(users)), same.positives, same.negatives)
         rest = without(train, left_out)
-        fewer = Split(rest, None if validation is None else without(validation, left_out), rest)
-        models = {"popularity": ItemPop(rest), "ItemKNN": ItemKNN(rest), "EASE": EASE(rest)}
+        fewer = Split(
+            rest,
+            None if validation is None else without(validation, left_out),
+            rest,
+        )
+        models = {
+            "popularity": ItemPop(rest),
+            "ItemKNN": ItemKNN(rest),
+            "EASE": EASE(rest),
+        }
         for name in args.models:
             trained = MODELS[name](train.num_users, train.num_items, seed)
             Trainer(trained, seed=seed, **settings).fit(split)
             ranking = evaluate(trained, same)
-            results.setdefault(f"{name}, trained on them", []).append([ranking.hr, ranking.ndcg])
+            results.setdefault(f"{name}, trained on them", []).append(
+                [ranking.hr, ranking.ndcg]
+            )
             models[name] = MODELS[name](rest.num_users, rest.num_items, seed)
             Trainer(models[name], seed=seed, **settings).fit(fewer)
         for name, model in models.items():
@@ -123,7 +179,9 @@ def main() -> int:
                 key = f"{name}, {'all' if shown is None else shown} items"
                 results.setdefault(key, []).append([ranking.hr, ranking.ndcg])
         if seed == 0:
-            print(f"{len(users)} of {train.num_users} users left out, {args.seeds} seeds")
+            print(
+                f"{len(users)} of {train.num_users} users left out, {args.seeds} seeds"
+            )
             print(
                 f"{'implicit, recalculate_user, all items':40}",
                 recalculated(rest, latest(train, users, None), new),

@@ -14,7 +14,15 @@ import time
 import torch
 
 import ncf
-from ncf import GMF, Interactions, Split, Trainer, extend, leave_one_out, whole_catalogue
+from ncf import (
+    GMF,
+    Interactions,
+    Split,
+    Trainer,
+    extend,
+    leave_one_out,
+    whole_catalogue,
+)
 from ncf.datasets import movielens
 
 
@@ -39,8 +47,17 @@ def main() -> None:
     old, week = log(order[:cut]), log(order[cut:])
     runs = []
     for seed in range(args.seeds):
-        model = GMF(old.num_users, old.num_items, factors=32, init_std=0.1, seed=seed)
-        before = Trainer(model, epochs=10, weight_decay=1e-5, selection="last", seed=seed, progress=False)
+        model = GMF(
+            old.num_users, old.num_items, factors=32, init_std=0.1, seed=seed
+        )
+        before = Trainer(
+            model,
+            epochs=10,
+            weight_decay=1e-5,
+            selection="last",
+            seed=seed,
+            progress=False,
+        )
         before.fit(Split(old, None, old))
         with tempfile.TemporaryDirectory() as folder:
             model.save(folder)
@@ -62,17 +79,34 @@ def main() -> None:
         continued = time.process_time() - seconds
 
         full_log = grown.with_replay(old)
-        retrained = GMF(grown.model.num_users, grown.model.num_items, factors=32, init_std=0.1, seed=seed)
+        retrained = GMF(
+            grown.model.num_users,
+            grown.model.num_items,
+            factors=32,
+            init_std=0.1,
+            seed=seed,
+        )
         seconds = time.process_time()
-        full = Trainer(retrained, epochs=10, weight_decay=1e-5, selection="last", seed=seed, progress=False)
+        full = Trainer(
+            retrained,
+            epochs=10,
+            weight_decay=1e-5,
+            selection="last",
+            seed=seed,
+            progress=False,
+        )
         full.fit(Split(full_log, None, full_log))
         whole = time.process_time() - seconds
 
         grown_items = grown.model.item_ids
         known = set(grown_items.values.to_pylist())
-        found = torch.tensor([raw in known for raw in items.decode(split.test.items)])
+        found = torch.tensor(
+            [raw in known for raw in items.decode(split.test.items)]
+        )
         active = torch.isin(split.test.users, users.encode(week.user_ids.values))
-        held_out = split.test.take(found & active)  # a film that nobody else has seen cannot be found
+        held_out = split.test.take(
+            found & active
+        )  # a film that nobody else has seen cannot be found
         test = Interactions(
             grown.model.user_ids.encode(users.decode(held_out.users)),
             grown_items.encode(items.decode(held_out.items)),
@@ -83,23 +117,34 @@ def main() -> None:
         catalogue = whole_catalogue(Split(full_log, None, test))
         models = extend(saved, week).model, grown.model, retrained
         rankings = [ncf.evaluate(each, catalogue) for each in models]
-        measured = [value for ranking in rankings for value in (ranking.hr, ranking.ndcg)]
+        measured = [
+            value for ranking in rankings for value in (ranking.hr, ranking.ndcg)
+        ]
         runs.append([*measured, continued, whole, correlation(saved, grown)])
     *measured, continued, whole, kept = torch.tensor(runs).mean(0).tolist()
     print(f"{old} and then {week}; means of {args.seeds} seeds")
     for place, name in enumerate(("as it was", "continued", "retrained")):
-        print(f"{name:12} HR@10 {measured[2 * place]:.3f}  NDCG@10 {measured[2 * place + 1]:.3f}")
-    print(f"{measured[3] / measured[5]:.1%} of the retrain's NDCG@10 in {continued / whole:.1%} of its time")
+        print(
+            f"{name:12} HR@10 {measured[2 * place]:.3f}  NDCG@10 {measured[2 * place + 1]:.3f}"
+        )
+    print(
+        f"{measured[3] / measured[5]:.1%} of the retrain's NDCG@10 in {continued / whole:.1%} of its time"
+    )
     print(f"rank correlation of old users' lists, before and after: {kept:.3f}")
 
 
 def correlation(before: GMF, grown: ncf.models.growing.Grown) -> float:
     """Spearman's correlation of the order of the old items, mean over old users who have no new interaction."""
     idle = torch.ones(before.num_users, dtype=torch.bool)
-    idle[grown.interactions.users[grown.interactions.users < before.num_users]] = False
+    idle[grown.interactions.users[grown.interactions.users < before.num_users]] = (
+        False
+    )
     users, items = idle.nonzero()[:, 0], torch.arange(before.num_items)
     ranks = [
-        model.score(users, items.expand(len(users), -1)).argsort(1).argsort(1).double()
+        model.score(users, items.expand(len(users), -1))
+        .argsort(1)
+        .argsort(1)
+        .double()
         for model in (before, grown.model)
     ]
     ranks = [each - each.mean(1, keepdim=True) for each in ranks]
