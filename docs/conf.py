@@ -28,7 +28,6 @@ html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 exclude_patterns = ["_build"]
-suppress_warnings = ["toc.empty_glob"]
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
