@@ -194,8 +194,10 @@ class FoldIn:
         self._background, self._weights = self._choose_background(
             whole("background", background), activity, seed
         )
-        self._position = torch.full((self._num_others + 1,), -1, device=self._mean.device)
-        self._position[self._background] = torch.arange(len(self._background), device=self._mean.device)
+        self._position = torch.full((self._num_others + 1,), -1, device=self._mean.device, dtype=torch.int64)
+        self._position[self._background] = torch.arange(
+            len(self._background), device=self._mean.device, dtype=torch.int64
+        )
         self._other_parts = _parts_of(self._tables, self._other_side, self._num_others)
         # The own half of the logit is linear in the row, unless the model normalises its rows.
         zero = self._parts(torch.zeros_like(self._mean)[None])
@@ -239,7 +241,7 @@ class FoldIn:
             longest = int(lengths[order[-1]])
             size = self._block_size(longest)
             block, order = order[-size:], order[:-size]
-            columns = torch.arange(longest)
+            columns = torch.arange(longest, dtype=torch.int64, device="cpu")
             real = (columns < lengths[block, None]).to(device)  # [B, n]
             listed = ids[(offsets[block, None] + columns).clamp(max=len(ids) - 1)].to(device)
             found = self._solve(listed.where(real, self._num_others), real)
@@ -275,11 +277,13 @@ class FoldIn:
 
     def _choose_background(self, size: int, activity: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
         """Draw who represents those outside a history, ``[S]``, and the weight of each, ``[S]``."""
-        every = torch.arange(self._num_others)
+        every = torch.arange(self._num_others, dtype=torch.int64, device="cpu")
         if len(every) > size:
-            chosen = torch.randperm(len(every), generator=stream(seed, "background", self.side))
+            chosen = torch.randperm(
+                len(every), generator=stream(seed, "background", self.side), dtype=torch.int64, device="cpu"
+            )
             every = chosen[:size].sort().values
-        weights = torch.ones(len(every), dtype=self._mean.dtype)
+        weights = torch.ones(len(every), dtype=self._mean.dtype, device="cpu")
         if activity is not None:
             if self.side == "user" or activity.shape != (self._num_others,):
                 raise ValueError(
@@ -434,7 +438,7 @@ def _encoded(
     else:
         if isinstance(histories, str) or any(isinstance(one, str | int) for one in histories):
             raise ValueError("histories must be one list of ids for each user: give [[id, id], ...]")
-        lengths = torch.tensor([len(one) for one in histories], dtype=torch.int64)
+        lengths = torch.tensor([len(one) for one in histories], dtype=torch.int64, device="cpu")
         if all(isinstance(one, Tensor) for one in histories):
             ids = torch.cat([one.cpu() for one in histories]) if len(lengths) else lengths
             check_ids(ids, "histories", size, "the number of ids of the model")
@@ -449,7 +453,7 @@ def _encoded(
             else:
                 ids = to_tensor(column)
                 ids = ids.where((ids >= 0) & (ids < size), -1)
-    users = torch.arange(len(lengths)).repeat_interleave(lengths)
+    users = torch.arange(len(lengths), dtype=torch.int64, device="cpu").repeat_interleave(lengths)
     known = ids >= 0
     unknown = users[~known].bincount(minlength=len(lengths))
     keys = (users[known] * size + ids[known]).unique()

@@ -97,7 +97,9 @@ def _packed_products(features: Tensor) -> tuple[Tensor, Tensor]:
     upper = torch.triu_indices(rank, rank, device=features.device)
     place = torch.empty(rank, rank, dtype=torch.int64, device=features.device)
     place[upper[0], upper[1]] = place[upper[1], upper[0]] = torch.arange(
-        upper.shape[1], device=features.device
+        upper.shape[1],
+        device=features.device,
+        dtype=torch.int64,
     )
     return features[:, upper[0]] * features[:, upper[1]], place
 
@@ -118,7 +120,7 @@ def lbfgs(
     final, values = z.clone(), torch.empty(len(z), dtype=z.dtype, device=z.device)
     steps = torch.zeros(len(z), dtype=torch.int64, device=z.device)
     converged = torch.zeros(len(z), dtype=torch.bool, device=z.device)
-    active = torch.arange(len(z), device=z.device)
+    active = torch.arange(len(z), device=z.device, dtype=torch.int64)
 
     def at(z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

@@ -77,9 +77,9 @@ class Grown:
         for side in ("user", "item"):
             old: Tensor = getattr(self, f"old_{side}s")
             size = max(int(old.max()) + 1, getattr(interactions, f"num_{side}s"))
-            new = torch.full((size,), -1)
+            new = torch.full((size,), -1, dtype=torch.int64, device="cpu")
             kept = old >= 0
-            new[old[kept]] = torch.arange(len(old))[kept]
+            new[old[kept]] = torch.arange(len(old), dtype=torch.int64, device="cpu")[kept]
             columns[side] = new[getattr(interactions, f"{side}s")]
         rows = ((columns["user"] >= 0) & (columns["item"] >= 0)).nonzero()[:, 0]
         times = None if interactions.timestamps is None else interactions.timestamps[rows]
@@ -223,7 +223,9 @@ def _joined(
     own: Vocabulary | None = getattr(model, f"{side}_ids")
     theirs: Vocabulary | None = getattr(interactions, f"{side}_ids")
     if own is None or theirs is None:
-        found = torch.arange(count).where(torch.arange(count) < size, -1)
+        found = torch.arange(count, dtype=torch.int64, device="cpu").where(
+            torch.arange(count, dtype=torch.int64, device="cpu") < size, -1
+        )
         known = size
     else:
         if own.values.type != theirs.values.type:
@@ -234,14 +236,19 @@ def _joined(
         found = to_tensor(pc.index_in(theirs.values, value_set=own.values).fill_null(-1))
         known = len(own)
     new = (found < 0).nonzero()[:, 0]
-    old = torch.cat([torch.arange(known), torch.full((len(new),), -1)])
+    old = torch.cat(
+        [
+            torch.arange(known, dtype=torch.int64, device="cpu"),
+            torch.full((len(new),), -1, dtype=torch.int64, device="cpu"),
+        ]
+    )
     place = found.clone()
-    place[new] = known + torch.arange(len(new))
+    place[new] = known + torch.arange(len(new), dtype=torch.int64, device="cpu")
     if drop:
         present = place[numbers].bincount(minlength=len(old)) > 0
         place, old = (present.cumsum(0) - 1)[place], old[present]
     else:
-        present = torch.ones(len(old), dtype=torch.bool)
+        present = torch.ones(len(old), dtype=torch.bool, device="cpu")
     vocabulary = own if theirs is None else theirs
     if own is not None and theirs is not None:
         values = pa.concat_arrays([own.values, theirs.values.take(from_tensor(new))])

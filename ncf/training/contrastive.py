@@ -76,9 +76,11 @@ def cosine_softmax_rows(
     with cpu_threads(1), torch.no_grad():
         for epoch in range(1, epochs + 1):
             began, total = time.perf_counter(), 0.0
-            order = torch.randperm(len(users), generator=random, device="cpu")
+            order = torch.randperm(len(users), generator=random, device="cpu", dtype=torch.int64)
             for rows in order.split(batch_size):
-                drawn = torch.randint(train.num_items, (negatives,), generator=random, device="cpu")
+                drawn = torch.randint(
+                    train.num_items, (negatives,), generator=random, device="cpu", dtype=torch.int64
+                )
                 of_user, of_item = users[rows], torch.cat([items[rows], drawn])
                 loss, *gradients = _loss_and_gradients(
                     tables[0][of_user], tables[1][of_item], temperature, len(rows)

@@ -356,7 +356,11 @@ def _train_parts(
             parts.append(_Part("spectral", spectral.user_factors, spectral.item_factors))
         if wanted("popularity"):
             counts = train.item_counts().to(torch.float32).log1p()
-            parts.append(_Part("popularity", torch.ones(sizes[0], 1), counts[:, None]))
+            parts.append(
+                _Part(
+                    "popularity", torch.ones(sizes[0], 1, dtype=torch.float32, device="cpu"), counts[:, None]
+                )
+            )
     if name in ("NeuMF", "MLP") and (name == "MLP" or wanted("mlp")):
         mlp = MLP(*sizes, layers=recipe.layers, init_std=0.1, seed=seed)
         of_mlp = _trainer(mlp, recipe, seed, progress).fit(_split(train))

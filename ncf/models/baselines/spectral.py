@@ -73,7 +73,9 @@ def _truncated_svd(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls its sparse tensors unfinished
         index = torch.stack([train.users, train.items])
-        matrix = torch.sparse_coo_tensor(index, values, (train.num_users, train.num_items)).coalesce()
+        matrix = torch.sparse_coo_tensor(
+            index, values, (train.num_users, train.num_items), dtype=values.dtype, device="cpu"
+        ).coalesce()
         forward, backward = matrix.to_sparse_csr(), matrix.t().coalesce().to_sparse_csr()
         width = min(rank + max(16, rank // 8), train.num_users, train.num_items)
         start = torch.randn(
