@@ -177,7 +177,7 @@ def train(
     from ncf.distributed.sharding import shard
 
     printed = any(
-        isinstance(other, torch.nn.Module) for other in trained.values()
+        hasattr(other, "embeddings") for other in trained.values()
     )  # one plan is enough
     sharded = shard(
         model,
@@ -205,7 +205,7 @@ def fuse(parts: list[Any], args: argparse.Namespace) -> NeuMF:
 
 def ranking_of(model: Any, candidates: Any, k: int) -> Ranking:
     """Evaluate a model; if it is sharded, each process has its share of the users."""
-    sharded = isinstance(model, torch.nn.Module) and model.embeddings.is_sharded
+    sharded = hasattr(model, "embeddings") and model.embeddings.is_sharded
     return evaluate(
         model,
         candidates.for_rank(rank(), world_size()) if sharded else candidates,
