@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock, local
+from threading import get_ident
 
 import torch
 
-_lock = Lock()
-_inside = 0  # threads that have a number of their own
-_before = 0  # the number outside all of them
-_own = local()  # the numbers of this thread, outermost first
+_outside: dict[int, int] = {}  # thread inside -> the number that it leaves
 
 
 @contextmanager
@@ -19,24 +16,18 @@ def cpu_threads(count: int | None) -> Iterator[None]:
     """Let PyTorch use ``count`` threads inside; ``None`` leaves the setting alone.
 
     PyTorch keeps the number by thread and the default of new threads by process. Several threads may be inside at
-    once: each leaves the number that was set before the first of them entered.
+    once: each leaves the number that was set before the first of them entered. There is no lock, since Ctrl-C can
+    fall on its release and leave it held.
     """
-    global _inside, _before
     if count is None:
         yield
         return
-    numbers: list[int] = _own.__dict__.setdefault("numbers", [])
-    with _lock:
-        if not numbers:
-            if not _inside:
-                _before = torch.get_num_threads()
-            _inside += 1
-        numbers.append(count)
-        torch.set_num_threads(count)
+    thread, number = get_ident(), torch.get_num_threads()
+    nested = thread in _outside
     try:
+        if not nested:
+            _outside[thread] = next(iter(list(_outside.values())), number)
+        torch.set_num_threads(count)
         yield
     finally:
-        with _lock:
-            numbers.pop()
-            torch.set_num_threads(numbers[-1] if numbers else _before)
-            _inside -= not numbers
+        torch.set_num_threads(number if nested else _outside.pop(thread, number))

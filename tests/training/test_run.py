@@ -252,7 +252,7 @@ class Interruptor:
 def small(split: Split) -> tuple[GMF, Trainer, Split]:
     model = GMF(40, 60, factors=4, init_std=0.5)
     settings: dict[str, Any] = {"epochs": 3, "batch_size": 1000, "learning_rate": 1.0, "schedule": "constant"}
-    return model, Trainer(model, **settings, threads=None), split
+    return model, Trainer(model, **settings), split
 
 
 def test_ctrl_c_at_any_line_leaves_a_whole_epoch_and_a_consistent_history(split: Split) -> None:

@@ -24,6 +24,8 @@ def test_two_that_overlap_leave_the_setting_as_it_was() -> None:
     assert torch.get_num_threads() == before
     with cpu_threads(None):
         assert torch.get_num_threads() == before
-    with cpu_threads(2), cpu_threads(1):
-        assert torch.get_num_threads() == 1
+    with cpu_threads(2):
+        with cpu_threads(1):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == before
