@@ -27,8 +27,9 @@ from ncf.kernels import ScoringTables
 from ncf.kernels.triton_launch import Launch
 from ncf.kernels.triton_lookup_autograd import Lookup
 from ncf.kernels.triton_scoring import scoring_launch
+from ncf.kernels.triton_update import adamw_rows_launch
 
-TARGETS = (80, 90)
+TARGETS = (80, 90, 100)
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Factors of the product, and widths of the MLP with the two rows side by side first.
 SHAPES = {"factor-8": (8, (32, 16, 8)), "paper": (8, (64, 32, 16, 8)), "factor-64": (64, (256, 128, 64))}
@@ -76,7 +77,7 @@ def compile_for(launch: Launch, capability: int) -> tuple[Any, Resources]:
 
 
 def launches(factors: int, layers: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
-    """The five kernels for one model, at 6,040 users × 101 candidates and batches of 8,192 × 5 pairs."""
+    """The kernels for one model, at 6,040 users × 101 candidates and batches of 8,192 × 5 pairs."""
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
@@ -105,6 +106,13 @@ def launches(factors: int, layers: tuple[int, ...], dtype: torch.dtype) -> Itera
     gradients = tuple(empty(pairs, row.shape[1]) for row in rows)
     yield "lookup, backward of rows", lookup.backward_rows(gradients, product, units, units)
     yield "lookup, backward of the weight", lookup.backward_weight(units, units)[0]
+    if dtype == torch.float32:  # tables that train have no other
+        moments, settings = torch.empty_like(rows[3]), {"betas": (0.9, 0.999), "eps": 1e-8, "step": 1}
+        ids = torch.zeros(pairs, dtype=torch.int64)
+        update = adamw_rows_launch(
+            rows[3], moments, moments, ids, gradients[3], rate=1e-3, decay=0.1, **settings
+        )
+        yield "update of rows, AdamW", update
 
 
 def table(shapes: list[str], types: list[str], targets: list[int]) -> str:
@@ -117,7 +125,7 @@ def table(shapes: list[str], types: list[str], targets: list[int]) -> str:
         for name in types:
             for title, launch in launches(*SHAPES[shape], TYPES[name]):
                 sizes = launch.arguments
-                pairs = sizes.get("BLOCK") or sizes.get("PAIRS") or sizes["CHUNK"]
+                pairs = sizes.get("BLOCK") or sizes.get("PAIRS") or sizes.get("CHUNK", 1)
                 line = [title, shape, name, f"{pairs} × {sizes['num_warps']}"]
                 for target in targets:
                     _, r = compile_for(launch, target)

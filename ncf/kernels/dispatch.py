@@ -111,6 +111,49 @@ def fused_lookup(
     return lookup_reference(users, items, user_gmf, item_gmf, user_mlp, item_mlp, weight, bias)
 
 
+def can_update_rows(table: Tensor) -> bool:
+    """Return whether `update_rows_adamw` takes a table: fp32, row by row in memory, where the kernels run."""
+    return table.dtype == torch.float32 and table.stride(-1) == 1 and _has_triton(table.device)
+
+
+def update_rows_adamw(
+    table: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    ids: Tensor,
+    gradients: Tensor,
+    *,
+    rate: float,
+    decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    step: int,
+) -> None:
+    """Add up the gradients of each row and update it by AdamW, in place: one Triton kernel, and a sort of the ids.
+
+    Rows without an id stay as they are, and so do their moments. The order of additions is the batch's. The formula is
+    that of `ncf.training.optimizers.RowSparse`, with decay towards zero.
+
+    Args:
+        table: ``[rows, D]``, one that `can_update_rows` takes.
+        mean: first moments, with the table's shape and strides.
+        square: second moments, likewise.
+        ids: ``[P]``, int64, in any order and with repetitions.
+        gradients: ``[P, D]``, one for each id.
+        rate: learning rate.
+        decay: decoupled, in units of the rate.
+        betas: decay rates of the moments.
+        eps: added to the root.
+        step: number of this step, from 1, for the bias corrections.
+    """
+    from ncf.kernels.triton_update import adamw_rows_launch
+
+    with torch.cuda.device_of(table), torch.no_grad():
+        adamw_rows_launch(
+            table, mean, square, ids, gradients, rate=rate, decay=decay, betas=betas, eps=eps, step=step
+        ).run()
+
+
 def _has_triton(device: torch.device) -> bool:
     """Return whether the kernels can run there: they need the tensor cores of Ampere or later."""
     if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:

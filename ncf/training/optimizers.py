@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ncf.data.interactions import Interactions
+from ncf.kernels.dispatch import can_update_rows, update_rows_adamw
 
 _DECAY_OF_ONE = 0.00315  # by the number of interactions
 _DECAY_OF_GMF = 0.000355  # by the size of the tables
@@ -91,6 +92,17 @@ class RowSparse(torch.optim.Optimizer):
         gradient, state = value.grad, self.started(value, group["rows"])
         assert gradient is not None
         rows: Any = slice(None)
+        if gradient.is_sparse and self.rule == "adamw" and can_update_rows(value):
+            step = int(state["step"].add_(1))
+            settings = {
+                "rate": group["lr"],
+                "decay": group["weight_decay"],
+                "betas": group["betas"],
+                "eps": group["eps"],
+            }
+            pairs = gradient._indices()[0], gradient._values()  # [P], [P, D]: as they come, repeated
+            update_rows_adamw(value, state["exp_avg"], state["exp_avg_sq"], *pairs, **settings, step=step)
+            return
         if gradient.is_sparse:
             gradient = gradient.coalesce()
             rows, gradient = gradient.indices()[0], gradient.values()  # [R], [R, D]

@@ -15,6 +15,7 @@ KERNELS = [
     "lookup, forward",
     "lookup, backward of rows",
     "lookup, backward of the weight",
+    "update of rows, AdamW",
 ]
 
 needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="needs triton")
@@ -31,7 +32,7 @@ def _run(script: str, cache: Path, *options: str) -> str:
 
 
 @needs_triton
-@pytest.mark.parametrize("target", ["80", "90"])
+@pytest.mark.parametrize("target", ["80", "90", "100"])
 def test_kernels_compile_without_a_device_and_spill_nothing(tmp_path: Path, target: str) -> None:
     table = _run("aot_kernels.py", tmp_path, "--only", "factor-8", "--types", "fp32", "--targets", target)
     lines = [
@@ -41,7 +42,7 @@ def test_kernels_compile_without_a_device_and_spill_nothing(tmp_path: Path, targ
     for line in lines[2:]:
         registers, shared, spills = line[4:]
         assert 16 <= int(registers) <= 255
-        assert 0 < float(shared) <= 163  # KiB of a processor of an A100; an H100 has more
+        assert 0 <= float(shared) <= 163  # KiB of a processor of an A100; an H100 has more
         assert spills == "0 + 0"
 
 
