@@ -25,9 +25,8 @@ from triton.runtime import driver
 
 from ncf.kernels import ScoringTables
 from ncf.kernels.triton_launch import Launch
-from ncf.kernels.triton_lookup_autograd import Lookup
+from ncf.kernels.triton_operators import Lookup, adamw_rows_launch
 from ncf.kernels.triton_scoring import scoring_launch
-from ncf.kernels.triton_update import adamw_rows_launch
 
 TARGETS = (80, 90, 100)
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -107,11 +106,9 @@ def launches(factors: int, layers: tuple[int, ...], dtype: torch.dtype) -> Itera
     yield "lookup, backward of rows", lookup.backward_rows(gradients, product, units, units)
     yield "lookup, backward of the weight", lookup.backward_weight(units, units)[0]
     if dtype == torch.float32:  # tables that train have no other
-        moments, settings = torch.empty_like(rows[3]), {"betas": (0.9, 0.999), "eps": 1e-8, "step": 1}
-        ids = torch.zeros(pairs, dtype=torch.int64)
-        update = adamw_rows_launch(
-            rows[3], moments, moments, ids, gradients[3], rate=1e-3, decay=0.1, **settings
-        )
+        moments, ids = torch.empty_like(rows[3]), torch.zeros(pairs, dtype=torch.int64)
+        settings = {"rate": 1e-3, "decay": 0.1, "betas": (0.9, 0.999), "eps": 1e-8}
+        update = adamw_rows_launch(rows[3], moments, moments, ids, gradients[3], torch.ones(3), **settings)
         yield "update of rows, AdamW", update
 
 

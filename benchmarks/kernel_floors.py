@@ -81,6 +81,14 @@ def lookup(
     return forward, backward, Work(4 * pairs * 2 * dim * size, 0, 0)
 
 
+def update(users: int, items: int, batch: int, several: int, model: Model) -> Work:
+    """Row-sparse AdamW of the four tables: gradients, sorted ids and places read, rows and two moments both ways."""
+    columns = model.layers[0] // 2 + model.factors
+    sides = ((users, batch), (items, batch * several))
+    moved = sum(pairs * (4 * columns + 2 * 24) + 24 * min(rows, pairs) * columns for rows, pairs in sides)
+    return Work(moved, 0, 10 * sum(min(rows, pairs) for rows, pairs in sides) * columns)
+
+
 def floor(work: Work, device: Device, size: int) -> tuple[float, str]:
     """The longest of three times that may overlap, in microseconds, and its name."""
     # In fp32 a product is three of tf32. An operation other than a multiply-add takes the time of one.
@@ -131,6 +139,9 @@ def tables() -> str:
             works = lookup(users, items, 8192, 5, model, size)
             for title, work in zip(("forward", "backward", "saved by fusing"), works, strict=True):
                 lookups.append(_line(f"8,192 × 5, {title}", model, name, size, work))
+            if name == "fp32":
+                work = update(users, items, 8192, 5, model)
+                lookups.append(_line("8,192 × 5, update of the rows", model, name, size, work))
     heads = ["factors; layers", "type", "MB", "GFLOP of products", *(device.name for device in DEVICES)]
     text = []
     for first, lines in (("users × candidates", scores), ("users × items of each", lookups)):

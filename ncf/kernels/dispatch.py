@@ -5,7 +5,10 @@ Triton is imported when a kernel runs for the first time, never by importing thi
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,11 +56,11 @@ def score_candidates(tables: ScoringTables, users: Tensor, candidates: Tensor) -
         return torch.empty(shape, dtype=tables.score_dtype, device=tables.device)
     if tables.item_hidden is None and candidates.dim() == 1:
         return _score_product(tables, users, candidates)
-    if _has_triton(tables.device):
+    if can_fuse(tables.device):
         from ncf.kernels.triton_scoring import fits, score_triton
 
         if fits(tables):
-            with torch.cuda.device(tables.device):  # Triton launches on the current device
+            with _on(tables.device):
                 return score_triton(tables, users, candidates)
     return _score_blocks(tables, users, candidates)
 
@@ -71,6 +74,9 @@ def fused_lookup(
     item_mlp: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    factors: int | None = None,
+    summed: int = 0,
+    sparse: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Look up a training batch, and make the GMF product and the MLP's first hidden layer of it.
 
@@ -81,12 +87,15 @@ def fused_lookup(
     Args:
         users: ``[B]``, int64; ids are not checked here.
         items: ``[B]``, or ``[B, C]`` for several items of each user, int64.
-        user_gmf: ``[num_users, F]``; ``None``, as ``item_gmf``, without a GMF part.
-        item_gmf: ``[num_items, F]``.
+        user_gmf: ``[num_users, W]``; ``None``, as ``item_gmf``, without a GMF part.
+        item_gmf: ``[num_items, W]``.
         user_mlp: ``[num_users, D]``; ``None``, as the three that follow, without an MLP.
         item_mlp: ``[num_items, D]``.
         weight: of the first layer, over the user's and the item's row side by side, ``[H, 2 D]``.
         bias: of the first layer, ``[H]``.
+        factors: leading columns of the GMF tables that the product has, F; all by default.
+        summed: how many of them, the last ones, are added in place of multiplied, as biases are.
+        sparse: gradients of tables are of the rows looked up alone, one for each pair, uncoalesced.
 
     Returns:
         The product, ``[B, F]`` or ``[B, C, F]``, and the rectified hidden layer, ``[B, H]`` or ``[B, C, H]``;
@@ -103,17 +112,66 @@ def fused_lookup(
                  [ 6.]]]), None)
     """
     table = item_gmf if item_mlp is None else item_mlp
-    if table is not None and table.dtype != torch.float64 and _has_triton(table.device):
-        from ncf.kernels.triton_lookup_autograd import lookup_triton
+    arguments = users, items, user_gmf, item_gmf, user_mlp, item_mlp, weight, bias
+    if table is not None and table.dtype != torch.float64 and can_fuse(table.device):
+        from ncf.kernels.triton_operators import DENSE, SPARSE, lookup_triton
 
-        with torch.cuda.device(table.device):
-            return lookup_triton(users, items, user_gmf, item_gmf, user_mlp, item_mlp, weight, bias)
-    return lookup_reference(users, items, user_gmf, item_gmf, user_mlp, item_mlp, weight, bias)
+        with _on(table.device):
+            gradients = SPARSE if sparse else DENSE
+            return lookup_triton(*arguments, factors=factors, summed=summed, gradients=gradients)
+    return lookup_reference(*arguments, factors=factors, summed=summed, sparse=sparse)
+
+
+def fused_rows(
+    user_gmf: Tensor | None,
+    item_gmf: Tensor | None,
+    user_mlp: Tensor | None,
+    item_mlp: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    factors: int | None = None,
+    summed: int = 0,
+) -> tuple[Tensor | None, Tensor | None]:
+    """`fused_lookup` of rows that were looked up before, as those of sharded tables are.
+
+    On a GPU, where `can_fuse` holds. The product and the first layer are made in one kernel, and so are the gradients
+    of the rows; nothing is broadcast in memory.
+
+    Args:
+        user_gmf: ``[B, W]``, or ``[B, 1, W]`` where there are several items of each user.
+        item_gmf: ``[B, W]`` or ``[B, C, W]``.
+        user_mlp: ``[B, D]`` or ``[B, 1, D]``.
+        item_mlp: ``[B, D]`` or ``[B, C, D]``.
+        weight: of the first layer, ``[H, 2 D]``.
+        bias: of the first layer, ``[H]``.
+        factors: see `fused_lookup`.
+        summed: see there.
+
+    Returns:
+        See there.
+    """
+    from ncf.kernels.triton_operators import ROWS, lookup_triton
+
+    table = item_gmf if item_mlp is None else item_mlp
+    assert table is not None
+    shape = table.shape[:-1]
+    users = torch.arange(shape[0], dtype=torch.int64, device=table.device)
+    items = torch.arange(shape.numel(), dtype=torch.int64, device=table.device).view(shape)
+    of_gmf, of_mlp = ([_flat(t) for t in pair] for pair in ((user_gmf, item_gmf), (user_mlp, item_mlp)))
+    with _on(table.device):
+        return lookup_triton(
+            users, items, of_gmf[0], of_gmf[1], of_mlp[0], of_mlp[1], weight, bias,
+            factors=factors, summed=summed, gradients=ROWS,
+        )  # fmt: skip
+
+
+def _flat(rows: Tensor | None) -> Tensor | None:
+    return None if rows is None else rows.reshape(-1, rows.shape[-1])
 
 
 def can_update_rows(table: Tensor) -> bool:
     """Return whether `update_rows_adamw` takes a table: fp32, row by row in memory, where the kernels run."""
-    return table.dtype == torch.float32 and table.stride(-1) == 1 and _has_triton(table.device)
+    return table.dtype == torch.float32 and table.stride(-1) == 1 and can_fuse(table.device)
 
 
 def update_rows_adamw(
@@ -122,12 +180,12 @@ def update_rows_adamw(
     square: Tensor,
     ids: Tensor,
     gradients: Tensor,
+    scales: Tensor,
     *,
     rate: float,
     decay: float,
     betas: tuple[float, float],
     eps: float,
-    step: int,
 ) -> None:
     """Add up the gradients of each row and update it by AdamW, in place: one Triton kernel, and a sort of the ids.
 
@@ -140,20 +198,34 @@ def update_rows_adamw(
         square: second moments, likewise.
         ids: ``[P]``, int64, in any order and with repetitions.
         gradients: ``[P, D]``, one for each id.
+        scales: of this step, ``[3]``, fp32, on the table's device: the share of the rate, and the factors of the
+            moments that correct their bias, 1 / (1 − β₁ᵗ) and (1 − β₂ᵗ)^−½.
         rate: learning rate.
         decay: decoupled, in units of the rate.
         betas: decay rates of the moments.
         eps: added to the root.
-        step: number of this step, from 1, for the bias corrections.
     """
-    from ncf.kernels.triton_update import adamw_rows_launch
+    from ncf.kernels.triton_operators import update_rows
 
-    with torch.cuda.device_of(table), torch.no_grad():
-        adamw_rows_launch(
-            table, mean, square, ids, gradients, rate=rate, decay=decay, betas=betas, eps=eps, step=step
-        ).run()
+    with _on(table.device), torch.no_grad():
+        update_rows(table, mean, square, ids, gradients, scales, rate, decay, *betas, eps)
 
 
+def can_fuse(device: torch.device) -> bool:
+    """Return whether the Triton kernels run there: on an NVIDIA GPU of Ampere or later, with Triton."""
+    return _has_triton(device)
+
+
+def _on(device: torch.device) -> Any:
+    """Triton launches on the current device; a graph that is traced has no other."""
+    return (
+        torch.cuda.device(device)
+        if device.type == "cuda" and not torch.compiler.is_compiling()
+        else nullcontext()
+    )
+
+
+@cache
 def _has_triton(device: torch.device) -> bool:
     """Return whether the kernels can run there: they need the tensor cores of Ampere or later."""
     if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:

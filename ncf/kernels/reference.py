@@ -59,18 +59,25 @@ def lookup_reference(
     item_mlp: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    *,
+    factors: int | None = None,
+    summed: int = 0,
+    sparse: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Look up a training batch, and make the GMF product and the MLP's first hidden layer of it.
 
     Args:
         users: ``[B]``, int64.
         items: ``[B]``, or ``[B, C]`` for several items of each user, int64.
-        user_gmf: ``[num_users, F]``; ``None``, as ``item_gmf``, without a GMF part.
-        item_gmf: ``[num_items, F]``.
+        user_gmf: ``[num_users, W]``; ``None``, as ``item_gmf``, without a GMF part.
+        item_gmf: ``[num_items, W]``.
         user_mlp: ``[num_users, D]``; ``None``, as the three that follow, without an MLP.
         item_mlp: ``[num_items, D]``.
         weight: of the first layer, over the user's and the item's row side by side, ``[H, 2 D]``.
         bias: of the first layer, ``[H]``.
+        factors: leading columns of the GMF tables that the product has, F; all by default.
+        summed: how many of them, the last ones, are added in place of multiplied, as biases are.
+        sparse: gradients of tables are of the rows looked up alone.
 
     Returns:
         The product, ``[B, F]`` or ``[B, C, F]``, and the rectified hidden layer, ``[B, H]`` or ``[B, C, H]``;
@@ -90,12 +97,16 @@ def lookup_reference(
     users = users[:, None] if items.dim() == 2 else users
     product = hidden = None
     if user_gmf is not None and item_gmf is not None:
-        product = F.embedding(users, user_gmf) * F.embedding(items, item_gmf)  # [B, F] or [B, C, F]
+        sides = (F.embedding(ids, t, sparse=sparse) for ids, t in ((users, user_gmf), (items, item_gmf)))
+        of_user, of_item = (rows[..., :factors] for rows in sides)
+        product = of_user * of_item  # [B, F] or [B, C, F]
+        if summed:
+            product = torch.cat([product[..., :-summed], (of_user + of_item)[..., -summed:]], dim=-1)
     if user_mlp is not None and item_mlp is not None and weight is not None and bias is not None:
         of_user, of_item = weight.chunk(2, dim=1)  # [H, D] each
         halves = (
-            F.linear(F.embedding(users, user_mlp), of_user, bias),
-            F.linear(F.embedding(items, item_mlp), of_item),
+            F.linear(F.embedding(users, user_mlp, sparse=sparse), of_user, bias),
+            F.linear(F.embedding(items, item_mlp, sparse=sparse), of_item),
         )
         hidden = F.relu(halves[0] + halves[1])  # [B, H] or [B, C, H]
     return product, hidden

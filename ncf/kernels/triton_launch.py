@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch.library import wrap_triton
 
 _DOT_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 _SMALLEST_DOT = 16  # tensor cores multiply blocks of at least 16 × 16
@@ -41,13 +42,13 @@ class Launch:
     arguments: dict[str, Any]
 
     def run(self) -> None:
-        """Start the kernel on the current stream of the tensors' device."""
+        """Start the kernel on the current stream of the tensors' device; while a graph is traced, put it there."""
         if all(self.grid):
-            self.kernel[self.grid](**self.arguments, enable_fp_fusion=True)
+            wrap_triton(self.kernel)[self.grid](**self.arguments)
 
     def compile(self) -> Any:
         """Compile for Triton's active target, which need not be a device of this machine."""
-        return self.kernel.warmup(grid=self.grid, **self.arguments, enable_fp_fusion=True)
+        return self.kernel.warmup(grid=self.grid, **self.arguments)
 
 
 def padded(width: int, smallest: int = _SMALLEST_DOT) -> int:

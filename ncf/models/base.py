@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ncf.kernels.dispatch import can_fuse, fused_lookup, fused_rows
 from ncf.models.embeddings import Table, UserItemEmbeddings
 from ncf.models.scoring import (
     ForwardScorer,
@@ -27,6 +30,36 @@ if TYPE_CHECKING:
 
 
 _LOGITS = ("logits", "forward")
+
+
+@dataclass(frozen=True)
+class FusedParts:
+    """The arguments of `ncf.kernels.fused_lookup` for a model: its GMF product, and its MLP's first layer.
+
+    Args:
+        product: suffix of the two tables that are multiplied, as ``"gmf"`` of ``user_gmf`` and ``item_gmf``.
+        factors: leading columns that the product has.
+        summed: how many of them, the last ones, are added: the biases.
+        hidden: suffix of the two tables under the first layer.
+        tower: name of the tower whose first layer it is.
+    """
+
+    product: str | None = None
+    factors: int | None = None
+    summed: int = 0
+    hidden: str | None = None
+    tower: str | None = None
+
+    def arguments(self, rows: Mapping[str, Tensor], towers: Any) -> list[Any]:
+        """Tables, or rows by table, the first layer, and the columns, in the order of `fused_lookup`."""
+        found = [
+            None if kind is None else rows[f"{side}_{kind}"]
+            for kind in (self.product, self.hidden)
+            for side in ("user", "item")
+        ]
+        layer: Any = None if self.tower is None else towers[self.tower].layers[0]
+        first = (None, None) if layer is None else (layer.weight, layer.bias)
+        return [*found, *first, self.factors, self.summed]
 
 
 class EmbeddingModel(nn.Module):
@@ -125,16 +158,32 @@ class EmbeddingModel(nn.Module):
         Raises:
             ValueError: on a CPU, if an id is out of range; on a GPU `predict` and `score` find it.
         """
+        parts = self.fused_parts() if can_fuse(self.device) and self._is_fused_as_written() else None
+        if parts is not None and not self.embeddings.is_sharded:
+            given = parts.arguments(self.embeddings.weights(), self.towers)
+            return self.logits_of(
+                *fused_lookup(users, items, *given, sparse=self.embeddings.sparse_gradients)
+            )
         try:
             rows = self.embeddings(users, items)
         except IndexError:
             check_ids(users.to(torch.int64), "users", self.num_users, "num_users")
             check_ids(items.to(torch.int64), "items", self.num_items, "num_items")
             raise
+        if parts is not None:
+            return self.logits_of(*fused_rows(*parts.arguments(rows, self.towers)))
         return self.logits(rows)
 
     def logits(self, rows: dict[str, Tensor]) -> Tensor:
         """Logits from looked-up rows: ``[..., D]`` per table to ``[...]``."""
+        raise NotImplementedError
+
+    def fused_parts(self) -> FusedParts | None:
+        """Return what `ncf.kernels.fused_lookup` makes of the model's tables; ``None`` where it cannot."""
+        return None
+
+    def logits_of(self, product: Tensor | None, hidden: Tensor | None) -> Tensor:
+        """Logits from the two results of `ncf.kernels.fused_lookup`; for a model that has `fused_parts`."""
         raise NotImplementedError
 
     def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:
@@ -196,12 +245,12 @@ class EmbeddingModel(nn.Module):
 
     def _is_separable(self) -> bool:
         """The scoring tables were written for these logits: no class nearer to the model's own has other logits."""
-        classes = type(self).__mro__
-        place = {
-            n: next(i for i, c in enumerate(classes) if n in vars(c)) for n in ("scoring_tables", *_LOGITS)
-        }
-        written = classes[place["scoring_tables"]] is not EmbeddingModel
-        return written and all(place["scoring_tables"] <= place[name] for name in _LOGITS)
+        kind: Any = type(self)
+        return _is_written_for(kind, "scoring_tables", _LOGITS)
+
+    def _is_fused_as_written(self) -> bool:
+        kind: Any = type(self)
+        return _is_written_for(kind, "fused_parts", _LOGITS)
 
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
         """Logits of each user's candidates, for ranking.
@@ -230,3 +279,11 @@ class EmbeddingModel(nn.Module):
         from ncf.models.saving import save
 
         save(self, path, **options)
+
+
+@cache
+def _is_written_for(kind: Any, method: str, others: tuple[str, ...]) -> bool:
+    """Return whether a class that has the method stands no further from the model's own than any of the others."""
+    place = {n: next(i for i, c in enumerate(kind.__mro__) if n in vars(c)) for n in (method, *others)}
+    written = kind.__mro__[place[method]] is not EmbeddingModel
+    return written and all(place[method] <= place[name] for name in others)

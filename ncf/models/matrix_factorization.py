@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ncf.kernels.scoring_tables import ScoringTables
-from ncf.models.base import EmbeddingModel
+from ncf.models.base import EmbeddingModel, FusedParts
 from ncf.models.embeddings import Table
 from ncf.models.towers import GMFTower, SumHead
 from ncf.utils.checks import whole
@@ -77,6 +77,17 @@ class MatrixFactorization(EmbeddingModel):
             return cosine
         product = self.towers["dot"](user[..., :factors], item[..., :factors])  # [..., F]
         logits: Tensor = self.head(product).squeeze(-1) + user[..., factors] + item[..., factors]
+        return logits
+
+    def fused_parts(self) -> FusedParts | None:
+        """See `EmbeddingModel.fused_parts`: the column of biases is added; cosines are not fused."""
+        return None if self.config["cosine"] else FusedParts("mf", self.config["factors"] + 1, summed=1)
+
+    def logits_of(self, product: Tensor | None, hidden: Tensor | None) -> Tensor:
+        """See `EmbeddingModel.logits_of`."""
+        assert product is not None  # [..., F + 1]
+        multiplied = self.towers["dot"].after_product(product[..., :-1])
+        logits: Tensor = self.head(multiplied).squeeze(-1) + product[..., -1]
         return logits
 
     def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:

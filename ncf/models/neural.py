@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ncf.kernels.scoring_tables import ScoringTables
-from ncf.models.base import EmbeddingModel
+from ncf.models.base import EmbeddingModel, FusedParts
 from ncf.models.embeddings import Table
 from ncf.models.matrix_factorization import MatrixFactorization
 from ncf.models.towers import GMFTower, MLPTower, linear_head
@@ -75,6 +75,15 @@ class GMF(EmbeddingModel):
         logits: Tensor = self.head(product).squeeze(-1)
         return logits
 
+    def fused_parts(self) -> FusedParts:
+        """See `EmbeddingModel.fused_parts`."""
+        return FusedParts("gmf")
+
+    def logits_of(self, product: Tensor | None, hidden: Tensor | None) -> Tensor:
+        """See `EmbeddingModel.logits_of`."""
+        logits: Tensor = self.head(self.towers["gmf"].after_product(product)).squeeze(-1)
+        return logits
+
     def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:
         """See `EmbeddingModel.scoring_tables`: the head's weights are folded into the user rows."""
         rows = self.embeddings.weights() if rows is None else rows
@@ -127,6 +136,15 @@ class MLP(EmbeddingModel):
         """See `EmbeddingModel.logits`."""
         hidden = self.towers["mlp"](rows["user_mlp"], rows["item_mlp"])  # [..., layers[-1]]
         logits: Tensor = self.head(hidden).squeeze(-1)
+        return logits
+
+    def fused_parts(self) -> FusedParts | None:
+        """See `EmbeddingModel.fused_parts`: without a hidden layer there are none."""
+        return FusedParts(hidden="mlp", tower="mlp") if self.towers["mlp"].layers else None
+
+    def logits_of(self, product: Tensor | None, hidden: Tensor | None) -> Tensor:
+        """See `EmbeddingModel.logits_of`."""
+        logits: Tensor = self.head(self.towers["mlp"].after_first_layer(hidden)).squeeze(-1)
         return logits
 
     def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:
@@ -252,6 +270,17 @@ class NeuMF(EmbeddingModel):
         product = self.towers["gmf"](rows["user_gmf"], rows["item_gmf"])  # [..., F]
         hidden = self.towers["mlp"](rows["user_mlp"], rows["item_mlp"])  # [..., layers[-1]]
         logits: Tensor = self.head(torch.cat([product, hidden], dim=-1)).squeeze(-1)
+        return logits
+
+    def fused_parts(self) -> FusedParts | None:
+        """See `EmbeddingModel.fused_parts`: without a hidden layer there are none."""
+        return FusedParts("gmf", hidden="mlp", tower="mlp") if self.towers["mlp"].layers else None
+
+    def logits_of(self, product: Tensor | None, hidden: Tensor | None) -> Tensor:
+        """See `EmbeddingModel.logits_of`."""
+        of_gmf = self.towers["gmf"].after_product(product)  # [..., F]
+        of_mlp = self.towers["mlp"].after_first_layer(hidden)  # [..., layers[-1]]
+        logits: Tensor = self.head(torch.cat([of_gmf, of_mlp], dim=-1)).squeeze(-1)
         return logits
 
     def scoring_tables(self, rows: Mapping[str, Tensor] | None = None) -> ScoringTables:

@@ -29,7 +29,11 @@ class GMFTower(nn.Module):
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Multiply: ``[..., F]`` and ``[..., F]`` to ``[..., F]``; leading dimensions broadcast."""
-        return F.dropout(user * item, self.dropout, self.training)
+        return self.after_product(user * item)
+
+    def after_product(self, product: Tensor) -> Tensor:
+        """The tower from the product on, ``[..., F]`` to ``[..., F]``."""
+        return F.dropout(product, self.dropout, self.training)
 
 
 class MLPTower(nn.Module):
@@ -82,12 +86,15 @@ class MLPTower(nn.Module):
         """
         if not self.layers:
             return _side_by_side(user, item)
-        first: Any
-        first, *others = self.layers
+        first: Any = self.layers[0]
         of_user, of_item = first.weight.chunk(2, dim=1)  # [H, D] each
         hidden = F.linear(user, of_user, first.bias) + F.linear(item, of_item)
-        hidden = F.dropout(F.relu(hidden), self.dropout, self.training)
-        for layer in others:
+        return self.after_first_layer(F.relu(hidden))
+
+    def after_first_layer(self, hidden: Tensor) -> Tensor:
+        """The tower from the first hidden layer on, its ReLU included: ``[..., H]`` to ``[..., layers[-1]]``."""
+        hidden = F.dropout(hidden, self.dropout, self.training)
+        for layer in self.layers[1:]:
             hidden = F.dropout(F.relu(layer(hidden)), self.dropout, self.training)
         return hidden
 

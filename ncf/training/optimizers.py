@@ -93,15 +93,11 @@ class RowSparse(torch.optim.Optimizer):
         assert gradient is not None
         rows: Any = slice(None)
         if gradient.is_sparse and self.rule == "adamw" and can_update_rows(value):
-            step = int(state["step"].add_(1))
-            settings = {
-                "rate": group["lr"],
-                "decay": group["weight_decay"],
-                "betas": group["betas"],
-                "eps": group["eps"],
-            }
+            settings = {"rate": group["lr"], "decay": group["weight_decay"], "eps": group["eps"]}
+            moments = state["exp_avg"], state["exp_avg_sq"]
             pairs = gradient._indices()[0], gradient._values()  # [P], [P, D]: as they come, repeated
-            update_rows_adamw(value, state["exp_avg"], state["exp_avg_sq"], *pairs, **settings, step=step)
+            scales = step_scales(group["betas"], int(state["step"].add_(1)), [1.0], value.device)[0]
+            update_rows_adamw(value, *moments, *pairs, scales, **settings, betas=group["betas"])
             return
         if gradient.is_sparse:
             gradient = gradient.coalesce()
@@ -138,10 +134,44 @@ def _by_column(group: dict[str, Any], value: Tensor) -> tuple[Any, Any, Any]:
         (group["product_share"], group["product_decay"], 1.0),
         (group["share"], group["weight_decay"], 0.0),
     )
-    both = value.new_tensor([leading, rest])
-    sizes = torch.tensor([columns, value.shape[1] - columns], dtype=torch.int64, device=value.device)
-    share, decay, target = both.repeat_interleave(sizes, dim=0).unbind(1)
+    of_columns = ((first, last) for first, last in zip(leading, rest, strict=True))
+    share, decay, target = (  # filled on the device: nothing waits for it
+        torch.cat([value.new_full((columns,), first), value.new_full((value.shape[1] - columns,), last)])
+        for first, last in of_columns
+    )
     return share, decay, target
+
+
+def step_scales(
+    betas: tuple[float, float], step: int, rates: Sequence[float], device: torch.device
+) -> Tensor:
+    """Factors of AdamW's next steps on a device: shares of the rate, and the two corrections of bias.
+
+    Args:
+        betas: decay rates of the moments.
+        step: number of the first of these steps, from 1.
+        rates: share of the learning rates, for each of the steps.
+        device: where the steps are taken; the copy to a GPU waits for nothing there.
+
+    Returns:
+        ``[steps, 3]``, fp32, as `ncf.kernels.dispatch.update_rows_adamw` takes a row of them.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.training.optimizers import step_scales
+        >>> step_scales((0.5, 0.75), 1, [1.0], torch.device("cpu"))
+        tensor([[1., 2., 2.]])
+    """
+    beta1, beta2 = betas
+    numbers = range(step, step + len(rates))
+    rows = [
+        (rate, 1 / (1 - beta1**number), (1 - beta2**number) ** -0.5)
+        for rate, number in zip(rates, numbers, strict=True)
+    ]
+    on_gpu = device.type == "cuda"
+    made = torch.tensor(rows, dtype=torch.float32, device="cpu", pin_memory=on_gpu)
+    return made.to(device, non_blocking=on_gpu)
 
 
 def make_optimizer(

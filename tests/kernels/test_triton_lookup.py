@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def _outputs_and_gradients(
 
 
 def _fused(device: str, users: Tensor, items: Tensor, arguments: Arguments, weights: Result) -> Result:
-    from ncf.kernels.triton_lookup_autograd import lookup_triton
+    from ncf.kernels.triton_operators import lookup_triton
 
     arguments = [None if value is None else value.to(device) for value in arguments]
     return _outputs_and_gradients(lookup_triton, users.to(device), items.to(device), arguments, weights)
@@ -144,6 +145,58 @@ def test_outputs_and_gradients_equal_autograds(
     run: Callable[..., Any], factors: int, dim: int, hidden: int, several: int
 ) -> None:
     _check(run, *_ids(30, several), _arguments(factors, dim, hidden))
+
+
+def _dense(
+    device: str, sparse: bool, reference: bool, users: Tensor, items: Tensor, tables: Result
+) -> Result:
+    """The product of leading columns, of which the last two are added, and the gradients of the tables."""
+    from ncf.kernels.dispatch import fused_lookup
+
+    leaves = [table.to(device).requires_grad_() for table in tables]
+    with mock.patch("ncf.kernels.dispatch._has_triton", return_value=not reference):
+        arguments = users.to(device), items.to(device), *leaves, None, None, None, None
+        product, _ = fused_lookup(*arguments, factors=6, summed=2, sparse=sparse)
+    assert product is not None
+    weights = torch.linspace(-1, 1, product.numel(), dtype=product.dtype, device=device).view_as(product)
+    gradients = torch.autograd.grad((weights * product).sum(), leaves)
+    assert all(gradient.is_sparse == sparse for gradient in gradients)
+    return [each.detach().to_dense().cpu() for each in (product, *gradients)]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("several", [0, 5])
+def test_columns_that_are_added_and_columns_that_are_left_out(
+    run: Callable[..., Any], several: int, sparse: bool
+) -> None:
+    batch = *_ids(30, several), [torch.randn(NUM_USERS, 9), torch.randn(NUM_ITEMS, 9)]
+    found, expected = run(_dense, sparse, False, *batch), _dense("cpu", sparse, True, *batch)
+    for result, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(result, exact, rtol=1e-5, atol=1e-5)
+
+
+def _looked_up_before(
+    device: str, users: Tensor, items: Tensor, arguments: Arguments, weights: Result
+) -> Result:
+    from ncf.kernels.dispatch import fused_rows
+
+    def look_up(users: Tensor, items: Tensor, *leaves: Tensor) -> Any:
+        users = users[:, None] if items.dim() == 2 else users
+        sides = users, items, users, items
+        rows = [None if t is None else t[ids] for t, ids in zip(leaves[:4], sides, strict=True)]
+        return fused_rows(*rows, *leaves[4:])
+
+    moved = [None if value is None else value.to(device) for value in arguments]
+    return _outputs_and_gradients(look_up, users.to(device), items.to(device), moved, weights)
+
+
+@pytest.mark.parametrize("several", [0, 5])
+@pytest.mark.parametrize("widths", [(8, 16, 16), (0, 12, 20), (12, 0, 0)], ids=str)
+def test_rows_that_were_looked_up_before(
+    run: Callable[..., Any], widths: tuple[int, int, int], several: int
+) -> None:
+    for result, expected in _both(run, _looked_up_before, *_ids(30, several), _arguments(*widths)):
+        torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-4)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -208,7 +261,7 @@ def test_gradients_repeat_to_the_bit(run: Callable[..., Any]) -> None:
 
 
 def _strided(device: str, users: Tensor, items: Tensor, arguments: Arguments, weights: Result) -> Result:
-    from ncf.kernels.triton_lookup_autograd import lookup_triton
+    from ncf.kernels.triton_operators import lookup_triton
 
     def look_up(users: Tensor, items: Tensor, *leaves: Tensor) -> Any:
         return lookup_triton(users, items.T, *(leaf[:, 1:] for leaf in leaves[:4]), *leaves[4:])
@@ -234,7 +287,7 @@ def test_tables_that_are_columns_of_another(run: Callable[..., Any]) -> None:
 def _fused_amid_nans(
     device: str, users: Tensor, items: Tensor, arguments: Arguments, weights: Result
 ) -> Result:
-    from ncf.kernels.triton_lookup_autograd import lookup_triton
+    from ncf.kernels.triton_operators import lookup_triton
 
     def look_up(users: Tensor, items: Tensor, *leaves: Tensor) -> Any:
         return lookup_triton(users, items, *(_Amid.apply(leaf) for leaf in leaves))

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""The lookup of a training step fused with the GMF product and the MLP's first layer, and its backward.
+"""Kernels of a training step: the lookup with the GMF product and the MLP's first layer, and the update of rows.
 
 The gathered rows never exist in memory: the forward reads them from the tables and writes the product and the
-hidden layer; the backward reads them again. `ncf.kernels.triton_lookup_autograd` launches these kernels.
+hidden layer; the backward reads them again. `ncf.kernels.triton_operators` launches these kernels.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ def _ids(users, items, pairs, valid, items_per_user):
 
 @triton.jit
 def _forward(
-    product, hidden, users, items, num_pairs, items_per_user, tables, strides, weight, bias,
-    FACTORS: tl.constexpr, DIM: tl.constexpr, HIDDEN: tl.constexpr, FACTOR_TILE: tl.constexpr,
+    product, hidden, users, items, num_pairs, items_per_user,
+    user_gmf, item_gmf, user_mlp, item_mlp, user_gmf_stride, item_gmf_stride, user_mlp_stride, item_mlp_stride,
+    weight, bias,
+    FACTORS: tl.constexpr, SUMMED: tl.constexpr, DIM: tl.constexpr, HIDDEN: tl.constexpr, FACTOR_TILE: tl.constexpr,
     PAIRS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
     ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of pairs, and of columns of the hidden layer; the first column of tiles makes the product."""
-    user_gmf, item_gmf, user_mlp, item_mlp = tables
     pairs = tl.cast(tl.program_id(0), tl.int64) * PAIRS + tl.arange(0, PAIRS)
     valid = pairs < num_pairs
     user, item = _ids(users, items, pairs, valid, items_per_user)
@@ -57,9 +58,9 @@ def _forward(
             k = first + tl.arange(0, CHUNK)
             inside = (k < DIM)[:, None] & (units < HIDDEN)[None, :]
             of_user = weight + units[None, :] * (2 * DIM) + k[:, None]  # the weight is [HIDDEN, 2 DIM]
-            rows = _block(user_mlp, user, k, strides[2], valid, DIM)
+            rows = _block(user_mlp, user, k, user_mlp_stride, valid, DIM)
             total = _product(rows, tl.load(of_user, mask=inside, other=0.0), total, ROUND, DOT, PRECISION)
-            rows = _block(item_mlp, item, k, strides[3], valid, DIM)
+            rows = _block(item_mlp, item, k, item_mlp_stride, valid, DIM)
             total = _product(
                 rows, tl.load(of_user + DIM, mask=inside, other=0.0), total, ROUND, DOT, PRECISION
             )
@@ -67,22 +68,24 @@ def _forward(
     if tl.program_id(1) == 0:
         for factor in tl.static_range(0, FACTORS, FACTOR_TILE):
             columns = factor + tl.arange(0, FACTOR_TILE)
-            of_user_gmf = _block(user_gmf, user, columns, strides[0], valid, FACTORS).to(tl.float32)
-            of_item_gmf = _block(item_gmf, item, columns, strides[1], valid, FACTORS).to(tl.float32)
-            _put(product, pairs, columns, valid, of_user_gmf * of_item_gmf, FACTORS)
+            of_user = _block(user_gmf, user, columns, user_gmf_stride, valid, FACTORS).to(tl.float32)
+            of_item = _block(item_gmf, item, columns, item_gmf_stride, valid, FACTORS).to(tl.float32)
+            values = of_user * of_item
+            if SUMMED > 0:
+                values = tl.where((columns >= FACTORS - SUMMED)[None, :], of_user + of_item, values)
+            _put(product, pairs, columns, valid, values, FACTORS)
 
 
 @triton.jit
 def _backward_rows(
-    gradients, product_gradient, hidden_gradient, hidden, users, items, num_pairs, items_per_user,
-    tables, strides, weight,
-    FACTORS: tl.constexpr, DIM: tl.constexpr, HIDDEN: tl.constexpr, FACTOR_TILE: tl.constexpr,
+    of_user_gmf, of_item_gmf, of_user_mlp, of_item_mlp, product_gradient, hidden_gradient, hidden,
+    users, items, num_pairs, items_per_user, user_gmf, item_gmf, user_gmf_stride, item_gmf_stride, weight,
+    FACTORS: tl.constexpr, SUMMED: tl.constexpr, COLUMNS: tl.constexpr,
+    DIM: tl.constexpr, HIDDEN: tl.constexpr, FACTOR_TILE: tl.constexpr,
     PAIRS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
     ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the rows of one tile of pairs, and of columns of the MLP's tables."""
-    user_gmf, item_gmf, _, _ = tables
-    of_user_gmf, of_item_gmf, of_user_mlp, of_item_mlp = gradients
     pairs = tl.cast(tl.program_id(0), tl.int64) * PAIRS + tl.arange(0, PAIRS)
     valid = pairs < num_pairs
     if HIDDEN > 0:
@@ -103,24 +106,24 @@ def _backward_rows(
         _put(of_item_mlp, pairs, columns, valid, of_item, DIM)
     if tl.program_id(1) == 0:
         user, item = _ids(users, items, pairs, valid, items_per_user)
-        for factor in tl.static_range(0, FACTORS, FACTOR_TILE):
+        for factor in tl.static_range(0, COLUMNS, FACTOR_TILE):
             factors = factor + tl.arange(0, FACTOR_TILE)
             of_product = _block(product_gradient, pairs, factors, FACTORS, valid, FACTORS).to(tl.float32)
-            rows = _block(item_gmf, item, factors, strides[1], valid, FACTORS).to(tl.float32)
-            _put(of_user_gmf, pairs, factors, valid, of_product * rows, FACTORS)
-            rows = _block(user_gmf, user, factors, strides[0], valid, FACTORS).to(tl.float32)
-            _put(of_item_gmf, pairs, factors, valid, of_product * rows, FACTORS)
+            summed = (factors >= FACTORS - SUMMED)[None, :]  # beyond the factors the gradient is zero
+            rows = _block(item_gmf, item, factors, item_gmf_stride, valid, FACTORS).to(tl.float32)
+            _put(of_user_gmf, pairs, factors, valid, of_product * tl.where(summed, 1.0, rows), COLUMNS)
+            rows = _block(user_gmf, user, factors, user_gmf_stride, valid, FACTORS).to(tl.float32)
+            _put(of_item_gmf, pairs, factors, valid, of_product * tl.where(summed, 1.0, rows), COLUMNS)
 
 
 @triton.jit
 def _backward_weight(
     weight_gradient, bias_gradient, hidden_gradient, hidden, users, items, num_pairs, items_per_user,
-    tables, strides, pairs_per_part,
+    user_mlp, item_mlp, user_mlp_stride, item_mlp_stride, pairs_per_part,
     DIM: tl.constexpr, HIDDEN: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
     ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add up one part of the pairs for one tile of the weight's gradient, ``[parts, HIDDEN, 2 DIM]``."""
-    _, _, user_mlp, item_mlp = tables
     part = tl.cast(tl.program_id(2), tl.int64)
     units = tl.program_id(0) * TILE + tl.arange(0, TILE)
     columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -136,9 +139,9 @@ def _backward_weight(
         active = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32) > 0
         gradient = tl.load(hidden_gradient + at, mask=inside, other=0.0).to(tl.float32)
         gradient = tl.where(active, gradient, 0.0)
-        rows = _block(user_mlp, user, columns, strides[2], valid, DIM)
+        rows = _block(user_mlp, user, columns, user_mlp_stride, valid, DIM)
         of_user = _product(gradient, rows, of_user, ROUND, DOT, PRECISION)
-        rows = _block(item_mlp, item, columns, strides[3], valid, DIM)
+        rows = _block(item_mlp, item, columns, item_mlp_stride, valid, DIM)
         of_item = _product(gradient, rows, of_item, ROUND, DOT, PRECISION)
         of_bias += tl.sum(gradient, 1)
     inside = units < HIDDEN
@@ -148,3 +151,37 @@ def _backward_weight(
     tl.store(at + DIM, of_item, mask=inside[:, None] & (columns < DIM)[None, :])
     if tl.program_id(1) == 0:
         tl.store(bias_gradient + part * HIDDEN + units, of_bias, mask=inside)
+
+
+@triton.jit
+def _adamw_rows(
+    table, mean, square, gradients, ids, order, scales, num_ids, stride,
+    new_of_mean, beta2, new_of_square, eps, rate, decay,
+    DIM: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Update the row whose id begins at one place of the sorted ids."""
+    place = tl.cast(tl.program_id(0), tl.int64)
+    row = tl.load(ids + place)
+    if row != tl.load(ids + place - 1, mask=place > 0, other=-1):
+        columns = tl.arange(0, COLUMNS)
+        inside = columns < DIM
+        gradient = tl.zeros([COLUMNS], tl.float32)
+        current = row
+        while current == row:
+            pair = tl.load(order + place)
+            gradient += tl.load(gradients + pair * DIM + columns, mask=inside, other=0.0).to(tl.float32)
+            place += 1
+            current = tl.load(ids + place, mask=place < num_ids, other=-1)
+        at = row * stride + columns
+        old_mean = tl.load(mean + at, mask=inside, other=0.0)
+        new_mean = old_mean + new_of_mean * (gradient - old_mean)
+        new_square = (
+            tl.load(square + at, mask=inside, other=0.0) * beta2 + new_of_square * gradient * gradient
+        )
+        tl.store(mean + at, new_mean, mask=inside)
+        tl.store(square + at, new_square, mask=inside)
+        share = rate * tl.load(scales)
+        root = tl.sqrt(new_square) * tl.load(scales + 2) + eps
+        new_mean = new_mean * tl.load(scales + 1)
+        old = tl.load(table + at, mask=inside, other=0.0)
+        tl.store(table + at, old - share * decay * old - share * (new_mean / root), mask=inside)
