@@ -117,10 +117,10 @@ def saved(folder: Path, model: str, num_users: int, num_items: int) -> list[int]
         "GMF 64": lambda: GMF(num_users, num_items, factors=64),
     }
     users = torch.arange(num_users).repeat_interleave(50)
-    items = torch.randint(num_items, (len(users),), generator=torch.Generator().manual_seed(0))
-    Recommender(
-        kind[model](), seen=Interactions.from_arrays(users, items, num_users=num_users, num_items=num_items)
-    ).save(folder)
+    first = torch.randint(num_items, (num_users, 1), generator=torch.Generator().manual_seed(0))
+    items = ((first + torch.arange(50) * (num_items // 50)) % num_items).flatten()
+    seen = Interactions(users, items, None, num_users, num_items)
+    Recommender(kind[model](), seen=seen).save(folder)
     return list(range(0, num_users, max(1, num_users // 500)))
 
 

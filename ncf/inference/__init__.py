@@ -1,5 +1,6 @@
 """Answers from a trained model."""
 
+from ncf.inference.export import export_onnx, export_program
 from ncf.inference.recommender import Neighbours, Recommendations, Recommender, recommend
 
-__all__ = ["Neighbours", "Recommendations", "Recommender", "recommend"]
+__all__ = ["Neighbours", "Recommendations", "Recommender", "export_onnx", "export_program", "recommend"]
