@@ -1,99 +1,132 @@
-/* Threads that work on one call together. Tasks are taken in turn by whoever is free, so a task may depend on its
-   number alone: then the result has the same bits for any number of threads. */
+/* Threads that work on one call together, phase by phase. Tasks are taken in turn by whoever is free, so a task may
+   depend on its number alone: then the result has the same bits for any number of threads. A phase ends when its tasks
+   are done, not when all threads have come: none waits for a thread that sleeps, has yet to start, or lost its core
+   between two tasks. */
 
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define SPINS 2000 /* looks at a phase before a thread gives its core to others and sleeps */
+#define SPINS 1000 /* looks at a phase before a thread gives its core to others and sleeps */
+#define MAX_THREADS 256
 
 typedef struct {
-    atomic_llong next; /* task of this phase */
-    atomic_int arrived, phase, threads, sleepers;
+    atomic_llong ticket;   /* the phase · 2³², and the next task of it */
+    atomic_llong limit[2]; /* how many tasks a phase has; of even phases and of odd ones */
+    atomic_llong done;     /* tasks of this phase */
+    atomic_int sleepers, users;
     pthread_mutex_t mutex;
     pthread_cond_t changed;
+    int64_t phases;
+    int64_t (*tasks)(void *, int64_t); /* of a phase; is called when all before it is done */
+    void (*work)(void *, int64_t, int64_t, int64_t);
+    void *job;
 } Crew;
 
-/* The next task of this phase; they end where the caller knows. */
-static int64_t crew_task(Crew *c) { return atomic_fetch_add_explicit(&c->next, 1, memory_order_relaxed); }
+typedef struct {
+    Crew *crew;
+    int64_t number;
+} Hand;
 
-static void crew_await(Crew *c, int phase) {
+static int64_t crew_phase(Crew *c) { return atomic_load(&c->ticket) >> 32; }
+
+/* The next task of a phase, or -1 if there is none, or the phase is over. */
+static int64_t crew_task(Crew *c, int64_t phase) {
+    long long ticket = atomic_load(&c->ticket);
+    while (ticket >> 32 == phase) {
+        const int64_t task = ticket & 0xffffffff;
+        if (task >= atomic_load(&c->limit[phase & 1])) return -1;
+        if (atomic_compare_exchange_weak(&c->ticket, &ticket, ticket + 1)) return task;
+    }
+    return -1;
+}
+
+static void crew_await(Crew *c, int64_t phase) {
     for (int spins = 0; spins < SPINS; spins++) {
-        if (atomic_load_explicit(&c->phase, memory_order_acquire) != phase) return;
+        if (crew_phase(c) != phase) return;
 #ifdef __SSE__
         _mm_pause();
 #endif
     }
     pthread_mutex_lock(&c->mutex);
     atomic_fetch_add(&c->sleepers, 1);
-    while (atomic_load(&c->phase) == phase) pthread_cond_wait(&c->changed, &c->mutex);
+    while (crew_phase(c) == phase) pthread_cond_wait(&c->changed, &c->mutex);
     atomic_fetch_sub(&c->sleepers, 1);
     pthread_mutex_unlock(&c->mutex);
 }
 
-static void crew_enter(Crew *c, int phase) {
-    atomic_store(&c->phase, phase);
+static void crew_enter(Crew *c, int64_t phase) {
+    atomic_store(&c->limit[phase & 1], phase < c->phases ? c->tasks(c->job, phase) : 0);
+    atomic_store(&c->done, 0);
+    atomic_store(&c->ticket, phase << 32);
     if (!atomic_load(&c->sleepers)) return; /* whoever adds itself later sees the new phase */
     pthread_mutex_lock(&c->mutex);
     pthread_cond_broadcast(&c->changed);
     pthread_mutex_unlock(&c->mutex);
 }
 
-/* Until all have come here; then the next phase begins. */
-static void crew_meet(Crew *c) {
-    const int phase = atomic_load_explicit(&c->phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&c->arrived, 1, memory_order_acq_rel) + 1 < atomic_load(&c->threads)) {
-        crew_await(c, phase);
-        return;
-    }
-    atomic_store(&c->arrived, 0);
-    atomic_store(&c->next, 0);
-    crew_enter(c, phase + 1);
-}
-
-typedef struct {
-    Crew *crew;
-    void (*work)(void *, int64_t);
-    void *job;
-    int64_t number;
-} Hand;
-
-static void without_denormals(const Hand *h) {
+/* All phases. Between its tasks a thread uses nothing but the crew: when the last phase is over, the job may go. */
+static void crew_phases(const Hand *h) {
+    Crew *c = h->crew;
+    int64_t phase, task;
 #ifdef __SSE__
     const unsigned int control = _mm_getcsr();
     _mm_setcsr(control | 0x8040); /* numbers below 1e-38 are zero: moments would linger there, and be slow */
 #endif
-    h->work(h->job, h->number);
+    while ((phase = crew_phase(c)) < c->phases) {
+        while ((task = crew_task(c, phase)) >= 0) {
+            c->work(c->job, h->number, phase, task);
+            if (atomic_fetch_add(&c->done, 1) + 1 == atomic_load(&c->limit[phase & 1])) crew_enter(c, phase + 1);
+        }
+        crew_await(c, phase);
+    }
 #ifdef __SSE__
     _mm_setcsr(control);
 #endif
 }
 
+static void crew_leave(Crew *c) {
+    if (atomic_fetch_sub(&c->users, 1) > 1) return;
+    pthread_cond_destroy(&c->changed);
+    pthread_mutex_destroy(&c->mutex);
+    free(c);
+}
+
 static void *hand_main(void *given) {
-    Hand *h = given;
-    crew_await(h->crew, 0); /* until it is known how many threads there are */
-    without_denormals(h);
+    const Hand h = *(Hand *)given;
+    free(given);
+    crew_phases(&h);
+    crew_leave(h.crew);
     return 0;
 }
 
-#define MAX_THREADS 256
-
-/* Call work(job, number) on so many threads, of which the caller is number 0; on fewer where there are no more. */
-static void crew_run(Crew *c, int threads, void (*work)(void *, int64_t), void *job) {
-    pthread_t ids[MAX_THREADS];
-    Hand hands[MAX_THREADS];
-    int started = 1;
-    memset(c, 0, sizeof *c);
+/* Call work(job, thread, phase, task) for all tasks of all phases, one phase after the other, with so many threads, of
+   which the caller is number 0; with fewer where there are no more. Returns 0 for want of memory. */
+static int crew_run(int threads, int64_t phases, int64_t (*tasks)(void *, int64_t),
+                    void (*work)(void *, int64_t, int64_t, int64_t), void *job) {
+    const Hand own = {calloc(1, sizeof(Crew)), 0};
+    Crew *c = own.crew;
+    pthread_attr_t detached;
+    if (!c) return 0;
+    c->phases = phases, c->tasks = tasks, c->work = work, c->job = job;
+    atomic_store(&c->users, 1);
     pthread_mutex_init(&c->mutex, 0);
     pthread_cond_init(&c->changed, 0);
-    hands[0] = (Hand){c, work, job, 0};
-    for (; started < threads; started++) {
-        hands[started] = (Hand){c, work, job, started};
-        if (pthread_create(&ids[started], 0, hand_main, &hands[started])) break;
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    crew_enter(c, 0);
+    for (int t = 1; t < threads; t++) {
+        pthread_t id;
+        Hand *hand = malloc(sizeof *hand);
+        if (!hand) break;
+        *hand = (Hand){c, t};
+        atomic_fetch_add(&c->users, 1);
+        if (!pthread_create(&id, &detached, hand_main, hand)) continue;
+        atomic_fetch_sub(&c->users, 1);
+        free(hand);
+        break;
     }
-    atomic_store(&c->threads, started);
-    crew_enter(c, 1);
-    without_denormals(&hands[0]);
-    for (int t = 1; t < started; t++) pthread_join(ids[t], 0);
-    pthread_cond_destroy(&c->changed);
-    pthread_mutex_destroy(&c->mutex);
+    pthread_attr_destroy(&detached);
+    crew_phases(&own);
+    crew_leave(c);
+    return 1;
 }

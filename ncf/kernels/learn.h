@@ -93,6 +93,29 @@ TARGET static double NAMED(loss)(const Model *m, int64_t groups, int64_t count, 
     return (loss + logs.sum + log(logs.product)) * share;
 }
 
+/* The same for binary cross-entropy where a group's negatives follow its positive: `each` logits to a group, in
+   memory for whole vectors, which this overwrites. */
+TARGET static double NAMED(pointwise)(int64_t groups, int64_t each, float *x, float *slopes, float *e,
+                                      int64_t positives) {
+    const int64_t pairs = groups * each;
+    const float share = 1.0f / (float)(positives * each);
+    NAMED(Logs) logs = {0.0, 1.0, 0};
+    double over = 0.0;
+    for (int64_t p = 0; p < pairs; p += each) x[p] = -x[p]; /* log(1 + eˣ), and −x for a positive */
+    for (int64_t p = 0; p < pairs; p++) over += x[p] > 0.0f ? x[p] : 0.0f;
+    for (int64_t p = 0; p < pairs; p += LANES) {
+        const vec value = NAMED(load)(x + p), small = NAMED(exponential)((vec)((bits)value | (int32_t)0x80000000));
+        const vec one = (vec){0} + 1.0f;
+        const bits above = value > 0.0f;
+        NAMED(store)(e + p, small);
+        NAMED(store)(x + p, share * (vec)(((bits)one & above) | ((bits)small & ~above)) / (1.0f + small));
+    }
+    for (int64_t p = 0; p < pairs; p++) NAMED(log_of)(&logs, e[p]);
+    memcpy(slopes, x, sizeof(float) * pairs);
+    for (int64_t p = 0; p < pairs; p += each) slopes[p] = -slopes[p];
+    return (over + logs.sum + log(logs.product)) * share;
+}
+
 /* Move `count` numbers of one parameter, or of one row of a table. `square` is AdamW's second moment, or Adagrad's sum of
    squares, of which a row has one by row-wise Adagrad. See ncf/training/optimizers.py. */
 TARGET static void NAMED(move)(const Model *m, const Now *now, const Parameter *p, int by_row, float *restrict value,

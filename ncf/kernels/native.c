@@ -19,11 +19,12 @@
 
 #define PAIRS 24           /* candidates in a block; a multiple of 12 */
 #define CACHED (32 * 1024) /* floats of item rows that stay in the second-level cache */
-#define TRAINED 240        /* pairs of a training batch whose activations stay in the cache */
+#define TRAINED 120        /* pairs of a training batch whose activations stay in the cache */
 #define SHARERS 24         /* positives of a block whose logits with the shared negatives stay in the cache */
+#define SLOT 240           /* pairs of a piece of a batch, at least */
 #define MAX_SLOTS 64       /* pieces of a batch, at most: more threads have nothing to do */
 #define ROWS 64            /* rows that a thread takes at a time */
-#define AHEAD 6            /* rows that memory is asked for before they are read */
+#define AHEAD 8            /* rows that memory is asked for before they are read */
 #define SHORTEST 1e-12f    /* length that a cosine divides by at least, as PyTorch's normalize does */
 #define MAX_LAYERS 16
 #define NCF_ABI 3 /* ABI of native.py: raise both when a function's arguments or a structure's meaning change */
@@ -47,6 +48,7 @@ typedef struct {
 static int64_t cached_items(const Tables *t) { return CACHED / (t->hidden + t->factors + 1) / PAIRS * PAIRS + PAIRS; }
 
 enum { ADAMW, ADAGRAD, ROWWISE, SGD, ADAM }; /* rules, in the order of native.py */
+enum { AS_IT_IS, RELU, RELU_BACK }; /* what happens to a product */
 enum { BCE, BPR, SOFTMAX, CONTRASTIVE };     /* losses, in the order of native.py */
 
 /* A parameter in PyTorch's layout, its state, and how it moves. Of a table, `row` numbers make a row. One that stays as

@@ -2,29 +2,42 @@
    gradients of what all share, and writes those of rows beside each other. Then each row that is there moves, by the sum
    of its gradients in the order of the batch. */
 
-/* out = init + Σₛ left[r, s] right[s, :] for `rows` rows and `vecs` vectors of columns. */
+/* The gradient of a rectifier's input, by that of its output and the output. */
+INLINE vec NAMED(relu_back)(vec gradient, vec output) { return (vec)((bits)gradient & (bits)(output > 0.0f)); }
+
+/* out = init + Σₛ left[r, s] right[s, :] for `rows` rows and `vecs` vectors of columns; then rectified, or taken back
+   through the rectifier whose output was `of`. */
 INLINE void NAMED(product_tile)(int rows, int vecs, int64_t depth, const float *left, int64_t by_row, int64_t by_depth,
-                                const float *right, const float *init, int64_t by_init, float *out, int64_t columns) {
+                                const float *right, const float *init, int64_t by_init, float *out, int64_t columns,
+                                int finish, const float *of) {
     vec acc[12][2];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vecs; v++) acc[r][v] = NAMED(load)(init + r * by_init + v * LANES);
     NAMED(multiply)(acc, rows, vecs, depth, left, by_row, by_depth, right, columns);
+    if (finish == RELU) {
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < vecs; v++) acc[r][v] = NAMED(relu)(acc[r][v]);
+    } else if (finish == RELU_BACK) {
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < vecs; v++)
+                acc[r][v] = NAMED(relu_back)(acc[r][v], NAMED(load)(of + r * columns + v * LANES));
+    }
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vecs; v++) NAMED(store)(out + r * columns + v * LANES, acc[r][v]);
 }
 
 /* The same for matrices: left [rows, depth] by its strides, right [depth, columns], out [rows, columns]; columns is
-   a multiple of LANES, and `by_init` 0 repeats one row. */
+   a multiple of LANES, and `by_init` 0 repeats one row. `init` may be `out`. */
 TARGET static void NAMED(product)(int64_t rows, int64_t columns, int64_t depth, const float *left, int64_t by_row,
                                   int64_t by_depth, const float *right, const float *init, int64_t by_init,
-                                  float *out) {
+                                  float *out, int finish, const float *of) {
     for (int64_t j = 0; j < columns; j += 2 * LANES) {
         int64_t r = 0;
 #define TILE(tall, vecs)                                                                                    \
     for (; r + tall <= rows; r += tall)                                                                     \
     NAMED(product_tile)                                                                                     \
     (tall, vecs, depth, left + r * by_row, by_row, by_depth, right + j, init + r * by_init + j, by_init,    \
-     out + r * columns + j, columns)
+     out + r * columns + j, columns, finish, of + (finish == RELU_BACK ? r * columns + j : 0))
         if (j + 2 * LANES <= columns) {
             TILE(6, 2);
             TILE(4, 2);
@@ -65,9 +78,21 @@ INLINE float NAMED(dot)(const float *a, const float *b, int64_t width) {
     return NAMED(total)(lanes);
 }
 
-/* Have a row of so many floats brought to the cache. */
+/* Have a row of so many floats brought to the second-level cache, which can wait for more lines than the first can. */
 INLINE void NAMED(prefetch)(const float *row, int64_t count) {
-    for (int64_t c = 0; c < count; c += 16) __builtin_prefetch(row + c);
+    for (int64_t c = 0; c < count; c += 16) __builtin_prefetch(row + c, 0, 2);
+}
+
+/* to += the sum of some rows. */
+TARGET static void NAMED(add_rows)(float *to, int64_t rows, int64_t width, const float *from) {
+    for (int64_t h = 0; h < width; h += LANES) {
+        vec even = NAMED(load)(to + h), odd = {0};
+        int64_t r = 0;
+        for (; r + 2 <= rows; r += 2)
+            even += NAMED(load)(from + r * width + h), odd += NAMED(load)(from + (r + 1) * width + h);
+        if (r < rows) even += NAMED(load)(from + r * width + h);
+        NAMED(store)(to + h, even + odd);
+    }
 }
 
 /* What a step works in; every row is padded to whole vectors. P positives of a batch, G of a block, M pairs of it; S
@@ -95,7 +120,6 @@ typedef struct {
 typedef struct {
     const Model *m;
     const Chunk *c;
-    Crew crew;
     NAMED(Work) work;
     Rows users, items;
     int32_t *user_rows, *item_rows; /* dense Adam: which row of the batch a row is, or -1 */
@@ -152,7 +176,8 @@ TARGET static int64_t NAMED(take_own)(const NAMED(Job) * j, NAMED(Work) * w, flo
         TAKE(w->z[l], pairs * out);
         widest = out > widest ? out : widest;
     }
-    TAKE(w->logits, pairs), TAKE(w->e, NAMED(whole)(1 + j->c->each + j->c->num_shared)), TAKE(w->row_back, widest);
+    TAKE(w->logits, NAMED(whole)(pairs)), TAKE(w->row_back, widest);
+    TAKE(w->e, NAMED(whole)(pairs > 1 + j->c->num_shared ? pairs : 1 + j->c->num_shared));
     TAKE(w->user_gmf, groups * factors), TAKE(w->item_gmf, pairs * factors), TAKE(w->pulled, groups * factors);
     TAKE(w->matrix, groups * width), TAKE(w->matrix_slopes, groups * width);
     if (m->layers) {
@@ -218,24 +243,21 @@ TARGET static void NAMED(mlp_forward)(const Model *m, const NAMED(Work) * w, con
                                       const int64_t *items, int64_t groups, int64_t each) {
     const int64_t dim = m->dim, row = NAMED(whole)(dim), pairs = groups * each;
     for (int64_t g = 0; g < groups; g++) NAMED(fetch)(w->user + g * row, m->user_mlp.value + users[g] * dim, dim);
-    for (int64_t p = 0; p < pairs; p++) {
-        if (p + AHEAD < pairs) NAMED(prefetch)(m->item_mlp.value + items[p + AHEAD] * dim, dim);
-        NAMED(fetch)(w->item + p * row, m->item_mlp.value + items[p] * dim, dim);
-    }
+    for (int64_t p = 0; p < pairs; p++) NAMED(fetch)(w->item + p * row, m->item_mlp.value + items[p] * dim, dim);
     int64_t width = NAMED(whole)(m->outputs[0]);
-    NAMED(product)(groups, width, dim, w->user, row, 1, w->turned[0], w->bias[0], 0, w->of_user);
-    NAMED(product)(pairs, width, dim, w->item, row, 1, w->turned[0] + row * width, w->zeros, 0, w->z[0]);
-    for (int64_t p = 0; p < pairs; p++)
+    float *z = w->z[0];
+    NAMED(product)(groups, width, dim, w->user, row, 1, w->turned[0], w->bias[0], 0, w->of_user, AS_IT_IS, 0);
+    for (int64_t g = 0; g < groups; g++)
         for (int64_t h = 0; h < width; h += LANES) {
-            float *z = w->z[0] + p * width + h;
-            NAMED(store)(z, NAMED(relu)(NAMED(load)(z) + NAMED(load)(w->of_user + p / each * width + h)));
+            const vec half = NAMED(load)(w->of_user + g * width + h);
+            for (int64_t p = g * each; p < (g + 1) * each; p++) NAMED(store)(z + p * width + h, half);
         }
+    NAMED(product)(pairs, width, dim, w->item, row, 1, w->turned[0] + row * width, z, width, z, RELU, 0);
     for (int l = 1; l < m->layers; l++) {
         const int64_t before = width;
         width = NAMED(whole)(m->outputs[l]);
-        NAMED(product)(pairs, width, m->outputs[l - 1], w->z[l - 1], before, 1, w->turned[l], w->bias[l], 0, w->z[l]);
-        for (int64_t c = 0; c < pairs * width; c += LANES)
-            NAMED(store)(w->z[l] + c, NAMED(relu)(NAMED(load)(w->z[l] + c)));
+        NAMED(product)(pairs, width, m->outputs[l - 1], w->z[l - 1], before, 1, w->turned[l], w->bias[l], 0, w->z[l],
+                       RELU, 0);
     }
     for (int64_t p = 0; p < pairs; p++)
         w->logits[p] += NAMED(dot)(w->z[m->layers - 1] + p * width, w->mlp_head, width);
@@ -244,36 +266,41 @@ TARGET static void NAMED(mlp_forward)(const Model *m, const NAMED(Work) * w, con
 TARGET static void NAMED(mlp_backward)(const Model *m, const NAMED(Work) * w, const float *slopes,
                                        float *user_back, float *item_back, int64_t groups, int64_t each) {
     const int64_t dim = m->dim, row = NAMED(whole)(dim), pairs = groups * each;
-    int64_t width = NAMED(whole)(m->outputs[m->layers - 1]);
+    const int last = (int)m->layers - 1;
+    int64_t width = NAMED(whole)(m->outputs[last]);
     float *back = w->back, *before = w->back_before;
-    for (int64_t p = 0; p < pairs; p++) {
-        const float slope = slopes[p], *z = w->z[m->layers - 1] + p * width;
-        NAMED(add)(w->mlp_head_back, slope, z, width);
-        for (int64_t h = 0; h < width; h += LANES)
-            NAMED(store)(back + p * width + h,
-                         (vec)((bits)(slope * NAMED(load)(w->mlp_head + h)) & (bits)(NAMED(load)(z + h) > 0.0f)));
+    for (int64_t h = 0; h < width; h += LANES) {
+        const vec head = NAMED(load)(w->mlp_head + h);
+        vec of_head = NAMED(load)(w->mlp_head_back + h);
+        for (int64_t p = 0; p < pairs; p++) {
+            const vec z = NAMED(load)(w->z[last] + p * width + h);
+            of_head += slopes[p] * z;
+            NAMED(store)(back + p * width + h, NAMED(relu_back)(slopes[p] * head, z));
+        }
+        NAMED(store)(w->mlp_head_back + h, of_head);
     }
-    for (int l = m->layers - 1; l > 0; l--) {
+    for (int l = last; l > 0; l--) {
         const int64_t in = m->outputs[l - 1], whole_in = NAMED(whole)(in);
         const float *z = w->z[l - 1];
-        NAMED(product)(in, width, pairs, z, 1, whole_in, back, w->turned_back[l], width, w->turned_back[l]);
-        for (int64_t p = 0; p < pairs; p++) NAMED(add)(w->bias_back[l], 1.0f, back + p * width, width);
-        NAMED(product)(pairs, whole_in, m->outputs[l], back, width, 1, w->weight[l], w->zeros, 0, before);
-        for (int64_t c = 0; c < pairs * whole_in; c += LANES)
-            NAMED(store)(before + c, (vec)((bits)NAMED(load)(before + c) & (bits)(NAMED(load)(z + c) > 0.0f)));
+        NAMED(product)(in, width, pairs, z, 1, whole_in, back, w->turned_back[l], width, w->turned_back[l], AS_IT_IS, 0);
+        NAMED(add_rows)(w->bias_back[l], pairs, width, back);
+        NAMED(product)(pairs, whole_in, m->outputs[l], back, width, 1, w->weight[l], w->zeros, 0, before, RELU_BACK, z);
         float *swap = back;
         back = before, before = swap, width = whole_in;
     }
-    memset(w->of_user_back, 0, sizeof(float) * groups * width);
-    for (int64_t p = 0; p < pairs; p++)
-        NAMED(add)(w->of_user_back + p / each * width, 1.0f, back + p * width, width);
-    for (int64_t g = 0; g < groups; g++) NAMED(add)(w->bias_back[0], 1.0f, w->of_user_back + g * width, width);
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t h = 0; h < width; h += LANES) {
+            vec sum = {0};
+            for (int64_t p = g * each; p < (g + 1) * each; p++) sum += NAMED(load)(back + p * width + h);
+            NAMED(store)(w->of_user_back + g * width + h, sum);
+        }
+    NAMED(add_rows)(w->bias_back[0], groups, width, w->of_user_back);
     float *of_users = w->turned_back[0], *of_items = of_users + row * width;
-    NAMED(product)(dim, width, groups, w->user, 1, row, w->of_user_back, of_users, width, of_users);
-    NAMED(product)(dim, width, pairs, w->item, 1, row, back, of_items, width, of_items);
+    NAMED(product)(dim, width, groups, w->user, 1, row, w->of_user_back, of_users, width, of_users, AS_IT_IS, 0);
+    NAMED(product)(dim, width, pairs, w->item, 1, row, back, of_items, width, of_items, AS_IT_IS, 0);
     const int64_t out = m->outputs[0];
-    NAMED(product)(groups, row, out, w->of_user_back, width, 1, w->weight[0], w->zeros, 0, user_back);
-    NAMED(product)(pairs, row, out, back, width, 1, w->weight[0] + out * row, w->zeros, 0, item_back);
+    NAMED(product)(groups, row, out, w->of_user_back, width, 1, w->weight[0], w->zeros, 0, user_back, AS_IT_IS, 0);
+    NAMED(product)(pairs, row, out, back, width, 1, w->weight[0] + out * row, w->zeros, 0, item_back, AS_IT_IS, 0);
 }
 
 /* The bias behind the factors of a row, if there is one. */
@@ -303,15 +330,16 @@ TARGET static void NAMED(fetch_users)(const Model *m, const NAMED(Work) * w, con
 
 TARGET static void NAMED(gmf_forward)(const Model *m, const NAMED(Work) * w, const int64_t *users,
                                       const int64_t *items, int64_t groups, int64_t each, float *scaled) {
-    const int64_t width = NAMED(whole)(m->factors), row = m->item_gmf.row;
+    const int64_t width = NAMED(whole)(m->factors);
     NAMED(fetch_users)(m, w, users, groups, scaled);
-    for (int64_t g = 0; g < groups; g++)
+    for (int64_t g = 0; g < groups; g++) {
+        const float of_user = NAMED(bias_of)(m, &m->user_gmf, users[g]);
         for (int64_t p = g * each; p < (g + 1) * each; p++) {
-            if (p + AHEAD < groups * each) NAMED(prefetch)(m->item_gmf.value + items[p + AHEAD] * row, row);
             NAMED(fetch_gmf)(m, w->item_gmf + p * width, &m->item_gmf, items[p]);
             w->logits[p] += NAMED(dot)(scaled + g * width, w->item_gmf + p * width, width);
-            w->logits[p] += NAMED(bias_of)(m, &m->user_gmf, users[g]) + NAMED(bias_of)(m, &m->item_gmf, items[p]);
+            if (m->biased) w->logits[p] += of_user + NAMED(bias_of)(m, &m->item_gmf, items[p]);
         }
+    }
 }
 
 /* Gradients of the users' rows and of the head from those of the product, `pulled`. */
@@ -334,11 +362,13 @@ TARGET static void NAMED(gmf_backward)(const Model *m, const NAMED(Work) * w, co
     const int64_t width = NAMED(whole)(m->factors);
     for (int64_t g = 0; g < groups; g++) {
         float total = 0.0f;
-        memset(w->pulled + g * width, 0, sizeof(float) * width);
-        for (int64_t p = g * each; p < (g + 1) * each; p++) {
-            NAMED(add)(w->pulled + g * width, slopes[p], w->item_gmf + p * width, width);
-            total += slopes[p];
+        for (int64_t f = 0; f < width; f += LANES) {
+            vec pull = {0};
+            for (int64_t p = g * each; p < (g + 1) * each; p++)
+                pull += slopes[p] * NAMED(load)(w->item_gmf + p * width + f);
+            NAMED(store)(w->pulled + g * width + f, pull);
         }
+        for (int64_t p = g * each; p < (g + 1) * each; p++) total += slopes[p];
         if (m->biased) user_back[g * NAMED(whole)(m->user_gmf.row) + m->factors] = total;
     }
     NAMED(users_backward)(m, w, groups, user_back);
@@ -364,9 +394,12 @@ TARGET static double NAMED(pairs)(const NAMED(Job) * j, const NAMED(Work) * w, c
     if (m->loss == SOFTMAX)
         for (int64_t p = 0; p < groups * each; p++)
             if (p % each) w->logits[p] -= NAMED(correction)(m, users[p / each], items[p]);
-    const double loss = NAMED(loss)(m, groups, each - 1, w->logits, each, w->logits + 1, each, slopes, slopes + 1, w->e,
-                                    j->c->positives);
-    for (int64_t p = 0; p < groups * each; p++) *w->constant_back += slopes[p];
+    const double loss = m->loss == BCE ? NAMED(pointwise)(groups, each, w->logits, slopes, w->e, j->c->positives)
+                                       : NAMED(loss)(m, groups, each - 1, w->logits, each, w->logits + 1, each, slopes,
+                                                     slopes + 1, w->e, j->c->positives);
+    float total = 0.0f;
+    for (int64_t p = 0; p < groups * each; p++) total += slopes[p];
+    *w->constant_back += total;
     if (m->factors)
         NAMED(gmf_backward)(m, w, slopes, groups, each, w->user_gmf_back + start * NAMED(whole)(m->user_gmf.row));
     if (m->layers)
@@ -405,7 +438,7 @@ TARGET static double NAMED(shared_pairs)(const NAMED(Job) * j, const NAMED(Work)
     float *constants_back = w->constants_back + slot * width, *back = w->negatives_back + slot * count * factors;
     users += start, items += start;
     NAMED(fetch_users)(m, w, users, groups, scaled);
-    NAMED(product)(groups, width, factors, scaled, factors, 1, w->negatives_turned, w->constants, 0, w->matrix);
+    NAMED(product)(groups, width, factors, scaled, factors, 1, w->negatives_turned, w->constants, 0, w->matrix, AS_IT_IS, 0);
     for (int64_t g = 0; g < groups; g++) {
         const float *item = w->item_gmf + g * factors;
         NAMED(fetch_gmf)(m, w->item_gmf + g * factors, &m->item_gmf, items[g]);
@@ -422,8 +455,9 @@ TARGET static double NAMED(shared_pairs)(const NAMED(Job) * j, const NAMED(Work)
         w->matrix[(*seen / count - start) * width + *seen % count] = -INFINITY;
     const double loss = NAMED(loss)(m, groups, count, w->logits, 1, w->matrix, width, slopes, w->matrix_slopes, w->e,
                                     j->c->positives);
-    NAMED(product)(groups, factors, count, w->matrix_slopes, width, 1, w->negatives, w->zeros, 0, w->pulled);
-    NAMED(product)(count, factors, groups, w->matrix_slopes, 1, width, scaled, back, factors, back);
+    NAMED(product)(groups, factors, count, w->matrix_slopes, width, 1, w->negatives, w->zeros, 0, w->pulled, AS_IT_IS, 0);
+    NAMED(product)(count, factors, groups, w->matrix_slopes, 1, width, scaled, back, factors, back,
+                   AS_IT_IS, 0);
     for (int64_t g = 0; g < groups; g++) {
         NAMED(add)(w->pulled + g * factors, slopes[g], w->item_gmf + g * factors, factors);
         const float *of = w->matrix_slopes + g * width;
@@ -439,6 +473,23 @@ TARGET static double NAMED(shared_pairs)(const NAMED(Job) * j, const NAMED(Work)
     return loss;
 }
 
+INLINE void NAMED(prefetch_values)(const Parameter *table, const int64_t *rows, int64_t count) {
+    for (int64_t r = 0; r < count; r++) NAMED(prefetch)(table->value + rows[r] * table->row, table->row);
+}
+
+/* Have the rows of some positives and of their own negatives brought to the cache. */
+TARGET static void NAMED(prefetch_pairs)(const Model *m, const int64_t *users, const int64_t *items, int64_t groups,
+                                         int64_t each) {
+    if (m->factors) {
+        NAMED(prefetch_values)(&m->user_gmf, users, groups);
+        NAMED(prefetch_values)(&m->item_gmf, items, groups * each);
+    }
+    if (m->layers) {
+        NAMED(prefetch_values)(&m->user_mlp, users, groups);
+        NAMED(prefetch_values)(&m->item_mlp, items, groups * each);
+    }
+}
+
 /* One slot of a batch: what it shares with the others is in its own sums. */
 TARGET static void NAMED(slot)(const NAMED(Job) * j, NAMED(Work) * w, int64_t batch, int64_t slot) {
     const Chunk *c = j->c;
@@ -447,7 +498,9 @@ TARGET static void NAMED(slot)(const NAMED(Job) * j, NAMED(Work) * w, int64_t ba
     double loss = 0.0;
     NAMED(take_sums)(j->m, w, w->sums + slot * j->sums);
     for (int64_t start = c->positives * slot / j->slots; start < end; start += j->groups) {
-        const int64_t some = end - start < j->groups ? end - start : j->groups;
+        const int64_t some = end - start < j->groups ? end - start : j->groups, next = start + some;
+        const int64_t then = end - next < j->groups ? end - next : j->groups; /* those of the next block */
+        NAMED(prefetch_pairs)(j->m, users + next, items + next * c->each, then, c->each);
         if (c->num_shared)
             loss += NAMED(shared_pairs)(j, w, users, items, c->seen + c->seen_offsets[batch],
                                         c->seen + c->seen_offsets[batch + 1], slot, start, some);
@@ -484,7 +537,8 @@ TARGET static void NAMED(gmf_row_back)(const NAMED(Job) * j, const NAMED(Work) *
         if (rows == &j->users) {
             NAMED(add)(to, 1.0f, w->user_gmf_back + p * row, row);
         } else if (p < own) {
-            NAMED(add)(to, w->slopes[p], w->scaled + p / each * factors, m->factors);
+            const int64_t g = (int32_t)p / (int32_t)each; /* divides faster than 64 bits */
+            NAMED(add)(to, w->slopes[p], w->scaled + g * factors, m->factors);
             bias += w->slopes[p];
         } else {
             const int64_t slot = (p - own) / count, s = (p - own) % count;
@@ -521,11 +575,15 @@ TARGET static void NAMED(move_row)(const Model *m, const Now *now, const Paramet
     NAMED(move)(m, now, table, 1, table->value + at, mean, square, gradient, count);
 }
 
-INLINE void NAMED(prefetch_row)(const Parameter *table, int64_t row) {
+/* Have a row with its moments brought to the cache. */
+INLINE void NAMED(prefetch_row)(const Parameter *table, int64_t row, int rule) {
     const int64_t at = row * table->row;
     NAMED(prefetch)(table->value + at, table->row);
     if (table->mean) NAMED(prefetch)(table->mean + at, table->row);
-    if (table->square) NAMED(prefetch)(table->square + at, table->row);
+    if (table->square && rule == ROWWISE)
+        NAMED(prefetch)(table->square + row, 1);
+    else if (table->square)
+        NAMED(prefetch)(table->square + at, table->row);
 }
 
 /* Move the rows [from, to) of the batch's. */
@@ -534,10 +592,10 @@ TARGET static void NAMED(move_rows)(const NAMED(Job) * j, const NAMED(Work) * w,
     const Model *m = j->m;
     const Parameter *gmf = rows == &j->users ? &m->user_gmf : &m->item_gmf;
     const Parameter *mlp = rows == &j->users ? &m->user_mlp : &m->item_mlp;
-    for (int64_t r = from; r < to; r++) {
-        if (r + AHEAD < to && m->rule != ROWWISE) {
-            if (m->factors) NAMED(prefetch_row)(gmf, rows->ids[r + AHEAD]);
-            if (m->layers) NAMED(prefetch_row)(mlp, rows->ids[r + AHEAD]);
+    for (int64_t ahead = from, r = from; r < to; r++) {
+        for (; ahead < to && ahead <= r + AHEAD; ahead++) {
+            if (m->factors) NAMED(prefetch_row)(gmf, rows->ids[ahead], m->rule);
+            if (m->layers) NAMED(prefetch_row)(mlp, rows->ids[ahead], m->rule);
         }
         if (m->factors) {
             NAMED(gmf_row_back)(j, w, gmf, rows, r);
@@ -572,59 +630,75 @@ TARGET static void NAMED(move_table)(const NAMED(Job) * j, const NAMED(Work) * w
     }
 }
 
-TARGET static int64_t NAMED(parts)(int64_t count) { return (count + ROWS - 1) / ROWS; }
+/* Phases of a batch: shared negatives, if there are any; slots; moves. */
+TARGET static int NAMED(stage)(const Chunk *c, int64_t phase, int64_t *batch) {
+    const int64_t stages = c->num_shared ? 3 : 2;
+    *batch = phase / stages;
+    return (int)(phase % stages + 3 - stages);
+}
 
-/* One thread's work on all batches of a call. */
-TARGET static void NAMED(work)(void *given, int64_t number) {
+INLINE int64_t NAMED(parts)(int64_t count) { return (count + ROWS - 1) / ROWS; }
+
+TARGET static int64_t NAMED(tasks)(void *given, int64_t phase) {
+    const NAMED(Job) *j = given;
+    int64_t batch;
+    switch (NAMED(stage)(j->c, phase, &batch)) {
+        case 0: return NAMED(parts)(j->c->num_shared);
+        case 1: return 2 + j->slots;
+    }
+    const int dense = j->m->rule == ADAM;
+    return 1 + NAMED(parts)(dense ? j->m->num_users : j->users.rows) +
+           NAMED(parts)(dense ? j->m->num_items : j->items.rows);
+}
+
+/* One task of a batch's moves: what all share, or some rows. */
+TARGET static void NAMED(move_part)(NAMED(Job) * j, NAMED(Work) * w, int64_t batch, int64_t task) {
+    const Now now = {j->c->shares[batch], j->c->firsts[batch], j->c->corrections[batch]};
+    if (task == 0) {
+        double loss = 0.0;
+        for (int64_t s = 0; s < j->slots; s++) loss += w->losses[s];
+        j->c->losses[batch] = (float)loss;
+        NAMED(move_dense)(j, w, &now);
+        return;
+    }
+    const int dense = j->m->rule == ADAM;
+    const int64_t of_users = dense ? j->m->num_users : j->users.rows, edge = 1 + NAMED(parts)(of_users);
+    const Rows *rows = task < edge ? &j->users : &j->items;
+    const int64_t count = task < edge ? of_users : dense ? j->m->num_items : j->items.rows;
+    const int64_t from = ROWS * (task < edge ? task - 1 : task - edge), to = from + ROWS < count ? from + ROWS : count;
+    if (dense)
+        NAMED(move_table)(j, w, &now, rows, from, to);
+    else
+        NAMED(move_rows)(j, w, &now, rows, from, to);
+}
+
+TARGET static void NAMED(work)(void *given, int64_t number, int64_t phase, int64_t task) {
     NAMED(Job) *j = given;
     NAMED(Work) w = j->work;
-    const Model *m = j->m;
     const Chunk *c = j->c;
-    int64_t task;
+    int64_t batch;
     NAMED(take_own)(j, &w, j->own + number * j->own_size);
-    for (int64_t k = 0; k < c->batches; k++) {
-        const Now now = {c->shares[k], c->firsts[k], c->corrections[k]};
-        if (c->num_shared) {
-            while ((task = ROWS * crew_task(&j->crew)) < c->num_shared)
-                NAMED(fetch_shared)(j, &w, c->shared + k * c->num_shared, task,
-                                    task + ROWS < c->num_shared ? task + ROWS : c->num_shared);
-            crew_meet(&j->crew);
-        }
-        while ((task = crew_task(&j->crew)) < j->slots + 2) {
+    switch (NAMED(stage)(c, phase, &batch)) {
+        case 0:
+            task *= ROWS;
+            NAMED(fetch_shared)(j, &w, c->shared + batch * c->num_shared, task,
+                                task + ROWS < c->num_shared ? task + ROWS : c->num_shared);
+            break;
+        case 1:
             if (task < 2)
-                NAMED(group)(j, k, task == 0);
+                NAMED(group)(j, batch, task == 0);
             else
-                NAMED(slot)(j, &w, k, task - 2);
-        }
-        crew_meet(&j->crew);
-        const int dense = m->rule == ADAM;
-        const int64_t of_users = dense ? m->num_users : j->users.rows, of_items = dense ? m->num_items : j->items.rows;
-        const int64_t edge = 1 + NAMED(parts)(of_users), tasks = edge + NAMED(parts)(of_items);
-        while ((task = crew_task(&j->crew)) < tasks) {
-            if (task == 0) {
-                double loss = 0.0;
-                for (int64_t s = 0; s < j->slots; s++) loss += w.losses[s];
-                c->losses[k] = (float)loss;
-                NAMED(move_dense)(j, &w, &now);
-                continue;
-            }
-            const Rows *rows = task < edge ? &j->users : &j->items;
-            const int64_t count = task < edge ? of_users : of_items, from = ROWS * (task < edge ? task - 1 : task - edge);
-            const int64_t to = from + ROWS < count ? from + ROWS : count;
-            if (dense)
-                NAMED(move_table)(j, &w, &now, rows, from, to);
-            else
-                NAMED(move_rows)(j, &w, &now, rows, from, to);
-        }
-        crew_meet(&j->crew);
+                NAMED(slot)(j, &w, batch, task - 2);
+            break;
+        default: NAMED(move_part)(j, &w, batch, task);
     }
 }
 
 TARGET static int NAMED(train)(const Model *m, const Chunk *c, int threads) {
-    const int64_t pairs = c->positives * (c->num_shared ? 4 : c->each);
+    const int64_t pairs = c->positives * (c->num_shared ? 4 : c->each), slots = pairs / SLOT;
     NAMED(Job) j = {.m = m, .c = c};
     j.groups = c->num_shared ? SHARERS : c->each < TRAINED ? TRAINED / c->each : 1;
-    j.slots = pairs / (2 * TRAINED) < 1 ? 1 : pairs / (2 * TRAINED) > MAX_SLOTS ? MAX_SLOTS : pairs / (2 * TRAINED);
+    j.slots = slots < 1 ? 1 : slots > MAX_SLOTS ? MAX_SLOTS : slots;
     if (threads > j.slots) threads = (int)j.slots;
     j.sums = (NAMED(take_sums)(m, &j.work, 0) + 15) / 16 * 16;
     j.own_size = NAMED(take_own)(&j, &j.work, 0);
@@ -633,7 +707,7 @@ TARGET static int NAMED(train)(const Model *m, const Chunk *c, int threads) {
     const int64_t lists = rows_size(places) + rows_size(item_places) + dense * (m->num_users + m->num_items);
     float *memory = calloc(common + threads * j.own_size, sizeof(float));
     int64_t *indices = malloc(sizeof(int32_t) * lists + sizeof(double) * j.slots);
-    const int done = memory && indices;
+    int done = memory && indices;
     if (done) {
         NAMED(take_common)(&j, &j.work, memory);
         j.own = memory + common;
@@ -646,7 +720,7 @@ TARGET static int NAMED(train)(const Model *m, const Chunk *c, int threads) {
             memset(next, 0xff, sizeof(int32_t) * (m->num_users + m->num_items));
         }
         NAMED(pack)(m, &j.work);
-        crew_run(&j.crew, threads, NAMED(work), &j);
+        done = crew_run(threads, c->batches * (c->num_shared ? 3 : 2), NAMED(tasks), NAMED(work), &j);
     }
     free(memory);
     free(indices);
