@@ -21,6 +21,7 @@ _TIME_TYPES = (
     pa.timestamp("us", "UTC"),
 )
 _EXACT = 2**53  # up to it, every whole number is a float
+_DISTINCT = 1 << 20  # at least so many distinct ids wait before they are merged
 
 
 def id_column(values: Any, name: str, *, gaps: bool = False) -> Any:
@@ -64,6 +65,77 @@ def id_column(values: Any, name: str, *, gaps: bool = False) -> Any:
             f"{name} is of type {column.type}: ids are whole numbers or (UTF-8) strings, convert them"
         )
     return column.cast(pa.large_string())
+
+
+def coded_ids(values: Any, name: str, *, gaps: bool = False) -> Any:
+    """Raw ids as an Arrow dictionary array: distinct ids as of `id_column`, and a 32-bit code for each row.
+
+    Args:
+        values: ids, ``[N]``, in any array type or a list.
+        name: the column's name in an error.
+        gaps: as of `id_column`.
+
+    Raises:
+        ValueError: as `id_column` raises it.
+    """
+    if isinstance(values, pa.DictionaryArray) and values.type.index_type == pa.int32():
+        ids = values.dictionary
+        whole = (pa.types.is_integer(ids.type) or is_text(ids)) and not ids.null_count
+        if whole and (gaps or not values.null_count) and len(pc.unique(ids)) == len(ids):
+            return pa.DictionaryArray.from_arrays(values.indices, id_column(ids, name))
+    return id_column(values, name, gaps=gaps).dictionary_encode()
+
+
+class IdEncoder:
+    """Encodes a column of ids that arrives in pieces, so that no more than codes and distinct ids is in memory.
+
+    Args:
+        name: the column's name in an error.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._pieces: list[Any] = []  # with dictionaries of their own
+        self._waiting = 0  # ids in those dictionaries
+        self._codes: list[Any] = []
+        self._ids: Any = None
+
+    def add(self, piece: Any) -> None:
+        """Encode the next rows, an Arrow array.
+
+        Raises:
+            ValueError: if they are of a type that is not a type of ids.
+        """
+        if pa.types.is_dictionary(piece.type):
+            piece = piece.cast(piece.type.value_type)
+        if pa.types.is_null(piece.type):
+            piece = piece.cast(pa.int64())
+        elif is_text(piece):
+            piece = piece.cast(pa.large_string())
+        elif not (pa.types.is_integer(piece.type) or pa.types.is_floating(piece.type)):
+            id_column(piece, self.name, gaps=True)  # raises
+        self._pieces.append(piece.dictionary_encode())
+        self._waiting += len(self._pieces[-1].dictionary)
+        if self._waiting > max(_DISTINCT, 0 if self._ids is None else len(self._ids)):
+            self._merge()
+
+    def finish(self) -> Any:
+        """Return a dictionary array of all rows, ids in the order of their first rows; of text for no rows."""
+        if self._pieces:
+            self._merge()
+        if self._ids is None:
+            return pa.array([], pa.large_string()).dictionary_encode()
+        codes, self._codes = pa.concat_arrays(self._codes), []
+        return pa.DictionaryArray.from_arrays(codes, self._ids)
+
+    def _merge(self) -> None:
+        known = []
+        if self._ids is not None:
+            known = [pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), self._ids)]
+        merged = pa.chunked_array([*known, *self._pieces]).unify_dictionaries()
+        self._codes += [chunk.indices for chunk in merged.chunks[len(known) :]]
+        self._ids = merged.chunk(0).dictionary
+        self._pieces, self._waiting = [], 0
 
 
 def time_values(values: Any, name: str, *, gaps: bool = False) -> Any:
@@ -133,6 +205,11 @@ def to_tensor(numbers: Any) -> Tensor:
     if isinstance(numbers, pa.ChunkedArray):
         numbers = numbers.combine_chunks()
     return torch.from_numpy(np.from_dlpack(numbers).astype("int64"))  # its to_numpy() would import pandas
+
+
+def codes_of(column: Any) -> Tensor:
+    """Codes of an Arrow dictionary array without gaps, int32."""
+    return torch.from_numpy(np.from_dlpack(column.indices).astype("int32"))
 
 
 def from_tensor(numbers: Tensor) -> Any:

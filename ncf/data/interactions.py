@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ncf.data.columns import id_column, time_column, time_values
+from ncf.data.columns import coded_ids, time_column, time_values
 from ncf.data.filters import drop_duplicates_keep_latest, k_core, sorted_keys
 from ncf.data.readers import Wanted, read_files, read_table
 from ncf.data.vocabulary import Vocabulary, encode_column, fingerprint_of
@@ -148,7 +148,7 @@ class Interactions:
         gaps = missing == "drop"
         names = list(columns)
         parsed = [
-            (id_column if place < 2 else time_values)(column, name, gaps=gaps)
+            (coded_ids if place < 2 else time_values)(column, name, gaps=gaps)
             for place, (name, column) in enumerate(columns.items())
         ]
         for name, column in zip(names[1:], parsed[1:], strict=True):
@@ -173,13 +173,15 @@ class Interactions:
                 encoded = vocabulary.find(column, name)
                 dropped[f"{name} unknown"] = int((encoded < 0).sum())
             else:
-                encoded = vocabulary.encode(column, name)
+                encoded = vocabulary.find_all(column, name)
             numbers.append(encoded)
         user_numbers, item_numbers = numbers
         user_ids, item_ids = ids
         assert user_ids is not None
         assert item_ids is not None
         times = None if len(parsed) < 3 else time_column(parsed[2], names[2])
+        columns.clear()  # of a large log, this is the memory that the next steps need
+        parsed.clear()
         known = (user_numbers >= 0) & (item_numbers >= 0)
         if not bool(known.all()):
             user_numbers, item_numbers = user_numbers[known], item_numbers[known]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -14,11 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from ncf.data.columns import id_column, kind, time_values
+from ncf.data.columns import IdEncoder, coded_ids, kind, time_values
 
 _SEPARATORS = {".tsv": "\t", ".tab": "\t", ".inter": "\t", ".rating": "\t"}
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _PARQUET = (".parquet", ".pq")
+_BYTES = 1 << 22  # of text that are parsed at once
+_ROWS = 1 << 17  # of Parquet that are read at once
 
 
 @dataclass(frozen=True)
@@ -108,18 +110,18 @@ def read_files(
     files = _files(paths)
     tables = [_read(file, wanted, columns, separator) for file in files]
     for file, table in zip(files, tables, strict=True):
-        if table.column_names != tables[0].column_names:
-            raise ValueError(
-                f"{file} has the columns {table.column_names}, {files[0]} {tables[0].column_names}"
-            )
-    user, item, *times = tables[0].column_names
-    read = {
-        name: pa.chunked_array(_ids([table[name] for table in tables], files, name, wanted.gaps))
-        for name in (user, item)
-    }
+        if list(table) != list(tables[0]):
+            raise ValueError(f"{file} has the columns {list(table)}, {files[0]} {list(tables[0])}")
+    user, item, *times = tables[0]
+    read = {}
+    for name in (user, item):
+        pieces = _ids([table.pop(name) for table in tables], files, name, wanted.gaps)
+        read[name] = pieces[0]
+        if len(pieces) > 1:
+            read[name] = pa.chunked_array(pieces).unify_dictionaries().combine_chunks()
     for name in times:
         each = [
-            time_values(table[name], f"{file}: {name}", gaps=wanted.gaps)
+            time_values(table.pop(name), f"{file}: {name}", gaps=wanted.gaps)
             for file, table in zip(files, tables, strict=True)
         ]
         try:  # times may differ in their unit
@@ -133,31 +135,31 @@ def read_files(
 
 
 def _ids(columns: list[Any], files: list[Path], name: str, gaps: bool) -> list[Any]:
-    """One column of ids out of every file, all of one kind.
+    """One column of coded ids out of every file, all of one kind.
 
     Text holds whole numbers if every id, in every file, is written as one; else it holds strings as they stand, for
     ``007`` and ``7`` may be two people.
     """
     texts = [number for number, file in enumerate(files) if _endings(file)[0] not in _PARQUET]
     typed = {
-        kind(id_column(columns[n], f"{files[n]}: {name}", gaps=gaps))
+        kind(coded_ids(columns[n], f"{files[n]}: {name}", gaps=gaps).dictionary)
         for n in range(len(files))
         if n not in texts
     }
-    numbers = {n: _whole_numbers(columns[n]) for n in texts} if typed != {"strings"} else dict.fromkeys(texts)
+    distinct = {n: columns[n].dictionary for n in texts}
+    numbers = {n: None if typed == {"strings"} else _whole_numbers(distinct[n]) for n in texts}
     plain = all(column is not None for column in numbers.values())
-    parsed = [
-        (numbers[n] if plain else _floats_or_text(column)) if n in texts else column
-        for n, column in enumerate(columns)
-    ]
-    ids = [
-        id_column(column, f"{file}: {name}", gaps=gaps) for file, column in zip(files, parsed, strict=True)
-    ]
+    ids = []
+    for n, column in enumerate(columns):
+        if n in texts:
+            values = numbers[n] if plain else _floats_or_text(distinct[n])
+            column = pa.DictionaryArray.from_arrays(column.indices, values)
+        ids.append(coded_ids(column, f"{files[n]}: {name}", gaps=gaps))
     for file, column in zip(files, ids, strict=True):
-        if kind(column) != kind(ids[0]):
+        if column.type != ids[0].type:
             raise ValueError(
-                f"{file}: column {name!r} holds {kind(column)}, in {files[0]} {kind(ids[0])}: make them equal, for "
-                "instance with pandas or polars, and use Interactions.from_table"
+                f"{file}: column {name!r} holds {kind(column.dictionary)}, in {files[0]} {kind(ids[0].dictionary)}: "
+                "make them equal, for instance with pandas or polars, and use Interactions.from_table"
             )
     return ids
 
@@ -201,15 +203,12 @@ def _files(paths: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[P
     return files
 
 
-def _read(file: Path, wanted: Wanted, columns: Sequence[str] | None, separator: str | None) -> Any:
+def _read(file: Path, wanted: Wanted, columns: Sequence[str] | None, separator: str | None) -> dict[str, Any]:
+    """Read a file's columns: ids as dictionary arrays, times as they are."""
     ending, _ = _endings(file)
     try:
         if ending in _PARQUET:
-            parquet = pq.ParquetFile(file)
-            names = wanted.names(parquet.schema_arrow.names, str(file))
-            if wanted.where is None:
-                return parquet.read(columns=names).select(names)
-            return pq.read_table(file, columns=names, filters=wanted.where, partitioning=None).select(names)
+            return _read_parquet(file, wanted)
         return _read_text(
             file, wanted, columns, _SEPARATORS.get(ending, ",") if separator is None else separator
         )
@@ -233,7 +232,38 @@ def _endings(file: Path) -> tuple[str, str | None]:
     return endings[-1] if endings else "", compression
 
 
-def _read_text(file: Path, wanted: Wanted, columns: Sequence[str] | None, separator: str) -> Any:
+def _encoded(batches: Iterable[Any], schema: Any, names: list[str], file: Path) -> dict[str, Any]:
+    """Columns of users, items and times out of tables or batches of rows, each forgotten when it is encoded."""
+    ids = {name: IdEncoder(f"{file}: {name}") for name in names[:2]}
+    times: dict[str, list[Any]] = {name: [] for name in names[2:]}
+    for batch in batches:
+        for name, encoder in ids.items():
+            column = batch.column(name)
+            for piece in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+                encoder.add(piece)
+        for name, pieces in times.items():
+            column = batch.column(name)
+            pieces.extend(column.chunks if isinstance(column, pa.ChunkedArray) else [column])
+    read = {name: encoder.finish() for name, encoder in ids.items()}
+    for name, pieces in times.items():
+        read[name] = pa.chunked_array(pieces, schema.field(name).type)
+    return read
+
+
+def _read_parquet(file: Path, wanted: Wanted) -> dict[str, Any]:
+    with pq.ParquetFile(file) as parquet:
+        schema = parquet.schema_arrow
+        names = wanted.names(schema.names, str(file))
+        if wanted.where is None:
+            return _encoded(parquet.iter_batches(_ROWS, columns=names), schema, names, file)
+    from pyarrow import dataset  # here, for it imports pandas
+
+    rows = dataset.dataset(file, format="parquet", partitioning=None)
+    filtered = rows.to_batches(columns=names, filter=_expression(wanted.where), batch_size=_ROWS)
+    return _encoded(filtered, schema, names, file)
+
+
+def _read_text(file: Path, wanted: Wanted, columns: Sequence[str] | None, separator: str) -> dict[str, Any]:
     if len(separator) != 1 or not separator.isascii():
         raise ValueError(f"separator = {separator!r}: it must be one character (of ASCII)")
     compression = _endings(file)[1]
@@ -247,7 +277,7 @@ def _read_text(file: Path, wanted: Wanted, columns: Sequence[str] | None, separa
     other = next((mark for mark in ";\t|," if len(there) == 1 and mark in there[0]), None)
     names = wanted.names(there, str(file), f"; pass separator={other!r}" if other else "")
 
-    def read(threads: bool, breaks: bool, types: dict[str, Any]) -> Any:
+    def read(threads: bool, breaks: bool, types: dict[str, Any], whole: bool) -> dict[str, Any]:
         convert = pa_csv.ConvertOptions(
             include_columns=names if wanted.where is None else None,
             column_types=types,
@@ -255,19 +285,30 @@ def _read_text(file: Path, wanted: Wanted, columns: Sequence[str] | None, separa
             strings_can_be_null=True,
         )
         parse = pa_csv.ParseOptions(delimiter=separator, newlines_in_values=breaks)
-        options = pa_csv.ReadOptions(column_names=columns, use_threads=threads)
-        table = pa_csv.read_csv(opened(), options, parse, convert)
+        options = pa_csv.ReadOptions(column_names=columns, use_threads=threads, block_size=_BYTES)
+        table = (pa_csv.read_csv if whole else pa_csv.open_csv)(opened(), options, parse, convert)
+        batches: Iterable[Any] = [table] if whole else table
         if wanted.where is not None:
-            table = _filtered(table, wanted.where, str(file))
-        return table.select(names)
+            tables = (pa.Table.from_batches([batch]) for batch in table)
+            batches = (_filtered(one, wanted.where, str(file)) for one in ([table] if whole else tables))
+        return _encoded(batches, table.schema, names, file)
 
     text = {name: pa.string() for name in names[:2]}
-    try:
-        return read(True, False, text)
-    except pa.ArrowInvalid as error:
-        if "conversion error" in str(error) and len(names) == 3:
-            text[names[2]] = pa.string()  # times that are no times after all are named by their row
-        return read(False, True, text)  # raises again, now with the number of the row
+    failure: pa.ArrowInvalid | None = None
+    for breaks in (False, True):  # the second time with one thread, which names the row
+        # A stream takes a column's type from its first block; a table, from all of its rows.
+        for whole in (False, True):
+            try:
+                return read(not breaks, breaks, text, whole)
+            except pa.ArrowInvalid as error:
+                failure = error
+                if "conversion error" not in str(error):
+                    break
+        else:
+            if len(names) == 3:
+                text[names[2]] = pa.string()  # times that are no times after all are named by their row
+    assert failure is not None
+    raise failure
 
 
 def _arrow_table(table: Any) -> Any:
@@ -280,12 +321,16 @@ def _arrow_table(table: Any) -> Any:
         ) from error
 
 
-def _filtered(table: Any, where: Any, place: str) -> Any:
+def _expression(where: Any) -> Any:
     if not isinstance(where, pc.Expression):
         raise ValueError(
             f"where = {where!r}: give an Arrow expression, such as pyarrow.compute.field('quantity') > 0"
         )
+    return where
+
+
+def _filtered(table: Any, where: Any, place: str) -> Any:
     try:
-        return table.filter(where)
+        return table.filter(_expression(where))
     except pa.ArrowException as error:
         raise ValueError(f"where = {where} cannot be applied to {place}: {error}") from error

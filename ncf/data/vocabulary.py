@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ncf.data.columns import from_tensor, id_column, is_text, kind, to_tensor
+from ncf.data.columns import codes_of, from_tensor, id_column, is_text, kind, to_tensor
 from ncf.utils.checks import check_ids
 
 _IDS_PER_BLOCK = 1 << 16
@@ -115,21 +115,31 @@ class Vocabulary:
         Raises:
             ValueError: naming the first id that is not in the vocabulary.
         """
-        found = self.find(id_column(raw, name), name)
+        return self.find_all(id_column(raw, name), name)
+
+    def find_all(self, column: Any, name: str) -> Tensor:
+        """Return the numbers of an `id_column` or of `coded_ids`, ``[N]``.
+
+        Raises:
+            ValueError: naming the first id that is not in the vocabulary.
+        """
+        found = self.find(column, name)
         row = first_row(found < 0)
         if row is not None:
-            raw_id = id_column(raw, name)[row].as_py()
+            raw_id = column[row].as_py()
             raise ValueError(f"{name}[{row}] = {raw_id!r} is not among the {len(self)} known ids")
         return found
 
     def find(self, column: Any, name: str) -> Tensor:
-        """Return the numbers of an `id_column`, ``[N]``; -1 for an id that is not in the vocabulary.
+        """Return the numbers of an `id_column` or of `coded_ids`, ``[N]``; -1 for an id not in the vocabulary.
 
         Raises:
             ValueError: if the column holds another type of ids.
         """
         if len(column) == 0:
             return torch.empty(0, dtype=torch.int64, device="cpu")
+        if isinstance(column, pa.DictionaryArray):
+            return self.find(column.dictionary, name)[codes_of(column)]
         if column.type != self.values.type:
             raise ValueError(f"{name} holds {kind(column)}, the vocabulary {kind(self.values)}: convert them")
         return to_tensor(pc.fill_null(pc.index_in(column, value_set=self.values), -1))
@@ -153,7 +163,7 @@ class Vocabulary:
 
 
 def encode_column(column: Any) -> tuple[Tensor, Vocabulary]:
-    """Number the distinct ids of an `id_column` in ascending order.
+    """Number the distinct ids of an `id_column` or of `coded_ids` in ascending order.
 
     Returns:
         The numbers, ``[N]``, and the vocabulary.
@@ -162,7 +172,7 @@ def encode_column(column: Any) -> tuple[Tensor, Vocabulary]:
     order = pc.sort_indices(encoded.dictionary)
     rank = torch.empty(len(order), dtype=torch.int64, device="cpu")
     rank[to_tensor(order)] = torch.arange(len(order), dtype=torch.int64, device="cpu")
-    return rank[to_tensor(encoded.indices)], Vocabulary._of(encoded.dictionary.take(order))
+    return rank[codes_of(encoded)], Vocabulary._of(encoded.dictionary.take(order))
 
 
 def first_row(condition: Tensor) -> int | None:

@@ -9,6 +9,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,6 +17,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ncf import Interactions, Vocabulary
+from ncf.data import columns, readers
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "csv.gz"])
@@ -385,3 +387,113 @@ def test_new_rows_are_numbered_as_a_model_numbers_them(tmp_path: Path) -> None:
         Interactions.from_arrays(["zoe"], [10], unknown="drop", **vocabularies)
     with pytest.raises(ValueError, match="users holds whole numbers, the vocabulary strings"):
         Interactions.from_arrays([1], [10], unknown="drop", **vocabularies)
+
+
+_IDS = st.one_of(st.integers(-99, 99).map(str), st.sampled_from(["007", "x", "é", "", "7.0", "nan", "a b"]))
+_TIMES = st.sampled_from(
+    [
+        "5",
+        "-1",
+        "",
+        "2025-01-02",
+        "2025-01-02 03:04:05",
+        "2025-01-02 03:04:05.25",
+        "1.0",
+        "true",
+        "10:30",
+        "soon",
+    ]
+)
+
+
+@given(
+    st.lists(st.tuples(_IDS, _IDS, _TIMES), min_size=1, max_size=60),
+    st.sampled_from(["raise", "drop"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_stream_of_blocks_reads_as_the_whole_file_does(
+    tmp_path_factory: Any, rows: list[tuple[str, str, str]], missing: Any, plain: bool, times: bool
+) -> None:
+    if plain:  # mostly files without a fault
+        rows = [(str(len(user)), item or "1", "5") for user, item, _ in rows]
+    file = tmp_path_factory.mktemp("stream") / "a.csv"
+    names = ["user", "item", "timestamp"][: 2 + times]
+    lines = [
+        ",".join(f'"{value}"' if value == "a b" else value for value in row[: 2 + times]) for row in rows
+    ]
+    file.write_text("\n".join([",".join(names), *lines, ""]), encoding="utf-8")
+
+    def read() -> tuple[Any, ...]:
+        try:
+            got = Interactions.from_files(file, missing=missing)
+        except ValueError as error:
+            return (str(error),)
+        stamps = None if got.timestamps is None else got.timestamps.tolist()
+        return (
+            got.users.tolist(),
+            got.items.tolist(),
+            stamps,
+            list(got.user_ids),
+            list(got.item_ids),
+            got.dropped,
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers.pa_csv, "open_csv", _at_once)
+        expected = read()
+    with pytest.MonkeyPatch.context() as patch:  # blocks of a few rows, whose ids are merged again and again
+        patch.setattr(readers, "_BYTES", 40 + max(map(len, lines)))
+        patch.setattr(columns, "_DISTINCT", 3)
+        assert read() == expected
+
+
+class _at_once:  # noqa: N801 - stands in for a function
+    """Arrow's reader of whole files, which looks at all rows of a column for its type, as a stream of one piece."""
+
+    def __init__(self, file: Any, options: Any, parse: Any, convert: Any = None) -> None:
+        options = pa_csv.ReadOptions(column_names=options.column_names, use_threads=options.use_threads)
+        self.table = pa_csv.read_csv(file, options, parse, convert)
+        self.schema = self.table.schema
+
+    def __iter__(self) -> Any:
+        return iter(self.table.combine_chunks().to_batches())
+
+
+@pytest.mark.parametrize("rows_at_once", [7, 1 << 17])
+def test_parquet_is_read_in_pieces(
+    tmp_path: Path, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_ROWS", rows_at_once)
+    monkeypatch.setattr(columns, "_DISTINCT", 5)
+    users = [f"u{row * 7919 % 31}" for row in range(100)]
+    table = pa.table(
+        {
+            "user": pa.array(users).dictionary_encode(),
+            "item": pa.array(range(100), pa.uint16()),
+            "timestamp": range(100),
+            "x": [row % 3 for row in range(100)],
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=30)
+    for where in (None, pc.field("x") > 0):
+        got = Interactions.from_files(tmp_path / "a.parquet", where=where)
+        rows = [row for row in range(100) if where is None or row % 3 > 0]
+        assert got.user_ids.decode(got.users) == [users[row] for row in rows]
+        assert got.item_ids.decode(got.items) == rows
+        assert got.timestamps.tolist() == rows
+    with pytest.raises(ValueError, match="where = 'x > 0': give an Arrow expression"):
+        Interactions.from_files(tmp_path / "a.parquet", where="x > 0")
+
+
+def test_a_long_csv_file_takes_little_more_memory_than_its_codes(tmp_path: Path) -> None:
+    rows, file = 400_000, tmp_path / "a.csv"
+    note = "x" * 100
+    file.write_text(
+        "user,item,note\n" + "".join(f"u{row % 997},i{row % 499},{note}\n" for row in range(rows))
+    )
+    wanted = readers.Wanted("user", "item", None)
+    before = pa.total_allocated_bytes()
+    read = readers.read_files(file, wanted)
+    assert pa.total_allocated_bytes() - before < 2.2 * 4 * rows  # codes of 4 bytes for each of two columns
+    assert len(read["user"].dictionary) == 997
