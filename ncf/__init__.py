@@ -18,6 +18,7 @@ __all__ = [
     "MLP",
     "Candidates",
     "Catalogue",
+    "Features",
     "History",
     "Interactions",
     "ItemKNN",
@@ -53,6 +54,7 @@ __all__ = [
 if TYPE_CHECKING:
     import ncf.datasets as datasets
     from ncf.data.candidates import Candidates, Catalogue, sample_candidates, whole_catalogue
+    from ncf.data.features import Features
     from ncf.data.interactions import Interactions
     from ncf.data.sampling import NegativeSampler
     from ncf.data.splitting import (
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from ncf.training.trainer import Trainer
 
 _HOMES = {
+    "Features": "data.features",
     "Interactions": "data.interactions",
     "Split": "data.splitting",
     "leave_one_out": "data.splitting",

@@ -1,6 +1,7 @@
 """Interactions, their splits, negatives for training and candidates for ranking."""
 
 from ncf.data.candidates import Candidates, Catalogue, sample_candidates, whole_catalogue
+from ncf.data.features import Features
 from ncf.data.interactions import Interactions
 from ncf.data.sampling import NegativeSampler
 from ncf.data.splitting import (
@@ -17,6 +18,7 @@ from ncf.data.vocabulary import Vocabulary, check_same_ids
 __all__ = [
     "Candidates",
     "Catalogue",
+    "Features",
     "Interactions",
     "NegativeSampler",
     "Split",

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 # Times in text, in the order in which Arrow's CSV reader tries the types too: files and tables give the same numbers.
 _TIME_TYPES = (
     pa.int64(),
@@ -35,7 +35,7 @@ def id_column(values: Any, name: str, *, gaps: bool = False) -> Any:
     Raises:
         ValueError: if an id is missing, a float, or not of the others' type; its row is named.
     """
-    column = _arrow(values, name)
+    column = arrow_column(values, name)
     if pa.types.is_floating(column.type):
         if gaps:
             column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
@@ -140,7 +140,7 @@ class IdEncoder:
 
 def time_values(values: Any, name: str, *, gaps: bool = False) -> Any:
     """Times as one Arrow array of whole numbers, dates or timestamps; ISO dates in text are read."""
-    column = _arrow(values, name)
+    column = arrow_column(values, name)
     floats = pa.types.is_floating(column.type)
     row = None if gaps else _first(pc.is_null(column, nan_is_null=floats))
     if row is not None:
@@ -197,7 +197,7 @@ def kind(column: Any) -> str:
 
 def is_text(column: Any) -> bool:
     """Tell whether a column holds strings."""
-    return any(is_of_type(column.type) for is_of_type in _TEXT)
+    return any(is_of_type(column.type) for is_of_type in TEXT)
 
 
 def to_tensor(numbers: Any) -> Tensor:
@@ -218,7 +218,7 @@ def from_tensor(numbers: Tensor) -> Any:
     return pa.Array.from_buffers(pa.int64(), len(held), [None, pa.py_buffer(held)])
 
 
-def _arrow(values: Any, name: str) -> Any:
+def arrow_column(values: Any, name: str) -> Any:
     """A column as one Arrow array, whatever holds it."""
     if isinstance(values, str | bytes | set | frozenset):
         raise ValueError(f"{name} cannot be read as one column: got a {type(values).__name__}, pass a list")

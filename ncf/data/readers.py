@@ -77,11 +77,11 @@ def read_table(table: Any, wanted: Wanted) -> dict[str, Any]:
     ):
         names = list(table.columns)  # pandas and polars: columns that are not wanted need not be convertible
     else:
-        table = _arrow_table(table)
+        table = arrow_table(table)
         names = table.column_names
     chosen = wanted.names(names, "the table")
     if wanted.where is not None:
-        table = _filtered(_arrow_table(table), wanted.where, "the table")
+        table = _filtered(arrow_table(table), wanted.where, "the table")
     return {name: table[name] for name in chosen}
 
 
@@ -311,7 +311,8 @@ def _read_text(file: Path, wanted: Wanted, columns: Sequence[str] | None, separa
     raise failure
 
 
-def _arrow_table(table: Any) -> Any:
+def arrow_table(table: Any) -> Any:
+    """A pandas, polars or pyarrow table, or a dict of columns, as a `pyarrow.Table`."""
     try:
         return table if isinstance(table, pa.Table) else pa.table(table)
     except (TypeError, ValueError, pa.ArrowException) as error:

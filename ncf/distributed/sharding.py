@@ -186,7 +186,7 @@ def describe(plan: Any, model: Any) -> str:
         item_gmf               20        8        0.0  table_wise         0
     """
     lines = [f"{'table':12} {'rows':>12} {'columns':>8} {'MB':>10}  {'sharding':18} ranks"]
-    sizes = {"user": model.num_users, "item": model.num_items}
+    sizes = model.embeddings.rows
     for tables in plan.plan.values():
         for table in model.embeddings.tables:
             cut, rows = tables[table.name], sizes[table.side]
@@ -204,7 +204,7 @@ def _types_by_table(model: Any, sharding: str | Mapping[str, str], device: str, 
     if unknown := sorted(types.keys() - set(names)):
         raise ValueError(f"sharding names the table {unknown[0]!r}: the model has {', '.join(names)}")
     types = {name: types.get(name, "auto") for name in names}
-    rows = {"user": model.num_users, "item": model.num_items}
+    rows = model.embeddings.rows
     for table in model.embeddings.tables:
         kind = types[table.name]
         if kind == "auto" and rows[table.side] * table.dim <= _SMALL:

@@ -510,6 +510,8 @@ class Recommender:
         elif hasattr(self.model, "item_factors"):
             parts = [self.model.item_factors]
         else:
+            parts = []
+        if not parts:  # such as an MLP without a hidden layer, which has a number per item
             raise TypeError(f"{type(self.model).__name__} has no item vectors to compare")
         parts = [torch.nn.functional.normalize(part.to("cpu", torch.float32), dim=1) for part in parts]
         return torch.nn.functional.normalize(torch.cat(parts, dim=1)[: self.num_items], dim=1)

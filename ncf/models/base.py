@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ncf.kernels.dispatch import can_fuse, fused_lookup, fused_rows
-from ncf.models.embeddings import Table, UserItemEmbeddings
+from ncf.models.embeddings import Side, Table, UserItemEmbeddings
 from ncf.models.scoring import (
     ForwardScorer,
     ModelScorer,
@@ -25,6 +26,7 @@ from ncf.models.scoring import (
 from ncf.utils.checks import check_ids, whole
 
 if TYPE_CHECKING:
+    from ncf.data.features import Features
     from ncf.data.vocabulary import Vocabulary
     from ncf.kernels.scoring_tables import ScoringTables
 
@@ -62,6 +64,14 @@ class FusedParts:
         return [*found, *first, self.factors, self.summed]
 
 
+class SideInformation(TypedDict, total=False):
+    """Arguments of every model: features, or in a saved description their sizes; and dropout of ids."""
+
+    item_features: Features | Mapping[str, int] | None
+    user_features: Features | Mapping[str, int] | None
+    id_dropout: float
+
+
 class EmbeddingModel(nn.Module):
     """Embeddings, towers and a head.
 
@@ -77,13 +87,19 @@ class EmbeddingModel(nn.Module):
         config: the keyword arguments that build the same model again.
         seed: of the initial values.
         device: where to build the model; ``"meta"`` for one to be sharded.
+        side: features and their dropout, see below.
 
     Every model of ncf also takes:
         dropout: probability with which an element of the product, or of a hidden layer, is dropped in training.
         init_std: standard deviation of the initial rows.
+        item_features: side information of the items, `ncf.Features` of them all. The row of an item is then the sum
+            of its own row, which starts at zero, and of its features' rows.
+        user_features: likewise of the users.
+        id_dropout: probability with which, in training, the own row of a user or item that has features counts
+            nothing, so that features can stand in for an id never seen (DropoutNet, Volkovs et al., NIPS 2017).
 
     Raises:
-        ValueError: if a size is no positive whole number.
+        ValueError: if a size is no positive whole number, or features are of another number of ids.
 
     Example::
 
@@ -124,13 +140,23 @@ class EmbeddingModel(nn.Module):
         config: dict[str, Any],
         seed: int,
         device: torch.device | str | None,
+        **side: Unpack[SideInformation],
     ) -> None:
         super().__init__()
         seed = whole("seed", seed, least=None)
         self.num_users = num_users = whole("num_users", num_users)
         self.num_items = num_items = whole("num_items", num_items)
         self.config = {"num_users": num_users, "num_items": num_items, **config, "seed": seed}
-        self.embeddings = UserItemEmbeddings(num_users, num_items, tables, seed=seed, device=device)
+        id_dropout = side.get("id_dropout", 0.0)
+        if not 0.0 <= id_dropout < 1.0:
+            raise ValueError(f"id_dropout = {id_dropout!r}: give a probability of at least 0 and below 1")
+        given = {each: side.get(f"{each}_features") for each in ("user", "item")}
+        features: dict[Any, Any] = {each: value for each, value in given.items() if value is not None}
+        self.embeddings = UserItemEmbeddings(
+            num_users, num_items, tables, seed=seed, device=device, features=features, id_dropout=id_dropout
+        )
+        for each, bags in self.embeddings.features.items():
+            self.config |= {f"{each}_features": bags.sizes, "id_dropout": id_dropout}
         dense_device = None if device is None or torch.device(device).type == "meta" else device
         self.towers = nn.ModuleDict(towers).to(dense_device)
         self.head = head.to(dense_device)
@@ -159,13 +185,13 @@ class EmbeddingModel(nn.Module):
             ValueError: on a CPU, if an id is out of range; on a GPU `predict` and `score` find it.
         """
         parts = self.fused_parts() if can_fuse(self.device) and self._is_fused_as_written() else None
-        if parts is not None and not self.embeddings.is_sharded:
+        if parts is not None and not self.embeddings.is_sharded and not self.embeddings.features:
             given = parts.arguments(self.embeddings.weights(), self.towers)
             return self.logits_of(
                 *fused_lookup(users, items, *given, sparse=self.embeddings.sparse_gradients)
             )
         try:
-            rows = self.embeddings(users, items)
+            rows = self.embeddings(users, items, training=self.training)
         except IndexError:
             check_ids(users.to(torch.int64), "users", self.num_users, "num_users")
             check_ids(items.to(torch.int64), "items", self.num_items, "num_items")
@@ -173,6 +199,13 @@ class EmbeddingModel(nn.Module):
         if parts is not None:
             return self.logits_of(*fused_rows(*parts.arguments(rows, self.towers)))
         return self.logits(rows)
+
+    def features(self, side: Side) -> Features | None:
+        """The features of a side, ``"user"`` or ``"item"``, as the model has them; ``None`` without any."""
+        if side not in self.embeddings.features:
+            return None
+        features: Features = self.embeddings.features[side].features(getattr(self, f"{side}_ids"))
+        return features
 
     def logits(self, rows: dict[str, Tensor]) -> Tensor:
         """Logits from looked-up rows: ``[..., D]`` per table to ``[...]``."""
@@ -235,7 +268,7 @@ class EmbeddingModel(nn.Module):
 
     def _scorer(self) -> Ranker:
         sharded, device = self.embeddings.is_sharded, self.device
-        if not self._is_separable():
+        if not self.is_separable:
             own = in_evaluation_mode(self, keep=self.embeddings)
             return ForwardScorer(own, distributed=sharded, device=device)
         if sharded:
@@ -243,7 +276,8 @@ class EmbeddingModel(nn.Module):
         with torch.no_grad(), full_precision(device):
             return Scorer(self.scoring_tables())
 
-    def _is_separable(self) -> bool:
+    @property
+    def is_separable(self) -> bool:
         """The scoring tables were written for these logits: no class nearer to the model's own has other logits."""
         kind: Any = type(self)
         return _is_written_for(kind, "scoring_tables", _LOGITS)

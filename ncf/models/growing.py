@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ncf.data.columns import from_tensor, to_tensor
+from ncf.data.features import Features
 from ncf.data.interactions import Interactions
 from ncf.data.vocabulary import Vocabulary
 from ncf.models.base import EmbeddingModel
 from ncf.models.embeddings import Side, TableFiller
+from ncf.models.saving import table_weight
 from ncf.utils.seeding import stream
 
 
@@ -60,8 +63,9 @@ class Grown:
             if not state:
                 continue
             side = sides.get(name.split(".")[-2]) if name.startswith("embeddings.") else None
+            rows = None if side is None else _table_rows(self._old(side), before, self.model, side)
             onto.state[after[name]] = {
-                key: self._carried(value, side, len(parameter)) for key, value in state.items()
+                key: _carried(value, rows, len(parameter)) for key, value in state.items()
             }
 
     def renumbered(self, interactions: Interactions) -> Interactions:
@@ -117,18 +121,18 @@ class Grown:
         users = torch.cat([old.users[chosen], new.users])
         return replace(new, users=users, items=torch.cat([old.items[chosen], new.items]), timestamps=times)
 
-    def _carried(self, value: Any, side: Side | None, rows: int) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        if side is None or value.dim() == 0 or len(value) != rows:
-            return value.clone()
-        return _moved(value, value.new_zeros(len(self._old(side)), *value.shape[1:]), self._old(side))
-
     def _old(self, side: Side) -> Tensor:
         return self.old_users if side == "user" else self.old_items
 
 
-def extend(model: EmbeddingModel, interactions: Interactions, *, drop: bool = False) -> Grown:
+def extend(
+    model: EmbeddingModel,
+    interactions: Interactions,
+    *,
+    user_features: Features | None = None,
+    item_features: Features | None = None,
+    drop: bool = False,
+) -> Grown:
     """A model that has the users and items of some interactions as well.
 
     Known ids keep their numbers and rows, new ids get the numbers that follow. A new row has the values that it would
@@ -138,17 +142,23 @@ def extend(model: EmbeddingModel, interactions: Interactions, *, drop: bool = Fa
     Raw ids are matched by the vocabularies of the model and of the interactions. Where one has none, its numbers are
     taken as they are.
 
+    A new id that has features has a row of its own of zero, so that its features stand in for it.
+
     Args:
         model: a trained model, which is not changed. One without values, from ``ncf.load(path, device="meta")``, gives
             another such one, to be sharded.
         interactions: the new log.
-        drop: leave out users and items that do not occur in the interactions.
+        user_features: of new users, and of known ones whose features have changed, read with
+            ``like=model.features("user")``; others keep theirs. Their ids become the model's as well.
+        item_features: likewise of items.
+        drop: leave out users and items that occur neither in the interactions nor in the features.
 
     Returns:
         `Grown`: the model, and the interactions with its numbers.
 
     Raises:
-        ValueError: if the model is sharded, is to drop rows without having values, or its raw ids are of another type.
+        ValueError: if the model is sharded, is to drop rows without having values, its raw ids are of another type, or
+            features were not read like its own.
 
     Example::
 
@@ -164,27 +174,36 @@ def extend(model: EmbeddingModel, interactions: Interactions, *, drop: bool = Fa
         raise ValueError('the model is sharded: save it and load it with device="meta"')
     if drop and model.embeddings.is_meta:
         raise ValueError("the model has no values, and rows of it are to be dropped: load it on a device")
-    users, user_ids, old_users = _joined(model, interactions, "user", drop)
-    items, item_ids, old_items = _joined(model, interactions, "item", drop)
+    users, user_ids, old_users, of_users = _joined(model, interactions, user_features, "user", drop)
+    items, item_ids, old_items, of_items = _joined(model, interactions, item_features, "item", drop)
     numbered = Interactions(
         users, items, interactions.timestamps, len(old_users), len(old_items), user_ids, item_ids
     )
-    config = {**model.config, "num_users": len(old_users), "num_items": len(old_items)}
+    config: dict[str, Any] = {**model.config, "num_users": len(old_users), "num_items": len(old_items)}
+    for side, given, old, place in (
+        ("user", user_features, old_users, of_users),
+        ("item", item_features, old_items, of_items),
+    ):
+        if given is not None or f"{side}_features" in config:
+            config[f"{side}_features"] = _features(model, side, given, old, place)
     device = "meta" if model.embeddings.is_meta else model.device
     grown = type(model)(**config, device=device)
     grown.user_ids, grown.item_ids = user_ids, item_ids
-    old, state = model.state_dict(), grown.state_dict()
+    before, state = model.state_dict(), grown.state_dict()
     for table in model.embeddings.tables:
-        name = f"embeddings.ebc.embedding_bags.{table.name}.weight"
-        kept = old_users if table.side == "user" else old_items
+        name = table_weight(table.name)
+        numbers = old_users if table.side == "user" else old_items
+        kept = _table_rows(numbers, model, grown, table.side)
         if model.embeddings.is_meta:
             fillers = grown.embeddings.table_fillers
-            fillers[table.name] = _stacked(
-                model.embeddings.table_fillers[table.name], len(old[name]), fillers[table.name]
+            fillers[table.name] = _pieced(
+                model.embeddings.table_fillers[table.name], fillers[table.name], kept
             )
         else:
-            old[name] = _moved(old[name], state[name].to(old[name].dtype), kept)
-    dense = {name: value.clone() for name, value in old.items() if not value.is_meta}
+            before[name] = _moved(before[name], state[name].to(before[name].dtype), kept)
+    buffers = {name for name, _ in grown.named_buffers()}
+    dense = {name: value.clone() for name, value in before.items() if not value.is_meta}
+    dense |= {name: state[name].to(before[name].dtype) for name in buffers}
     grown.load_state_dict(dense, strict=not model.embeddings.is_meta, assign=True)
     grown.requires_grad_(True)
     return Grown(
@@ -200,61 +219,119 @@ def _moved(old: Tensor, new: Tensor, numbers: Tensor) -> Tensor:
     return new
 
 
-def _stacked(first: TableFiller, rows: int, then: TableFiller) -> TableFiller:
-    """A filler that takes the first rows of a table from one filler, and those that follow from another."""
+def _carried(value: Any, numbers: Tensor | None, rows: int) -> Any:
+    """An optimizer's state; of a table of that many rows, with its rows where their numbers are now."""
+    if not isinstance(value, Tensor):
+        return value
+    if numbers is None or value.dim() == 0 or len(value) != rows:
+        return value.clone()
+    return _moved(value, value.new_zeros(len(numbers), *value.shape[1:]), numbers)
+
+
+def _table_rows(numbers: Tensor, before: EmbeddingModel, after: EmbeddingModel, side: Side) -> Tensor:
+    """The old row of each row of the new tables, ``-1`` for a new one: those of ids, then those of features."""
+    size = getattr(before, f"num_{side}s")
+    features = before.embeddings.rows[side] - size
+    rows = torch.arange(after.embeddings.rows[side] - len(numbers), dtype=torch.int64, device="cpu")
+    return torch.cat([numbers, (rows + size).where(rows < features, -1)])
+
+
+def _pieced(old: TableFiller, new: TableFiller, numbers: Tensor) -> TableFiller:
+    """A filler that takes kept rows of a table from where the old filler has them, others from the new filler."""
+    follows = torch.where(numbers[:-1] < 0, numbers[1:] < 0, numbers[1:] == numbers[:-1] + 1)
+    starts = [0, *((~follows).nonzero()[:, 0] + 1).tolist(), len(numbers)]
 
     def fill(out: Tensor, *, row: int, column: int) -> None:
-        cut = min(max(rows - row, 0), len(out))
-        if cut:
-            first(out[:cut], row=row, column=column)
-        if cut < len(out):
-            then(out[cut:], row=row + cut, column=column)
+        for first, last in pairwise(starts):
+            start, end = max(first, row), min(last, row + len(out))
+            if start >= end:
+                continue
+            part, place = out[start - row : end - row], int(numbers[first])
+            if place < 0:
+                new(part, row=start, column=column)
+            else:
+                old(part, row=place + start - first, column=column)
 
     return fill
 
 
-def _joined(
-    model: EmbeddingModel, interactions: Interactions, side: Side, drop: bool
-) -> tuple[Tensor, Vocabulary | None, Tensor]:
-    """A column with the new numbers, the new vocabulary, and the old number of each new one."""
-    size: int = getattr(model, f"num_{side}s")
-    count: int = getattr(interactions, f"num_{side}s")
-    numbers: Tensor = getattr(interactions, f"{side}s")
-    own: Vocabulary | None = getattr(model, f"{side}_ids")
-    theirs: Vocabulary | None = getattr(interactions, f"{side}_ids")
-    if own is None or theirs is None:
-        found = torch.arange(count, dtype=torch.int64, device="cpu").where(
-            torch.arange(count, dtype=torch.int64, device="cpu") < size, -1
-        )
-        known = size
-    else:
-        if own.values.type != theirs.values.type:
-            raise ValueError(
-                f"{side}_ids holds {theirs.values.type} in the interactions and {own.values.type} in the model: "
-                "convert them"
-            )
-        found = to_tensor(pc.index_in(theirs.values, value_set=own.values).fill_null(-1))
-        known = len(own)
-    new = (found < 0).nonzero()[:, 0]
-    old = torch.cat(
-        [
-            torch.arange(known, dtype=torch.int64, device="cpu"),
-            torch.full((len(new),), -1, dtype=torch.int64, device="cpu"),
-        ]
-    )
-    place = found.clone()
-    place[new] = known + torch.arange(len(new), dtype=torch.int64, device="cpu")
-    if drop:
-        present = place[numbers].bincount(minlength=len(old)) > 0
-        place, old = (present.cumsum(0) - 1)[place], old[present]
-    else:
-        present = torch.ones(len(old), dtype=torch.bool, device="cpu")
-    vocabulary = own if theirs is None else theirs
-    if own is not None and theirs is not None:
-        values = pa.concat_arrays([own.values, theirs.values.take(from_tensor(new))])
-        vocabulary = Vocabulary(values.take(from_tensor(present.nonzero()[:, 0])))
-    elif vocabulary is not None and len(vocabulary) != len(old):
+def _features(
+    model: EmbeddingModel, side: Any, given: Features | None, old: Tensor, place: Tensor
+) -> Features:
+    """The features of a grown side: those given, and of other known ids those that the model has."""
+    own = model.features(side)
+    if own is None:
         raise ValueError(
-            f"{side}_ids is given on one side only, with {len(vocabulary)} ids for {len(old)}: give both"
+            f"{side}_features: the model was built without and has no rows for them: build one with them"
         )
-    return place[numbers], vocabulary, old
+    if given is None:
+        return own.take(old)
+    scales = {name: given.scales.get(name) for name in own.scales}
+    if given.names[: len(own.names)] != own.names or scales != dict(own.scales):
+        raise ValueError(
+            f"{side}_features have other names or scales than the model's: read them with like=model.features({side!r})"
+        )
+    both = replace(
+        given,
+        offsets=torch.cat([own.offsets, own.offsets[-1] + given.offsets[1:]]),
+        rows=torch.cat([own.rows, given.rows]),
+        weights=torch.cat([own.weights, given.weights]),
+        ids=None,
+    )
+    return both.take((place + len(own)).where(place >= 0, old))
+
+
+def _joined(
+    model: EmbeddingModel,
+    interactions: Interactions,
+    features: Features | None,
+    side: Side,
+    drop: bool,
+) -> tuple[Tensor, Vocabulary | None, Tensor, Tensor]:
+    """A column with the new numbers, the new vocabulary, and of each new number the old one and that in features."""
+    numbers: Tensor = getattr(interactions, f"{side}s")
+    ids: Vocabulary | None = getattr(model, f"{side}_ids")
+    known: int = getattr(model, f"num_{side}s")
+    sources = [(getattr(interactions, f"num_{side}s"), getattr(interactions, f"{side}_ids"), "interactions")]
+    if features is not None:
+        sources.append((len(features), features.ids, f"{side}_features"))
+    old = torch.arange(known, dtype=torch.int64, device="cpu")
+    places = []
+    for count, theirs, name in sources:
+        place, ids = _placed(len(old), ids, count, theirs, side, name)
+        more = max(len(old), int(place.max()) + 1) - len(old)
+        old = torch.cat([old, torch.full((more,), -1, dtype=torch.int64, device="cpu")])
+        places.append(place)
+    present = torch.ones(len(old), dtype=torch.bool, device="cpu")
+    if drop:
+        present = torch.zeros_like(present)
+        present[places[0][numbers]] = True
+        for place in places[1:]:
+            present[place] = True
+    if ids is not None and len(ids) != len(old):
+        raise ValueError(
+            f"{side}_ids is given on one side only, with {len(ids)} ids for {len(old)}: give both"
+        )
+    moved = (present.cumsum(0) - 1).where(present, -1)
+    in_features = torch.full((int(present.sum()),), -1, dtype=torch.int64, device="cpu")
+    for place in places[1:]:
+        in_features[moved[place]] = torch.arange(len(place), dtype=torch.int64, device="cpu")
+    if drop and ids is not None:
+        ids = ids.restrict(present.nonzero()[:, 0])
+    return moved[places[0]][numbers], ids, old[present], in_features
+
+
+def _placed(
+    known: int, own: Vocabulary | None, count: int, theirs: Vocabulary | None, side: Side, name: str
+) -> tuple[Tensor, Vocabulary | None]:
+    """The number that each of ``count`` ids has now or gets, and the vocabulary with the new ones."""
+    if own is None or theirs is None:
+        return torch.arange(count, dtype=torch.int64, device="cpu"), own if theirs is None else theirs
+    if own.values.type != theirs.values.type:
+        raise ValueError(
+            f"{side}_ids holds {theirs.values.type} in the {name} and {own.values.type} in the model: convert them"
+        )
+    place = to_tensor(pc.index_in(theirs.values, value_set=own.values).fill_null(-1))
+    new = (place < 0).nonzero()[:, 0]
+    place[new] = known + torch.arange(len(new), dtype=torch.int64, device="cpu")
+    return place, Vocabulary(pa.concat_arrays([own.values, theirs.values.take(from_tensor(new))]))

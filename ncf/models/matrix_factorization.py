@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import Unpack
 
 from ncf.kernels.scoring_tables import ScoringTables
-from ncf.models.base import EmbeddingModel, FusedParts
+from ncf.models.base import EmbeddingModel, FusedParts, SideInformation
 from ncf.models.embeddings import Table
 from ncf.models.towers import GMFTower, SumHead
 from ncf.utils.checks import whole
@@ -49,6 +50,7 @@ class MatrixFactorization(EmbeddingModel):
         init_std: float = 0.1,
         seed: int = 0,
         device: torch.device | str | None = None,
+        **side: Unpack[SideInformation],
     ) -> None:
         factors = whole("factors", factors)
         width = -(-(factors + 1) // 4) * 4
@@ -64,6 +66,7 @@ class MatrixFactorization(EmbeddingModel):
             config={"factors": factors, "cosine": bool(cosine), "dropout": dropout, "init_std": init_std},
             seed=seed,
             device=device,
+            **side,
         )
         self.head.bias.requires_grad_(not cosine)
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import Unpack
 
 from ncf.kernels.scoring_tables import ScoringTables
-from ncf.models.base import EmbeddingModel, FusedParts
-from ncf.models.embeddings import Table
+from ncf.models.base import EmbeddingModel, FusedParts, SideInformation
+from ncf.models.embeddings import Side, Table
 from ncf.models.matrix_factorization import MatrixFactorization
 from ncf.models.towers import GMFTower, MLPTower, linear_head
 from ncf.utils.checks import whole
@@ -56,6 +57,7 @@ class GMF(EmbeddingModel):
         init_std: float = _PAPER_STD,
         seed: int = 0,
         device: torch.device | str | None = None,
+        **side: Unpack[SideInformation],
     ) -> None:
         factors = whole("factors", factors)
         super().__init__(
@@ -67,6 +69,7 @@ class GMF(EmbeddingModel):
             config={"factors": factors, "dropout": dropout, "init_std": init_std},
             seed=seed,
             device=device,
+            **side,
         )
 
     def logits(self, rows: dict[str, Tensor]) -> Tensor:
@@ -119,6 +122,7 @@ class MLP(EmbeddingModel):
         init_std: float = _PAPER_STD,
         seed: int = 0,
         device: torch.device | str | None = None,
+        **side: Unpack[SideInformation],
     ) -> None:
         tower = MLPTower(layers, dropout=dropout, seed=seed)
         super().__init__(
@@ -130,6 +134,7 @@ class MLP(EmbeddingModel):
             config={"layers": tower.widths, "dropout": dropout, "init_std": init_std},
             seed=seed,
             device=device,
+            **side,
         )
 
     def logits(self, rows: dict[str, Tensor]) -> Tensor:
@@ -184,6 +189,7 @@ class NeuMF(EmbeddingModel):
         init_std: float = _PAPER_STD,
         seed: int = 0,
         device: torch.device | str | None = None,
+        **side: Unpack[SideInformation],
     ) -> None:
         factors = whole("factors", factors)
         mlp = MLPTower(layers, dropout=dropout, seed=seed)
@@ -196,6 +202,7 @@ class NeuMF(EmbeddingModel):
             config={"factors": factors, "layers": mlp.widths, "dropout": dropout, "init_std": init_std},
             seed=seed,
             device=device,
+            **side,
         )
 
     @classmethod
@@ -245,6 +252,7 @@ class NeuMF(EmbeddingModel):
             raise ValueError('gmf or mlp is sharded: save both and load them with device="meta"')
         if gmf.embeddings.is_meta != mlp.embeddings.is_meta:
             raise ValueError("one of gmf and mlp is on the meta device: load both alike")
+        side = _shared_side(gmf, mlp)
         model = cls(
             gmf.num_users,
             gmf.num_items,
@@ -254,6 +262,7 @@ class NeuMF(EmbeddingModel):
             init_std=mlp.config["init_std"],
             seed=mlp.config["seed"],
             device="meta" if gmf.embeddings.is_meta else gmf.device,
+            **side,
         )
         model.embeddings.table_fillers = {**gmf.embeddings.table_fillers, **mlp.embeddings.table_fillers}
         state = {**gmf.state_dict(), **mlp.state_dict()}
@@ -295,6 +304,20 @@ class NeuMF(EmbeddingModel):
             **_mlp_halves(self, rows, of_mlp),
             bias=self.head.bias,
         )
+
+
+def _shared_side(gmf: GMF, mlp: MLP) -> SideInformation:
+    """The features of both models, which must be the same."""
+    sides: tuple[Side, Side] = "user", "item"
+    for side in sides:
+        prints = [None if (own := each.features(side)) is None else own.fingerprint for each in (gmf, mlp)]
+        if prints[0] != prints[1]:
+            raise ValueError(f"{side}_features differ: build gmf and mlp with the same")
+    return {
+        "user_features": gmf.features("user"),
+        "item_features": gmf.features("item"),
+        "id_dropout": mlp.embeddings.id_dropout,
+    }
 
 
 def _mlp_halves(model: EmbeddingModel, rows: Mapping[str, Tensor], head: Tensor) -> dict[str, Any]:

@@ -252,7 +252,8 @@ def can_be_native(
     """Return whether there is a kernel that can train this model so.
 
     Args:
-        model: one of ncf's own classes in fp32 on a CPU, without dropout, and with a hidden layer in its MLP.
+        model: one of ncf's own classes in fp32 on a CPU, without dropout and features, and with a hidden layer in its
+            MLP.
         optimizer: `RowSparse`, or Adam in its usual form.
         loss: one of `ncf.training.losses`.
         shared: the positives of a batch share their negatives, which a perceptron is not written for.
@@ -280,6 +281,7 @@ def can_be_native(
         and not (shared and "layers" in model.config)
         and 1 <= layers <= MAX_LAYERS
         and not model.config["dropout"]
+        and not model.embeddings.features
         and not any(group.get(option) for option in ("amsgrad", "maximize", "decoupled_weight_decay"))
         and (type(optimizer) is RowSparse or len(optimizer.param_groups) == 1)
         and all(

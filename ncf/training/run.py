@@ -134,7 +134,7 @@ class TrainingRun:
     def _take_steps(self, interruption: Interruption, progress: Callable[[int], object]) -> None:
         self.model.train()
         steps, before = len(self.batches), self.epoch * len(self.batches)
-        dropout = bool(self.model.config.get("dropout"))
+        dropout = any(self.model.config.get(kind) for kind in ("dropout", "id_dropout"))
         of_rank = (group_rank(),) if self.distributed and group_rank() else ()
         between = _STEPS_BETWEEN_LOOKS_TOGETHER if self.distributed else _STEPS_BETWEEN_LOOKS
         device = self.model.device

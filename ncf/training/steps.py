@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ncf.distributed.collectives import world_size
+from ncf.models.base import EmbeddingModel
 from ncf.training.batches import Batch
 from ncf.training.losses import Corrections, Loss, SampledSoftmax
 from ncf.training.optimizers import RowSparse, adam_scales, started
@@ -42,24 +43,25 @@ class Step(Protocol):
 class EagerStep:
     """Steps that run operation by operation; any model and optimizer.
 
-    Args:
-        model: what to train.
-        optimizer: updates the model's parameters.
-        loss: of logits ``[P, 1 + n]``.
-        corrections: what `ncf.training.losses.SampledSoftmax` takes from logits; nothing by default.
+        Args:
+            model: what to train.
+            optimizer: updates the model's parameters.
+            loss: of logits ``[P, 1 + n]``.
+            corrections: what `ncf.training.losses.SampledSoftmax` takes from logits; nothing by default.
 
-    Example::
+        Example::
 
-        >>> import torch
-        >>> from ncf import GMF
-        >>> from ncf.training.batches import Batch
-        >>> from ncf.training.losses import LOSSES
-        >>> from ncf.training.optimizers import make_optimizer
-        >>> from ncf.training.steps import EagerStep
-        >>> model = GMF(10, 20)
-        >>> step = EagerStep(model, make_optimizer(model, "adam", learning_rate=0.01), LOSSES["bce"])
-        >>> step(Batch(torch.tensor([[3, 8]]), torch.tensor([[[7, 0], [2, 9]]])), rates=[1.0]).shape
-        torch.Size([1])
+            >>> import torch
+            >>> from ncf import GMF
+            >>> from ncf.models.base import EmbeddingModel
+    from ncf.training.batches import Batch
+            >>> from ncf.training.losses import LOSSES
+            >>> from ncf.training.optimizers import make_optimizer
+            >>> from ncf.training.steps import EagerStep
+            >>> model = GMF(10, 20)
+            >>> step = EagerStep(model, make_optimizer(model, "adam", learning_rate=0.01), LOSSES["bce"])
+            >>> step(Batch(torch.tensor([[3, 8]]), torch.tensor([[[7, 0], [2, 9]]])), rates=[1.0]).shape
+            torch.Size([1])
     """
 
     batches_per_call = 1
@@ -97,7 +99,7 @@ class EagerStep:
         if chunk.shared is not None:
             assert chunk.seen is not None
             assert chunk.seen_offsets is not None
-            others: Tensor = self.model(users, chunk.shared[k][None])  # [P, S]
+            others = self._logits_of_all(users, chunk.shared[k])  # [P, S]
             seen = torch.zeros(others.numel(), dtype=torch.bool, device=others.device)
             seen[chunk.seen[chunk.seen_offsets[k] : chunk.seen_offsets[k + 1]]] = True
             logits = torch.cat([logits, others.masked_fill(seen.view_as(others), -torch.inf)], dim=1)
@@ -111,6 +113,18 @@ class EagerStep:
         if of_users is not None:
             correction[:, 1:] -= of_users[users][:, None]
         return logits - self.loss.temperature * correction
+
+    def _logits_of_all(self, users: Tensor, items: Tensor) -> Tensor:
+        """Logits of each user with each item: of a dot product without dropout in one product of matrices."""
+        model: Any = self.model
+        if isinstance(model, EmbeddingModel) and model.is_separable and not model.config.get("dropout"):
+            tables = model.scoring_tables(model.embeddings(users, items, training=model.training))
+            if tables.user_hidden is None and tables.user_gmf is not None and tables.item_gmf is not None:
+                logits = tables.user_gmf @ tables.item_gmf.T + tables.bias
+                logits = logits if tables.user_bias is None else logits + tables.user_bias[:, None]
+                return logits if tables.item_bias is None else logits + tables.item_bias
+        both: Tensor = model(users, items[None])
+        return both
 
     @contextmanager
     def _gradients(self) -> Iterator[None]:
@@ -129,28 +143,29 @@ class EagerStep:
 class CollectiveStep(EagerStep):
     """Steps of several processes, whose batches together are the batch of one.
 
-    Each process's loss counts by its share of the samples, so the gradient is that of the mean over all of them.
-    The losses that it returns are parts, which add up over the processes.
+        Each process's loss counts by its share of the samples, so the gradient is that of the mean over all of them.
+        The losses that it returns are parts, which add up over the processes.
 
-    Args:
-        model: what `ncf.distributed.sharding.shard` returned.
-        optimizer: updates the model's parameters.
-        loss: of logits ``[P, 1 + n]``.
+        Args:
+            model: what `ncf.distributed.sharding.shard` returned.
+            optimizer: updates the model's parameters.
+            loss: of logits ``[P, 1 + n]``.
 
-    Example::
+        Example::
 
-        >>> import torch
-        >>> from ncf import GMF
-        >>> from ncf.training.batches import Batch
-        >>> from ncf.training.losses import LOSSES
-        >>> from ncf.training.optimizers import make_optimizer
-        >>> from ncf.distributed.sharding import shard
-        >>> from ncf.training.steps import CollectiveStep
-        >>> model = shard(GMF(10, 20, device="meta"), "table_wise", verbose=False)  # a world of one
-        >>> step = CollectiveStep(model, make_optimizer(model, "adam", learning_rate=0.01), LOSSES["bce"])
-        >>> chunk = Batch(torch.tensor([[3, 8]]), torch.tensor([[[7, 0], [2, 9]]]), weights=torch.ones(1))
-        >>> step(chunk, rates=[1.0]).shape
-        torch.Size([1])
+            >>> import torch
+            >>> from ncf import GMF
+            >>> from ncf.models.base import EmbeddingModel
+    from ncf.training.batches import Batch
+            >>> from ncf.training.losses import LOSSES
+            >>> from ncf.training.optimizers import make_optimizer
+            >>> from ncf.distributed.sharding import shard
+            >>> from ncf.training.steps import CollectiveStep
+            >>> model = shard(GMF(10, 20, device="meta"), "table_wise", verbose=False)  # a world of one
+            >>> step = CollectiveStep(model, make_optimizer(model, "adam", learning_rate=0.01), LOSSES["bce"])
+            >>> chunk = Batch(torch.tensor([[3, 8]]), torch.tensor([[[7, 0], [2, 9]]]), weights=torch.ones(1))
+            >>> step(chunk, rates=[1.0]).shape
+            torch.Size([1])
     """
 
     def __call__(self, chunk: Batch, rates: Sequence[float]) -> Tensor:
@@ -201,6 +216,8 @@ class CompiledStep:
             raise ValueError(f"compile=True works with Adam, not with {type(optimizer).__name__}")
         if getattr(model, "config", {}).get("dropout"):
             raise ValueError("compile=True works without dropout: its random numbers would not be the seed's")
+        if _has_features(model):
+            raise ValueError("compile=True works without features, whose lists have different lengths")
         # Below some thousand samples a step costs less than its call: let a call take several.
         self.batches_per_call = max(1, min(4, 400 // positives_per_batch))
         self.positives_per_batch = positives_per_batch
@@ -279,7 +296,12 @@ def can_be_compiled(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
     on_cpu = all(parameter.is_cpu for parameter in model.parameters())
     dropout = getattr(model, "config", {}).get("dropout")
     compiler = any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
-    return on_cpu and compiler and not dropout and isinstance(optimizer, torch.optim.Adam)
+    fits = not dropout and not _has_features(model)
+    return on_cpu and compiler and fits and isinstance(optimizer, torch.optim.Adam)
+
+
+def _has_features(model: Any) -> bool:
+    return bool(getattr(getattr(model, "embeddings", None), "features", ()))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
