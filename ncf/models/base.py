@@ -147,6 +147,8 @@ class EmbeddingModel(nn.Module):
         self.num_users = num_users = whole("num_users", num_users)
         self.num_items = num_items = whole("num_items", num_items)
         self.config = {"num_users": num_users, "num_items": num_items, **config, "seed": seed}
+        if unexpected := side.keys() - SideInformation.__annotations__.keys():
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {min(unexpected)!r}")
         id_dropout = side.get("id_dropout", 0.0)
         if not 0.0 <= id_dropout < 1.0:
             raise ValueError(f"id_dropout = {id_dropout!r}: give a probability of at least 0 and below 1")

@@ -184,6 +184,9 @@ def _load(folder: Path, description: dict[str, Any], device: torch.device, mmap:
             model.num_users,
             model.num_items,
         )
+    for side, bags in model.embeddings.features.items() if tables else ():
+        place_of = f"{files['model']}: {side}_features"
+        check_lists(place_of, bags.offsets, bags.rows, bags.size, bags.sizes["rows"])
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if value.is_meta and not (later and name in tables):
             raise ValueError(

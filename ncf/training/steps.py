@@ -43,25 +43,24 @@ class Step(Protocol):
 class EagerStep:
     """Steps that run operation by operation; any model and optimizer.
 
-        Args:
-            model: what to train.
-            optimizer: updates the model's parameters.
-            loss: of logits ``[P, 1 + n]``.
-            corrections: what `ncf.training.losses.SampledSoftmax` takes from logits; nothing by default.
+    Args:
+        model: what to train.
+        optimizer: updates the model's parameters.
+        loss: of logits ``[P, 1 + n]``.
+        corrections: what `ncf.training.losses.SampledSoftmax` takes from logits; nothing by default.
 
-        Example::
+    Example::
 
-            >>> import torch
-            >>> from ncf import GMF
-            >>> from ncf.models.base import EmbeddingModel
-    from ncf.training.batches import Batch
-            >>> from ncf.training.losses import LOSSES
-            >>> from ncf.training.optimizers import make_optimizer
-            >>> from ncf.training.steps import EagerStep
-            >>> model = GMF(10, 20)
-            >>> step = EagerStep(model, make_optimizer(model, "adam", learning_rate=0.01), LOSSES["bce"])
-            >>> step(Batch(torch.tensor([[3, 8]]), torch.tensor([[[7, 0], [2, 9]]])), rates=[1.0]).shape
-            torch.Size([1])
+        >>> import torch
+        >>> from ncf import GMF
+        >>> from ncf.training.batches import Batch
+        >>> from ncf.training.losses import LOSSES
+        >>> from ncf.training.optimizers import make_optimizer
+        >>> from ncf.training.steps import EagerStep
+        >>> model = GMF(10, 20)
+        >>> step = EagerStep(model, make_optimizer(model, "adam", learning_rate=0.01), LOSSES["bce"])
+        >>> step(Batch(torch.tensor([[3, 8]]), torch.tensor([[[7, 0], [2, 9]]])), rates=[1.0]).shape
+        torch.Size([1])
     """
 
     batches_per_call = 1
@@ -143,29 +142,28 @@ class EagerStep:
 class CollectiveStep(EagerStep):
     """Steps of several processes, whose batches together are the batch of one.
 
-        Each process's loss counts by its share of the samples, so the gradient is that of the mean over all of them.
-        The losses that it returns are parts, which add up over the processes.
+    Each process's loss counts by its share of the samples, so the gradient is that of the mean over all of them.
+    The losses that it returns are parts, which add up over the processes.
 
-        Args:
-            model: what `ncf.distributed.sharding.shard` returned.
-            optimizer: updates the model's parameters.
-            loss: of logits ``[P, 1 + n]``.
+    Args:
+        model: what `ncf.distributed.sharding.shard` returned.
+        optimizer: updates the model's parameters.
+        loss: of logits ``[P, 1 + n]``.
 
-        Example::
+    Example::
 
-            >>> import torch
-            >>> from ncf import GMF
-            >>> from ncf.models.base import EmbeddingModel
-    from ncf.training.batches import Batch
-            >>> from ncf.training.losses import LOSSES
-            >>> from ncf.training.optimizers import make_optimizer
-            >>> from ncf.distributed.sharding import shard
-            >>> from ncf.training.steps import CollectiveStep
-            >>> model = shard(GMF(10, 20, device="meta"), "table_wise", verbose=False)  # a world of one
-            >>> step = CollectiveStep(model, make_optimizer(model, "adam", learning_rate=0.01), LOSSES["bce"])
-            >>> chunk = Batch(torch.tensor([[3, 8]]), torch.tensor([[[7, 0], [2, 9]]]), weights=torch.ones(1))
-            >>> step(chunk, rates=[1.0]).shape
-            torch.Size([1])
+        >>> import torch
+        >>> from ncf import GMF
+        >>> from ncf.training.batches import Batch
+        >>> from ncf.training.losses import LOSSES
+        >>> from ncf.training.optimizers import make_optimizer
+        >>> from ncf.distributed.sharding import shard
+        >>> from ncf.training.steps import CollectiveStep
+        >>> model = shard(GMF(10, 20, device="meta"), "table_wise", verbose=False)  # a world of one
+        >>> step = CollectiveStep(model, make_optimizer(model, "adam", learning_rate=0.01), LOSSES["bce"])
+        >>> chunk = Batch(torch.tensor([[3, 8]]), torch.tensor([[[7, 0], [2, 9]]]), weights=torch.ones(1))
+        >>> step(chunk, rates=[1.0]).shape
+        torch.Size([1])
     """
 
     def __call__(self, chunk: Batch, rates: Sequence[float]) -> Tensor:

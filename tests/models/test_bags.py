@@ -194,6 +194,8 @@ def test_unfitting_features_are_named() -> None:
     for share in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match=r"id_dropout = .*: give a probability"):
             GMF(4, 3, item_features=ITEMS, id_dropout=share)
+    with pytest.raises(TypeError, match="GMF got an unexpected keyword argument 'item_feature'"):
+        GMF(4, 3, item_feature=ITEMS)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="item_features: the model was built without"):
         extend(GMF(4, 3), Interactions(torch.tensor([0]), torch.tensor([0]), None, 4, 3), item_features=ITEMS)
     other = Features.from_table({"film": ["Alien"], "genres": [["war"]]}, "film")
