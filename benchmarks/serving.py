@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import socket
 import statistics
@@ -17,13 +18,21 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ncf import GMF, Interactions, NeuMF, Recommender
 
-HEADER = "model          items clients  asked/s answered/s   p50 ms   p95 ms   p99 ms  start s     MB  answers by code"
+HEADER = "model          items  clients   asked/s answered/s   p50 ms   p95 ms   p99 ms   CPU ms  start s     MB  codes"
+SHAPES = [  # model, users, items
+    ("NeuMF 32", 943, 1_682),
+    ("NeuMF 32", 10_000, 10_000),
+    ("NeuMF 32", 10_000, 100_000),
+    ("GMF 64", 10_000, 1_000_000),
+]
 
 
 def percentile(values: list[float], q: float) -> float:
@@ -31,52 +40,69 @@ def percentile(values: list[float], q: float) -> float:
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
+def posted(path: str, body: object) -> bytes:
+    """A request as it goes over the wire."""
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
+    )
+    return head.encode() + b"\r\n\r\n" + content
+
+
 async def client(
-    host: str,
     port: int,
     jobs: asyncio.Queue[tuple[float, bytes] | None],
     took: list[float],
-    codes: dict[int, int],
+    codes: Counter[int],
+    keep_alive: bool,
 ) -> None:
     """One connection: takes requests off the schedule and notes how long after their time they were answered."""
-    reader, writer = await asyncio.open_connection(host, port)
+    connection = await asyncio.open_connection("127.0.0.1", port) if keep_alive else None
     while (job := await jobs.get()) is not None:
-        due, body = job
-        writer.write(
-            b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
-            % (len(body), body)
-        )
+        due, request = job
+        reader, writer = connection or await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
-        length = int(
-            next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")).split(
-                b":"
-            )[1]
-        )
-        await reader.readexactly(length)
+        lines = head.lower().split(b"\r\n")
+        length = next(line for line in lines if line.startswith(b"content-length:"))
+        await reader.readexactly(int(length.split(b":")[1]))
         took.append(time.perf_counter() - due)
-        code = int(head.split(b" ", 2)[1])
-        codes[code] = codes.get(code, 0) + 1
-    writer.close()
+        codes[int(head.split(b" ", 2)[1])] += 1
+        if connection is None:
+            writer.close()
+    if connection is not None:
+        connection[1].close()
 
 
 async def load(
-    port: int, bodies: list[bytes], *, rate: float, seconds: float, connections: int
-) -> tuple[list[float], dict[int, int], float]:
+    port: int,
+    requests: list[bytes],
+    *,
+    rate: float,
+    seconds: float,
+    connections: int,
+    keep_alive: bool = True,
+) -> tuple[list[float], Counter[int], float]:
     """Send requests at a rate; return latencies in seconds, answers by code, and answers a second."""
     jobs: asyncio.Queue[tuple[float, bytes] | None] = asyncio.Queue()
     took: list[float] = []
-    codes: dict[int, int] = {}
-    clients = [asyncio.create_task(client("127.0.0.1", port, jobs, took, codes)) for _ in range(connections)]
+    codes: Counter[int] = Counter()
+    clients = [asyncio.create_task(client(port, jobs, took, codes, keep_alive)) for _ in range(connections)]
     began = time.perf_counter()
     for number in range(int(rate * seconds)):
         due = began + number / rate
         if (wait := due - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
-        jobs.put_nowait((due, bodies[number % len(bodies)]))
+        jobs.put_nowait((due, requests[number % len(requests)]))
     for _ in clients:
         jobs.put_nowait(None)
     await asyncio.gather(*clients)
     return took, codes, len(took) / (time.perf_counter() - began)
+
+
+def marks(seconds: list[float]) -> str:
+    """Three percentiles in milliseconds."""
+    return "".join(f" {1000 * percentile(seconds, q):8.2f}" for q in (0.5, 0.95, 0.99))
 
 
 class Server:
@@ -104,6 +130,11 @@ class Server:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
+    def cpu_seconds(self) -> float:
+        """Processor time of the process so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> None:
         """End it as an orchestrator does."""
         self.process.send_signal(signal.SIGTERM)
@@ -124,56 +155,58 @@ def saved(folder: Path, model: str, num_users: int, num_items: int) -> list[int]
     return list(range(0, num_users, max(1, num_users // 500)))
 
 
+def measure(
+    server: Server, name: str, requests: list[bytes], *, keep_alive: bool = True, **asked: Any
+) -> None:
+    """One row: a load at a rate."""
+    before = server.cpu_seconds()
+    took, codes, reached = asyncio.run(load(server.port, requests, keep_alive=keep_alive, **asked))
+    cpu = 1000 * (server.cpu_seconds() - before) / len(took)
+    print(
+        f"{name} {asked['connections']:8} {asked['rate']:9,.0f} {reached:10,.0f}{marks(took)} {cpu:8.2f}"
+        f" {server.start_seconds:8.2f} {server.megabytes():6,.0f}  {dict(codes)}",
+        flush=True,
+    )
+
+
+def in_process(folder: Path, name: str, users: list[int]) -> float:
+    """One row: calls of `Recommender.recommend`, one after the other; return the median in seconds."""
+    recommender = Recommender.load(folder)
+    for user in users[:20]:
+        recommender.recommend([user])
+    alone, before = [], time.process_time()
+    for user in users:
+        began = time.perf_counter()
+        recommender.recommend([user])
+        alone.append(time.perf_counter() - began)
+    cpu = 1000 * (time.process_time() - before) / len(alone)
+    rate = 1 / statistics.mean(alone)
+    print(f"{name} {'in process':>18} {rate:10,.0f}{marks(alone)} {cpu:8.2f}", flush=True)
+    return statistics.median(alone)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second of the latency rows")
+    parser.add_argument("--connections", type=int, nargs="*", default=[1, 8, 64])
     given = parser.parse_args()
-    shapes = [
-        ("NeuMF 32", 943, 1_682),
-        ("NeuMF 32", 10_000, 10_000),
-        ("NeuMF 32", 10_000, 100_000),
-        ("GMF 64", 10_000, 1_000_000),
-    ]
     print(HEADER)
     with tempfile.TemporaryDirectory() as temporary:
-        for model, num_users, num_items in shapes:
+        for model, num_users, num_items in SHAPES:
             folder = Path(temporary) / f"{model}-{num_items}".replace(" ", "")
             users = saved(folder, model, num_users, num_items)
-            recommender = Recommender.load(folder)
-            alone = []
-            for user in users[:200]:
-                began = time.perf_counter()
-                recommender.recommend([user])
-                alone.append(time.perf_counter() - began)
-            bodies = [json.dumps({"user": user}).encode() for user in users]
+            name = f"{model:10} {num_items:9,}"
+            slow = in_process(folder, name, users)
+            requests = [posted("/v1/recommend", {"user": user}) for user in users]
             server = Server(folder)
             try:
-                print(
-                    f"{model:10} {num_items:9,} {'in process':>16} {1 / statistics.mean(alone):10,.0f}"
-                    + "".join(f" {1000 * percentile(alone, q):8.2f}" for q in (0.5, 0.95, 0.99))
-                )
-                slow = statistics.median(alone)
-                for connections, rate in (
-                    (1, min(given.rate, 0.3 / slow)),
-                    (16, min(given.rate, 0.5 / slow)),
-                    (64, 1e4 if slow < 1e-3 else 3 / slow),
-                ):
-                    took, codes, reached = asyncio.run(
-                        load(
-                            server.port,
-                            bodies,
-                            rate=rate,
-                            seconds=given.seconds if rate < 1e4 else 2,
-                            connections=connections,
-                        )
-                    )
-                    marks = "".join(f" {1000 * percentile(took, q):8.2f}" for q in (0.5, 0.95, 0.99))
-                    print(
-                        f"{model:10} {num_items:9,} {connections:7} {rate:8,.0f} {reached:10,.0f}{marks}"
-                        f" {server.start_seconds:8.2f} {server.megabytes():6,.0f}  {codes}",
-                        flush=True,
-                    )
+                for connections in given.connections:
+                    rate = min(given.rate, 0.3 / slow)
+                    measure(server, name, requests, rate=rate, seconds=given.seconds, connections=connections)
+                # More than it can answer: the client waits, and the answers a second are the most there are.
+                rate = min(4000.0, 3 / slow)
+                measure(server, name, requests, rate=rate, seconds=2.0, connections=64)
             finally:
                 server.stop()
 
