@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install movielens serve test test-fast coverage sanitize lint benchmarks benchmarks-peers benchmarks-scale docs figures examples dist clean
+.PHONY: help install movielens serve test test-fast coverage sanitize lint benchmarks benchmarks-peers benchmarks-scale benchmarks-path docs figures examples dist clean
 
 help:
 	@echo "make serve             train on MovieLens-100K and serve recommendations with a page"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint              check style and types"
 	@echo "make benchmarks        measure speed"
 	@echo "make benchmarks-scale  measure training with millions of rows"
+	@echo "make benchmarks-path   100 million interactions from files to a saved model (an hour, 16 GiB)"
 	@echo "make benchmarks-peers  measure other libraries on the same work (long)"
 	@echo "make docs              build the documentation into docs/_build/html"
 	@echo "make figures           draw the figures of the documentation anew"
@@ -70,6 +71,9 @@ benchmarks: install
 
 benchmarks-scale: install
 	@$(BIN)/python -m benchmarks.scale
+
+benchmarks-path: install
+	@$(BIN)/python -m benchmarks.path
 
 benchmarks-peers: install
 	@$(BIN)/python -m benchmarks.peers

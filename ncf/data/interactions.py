@@ -14,12 +14,16 @@ import torch
 from torch import Tensor
 
 from ncf.data.columns import coded_ids, time_column, time_values
-from ncf.data.filters import drop_duplicates_keep_latest, k_core, sorted_keys
+from ncf.data.filters import (
+    drop_duplicates_keep_latest,
+    k_core,
+    lists_of_keys,
+    sorted_keys,
+)
 from ncf.data.readers import Wanted, read_files, read_table
 from ncf.data.vocabulary import Vocabulary, encode_column, fingerprint_of
 from ncf.utils.checks import check_ids, whole
 from ncf.utils.html import html_table
-from ncf.utils.jagged import lengths_to_offsets
 
 __all__ = ["Interactions", "Vocabulary"]
 
@@ -339,16 +343,16 @@ class Interactions:
             ValueError: if a pair occurs twice.
         """
         if not self._csr:
-            keys = sorted_keys(self.users * self.num_items + self.items)
-            twice = keys[1:][keys[1:] == keys[:-1]]
-            if len(twice):
-                user, item = divmod(int(twice[0]), self.num_items)
+            keys = (self.users * self.num_items).add_(self.items)
+            keys = sorted_keys(keys, below=self.num_users * self.num_items)
+            twice = keys[1:] == keys[:-1]
+            if bool(twice.any()):
+                user, item = divmod(int(keys[1:][twice][0]), self.num_items)
                 raise ValueError(
                     f"user {user} and item {item} occur together more than once: Interactions.from_arrays keeps each "
                     "pair once"
                 )
-            offsets = lengths_to_offsets(torch.bincount(self.users, minlength=self.num_users))
-            self._csr.append((offsets, keys % self.num_items))
+            self._csr.append(lists_of_keys(keys, self.num_users, self.num_items))
         return self._csr[0]
 
     def item_counts(self) -> Tensor:

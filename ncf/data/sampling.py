@@ -77,25 +77,28 @@ class NegativeSampler:
     def __repr__(self) -> str:
         return f"NegativeSampler({len(self._unseen.sizes)} users, {self.law})"
 
-    def sample(self, users: Tensor, num: int = 4) -> Tensor:
+    def sample(self, users: Tensor, num: int = 4, *, out: Tensor | None = None) -> Tensor:
         """Draw ``num`` negatives for each of ``users``; fastest when the users come in ascending order.
 
         Args:
             users: ``[B]``, int64.
             num: negatives per entry.
+            out: where to write the items, ``[B, num]``, of any type of whole numbers that holds them.
 
         Returns:
-            Items, ``[B, num]``, int64; ``-1`` for a user who has interacted with everything.
+            Items, ``[B, num]``, int64, or ``out``; ``-1`` for a user who has interacted with everything.
 
         Raises:
-            ValueError: if a user is out of range, or ``num`` is negative.
+            ValueError: if a user is out of range, ``num`` is negative, or ``out`` has another shape.
         """
         if not isinstance(users, Tensor) or users.dtype != torch.int64 or users.dim() != 1:
             got = f"{users.dtype} {tuple(users.shape)}" if isinstance(users, Tensor) else type(users).__name__
             raise ValueError(f"users must be an int64 tensor [B], got {got}")
         num = whole("num", num, least=0)
         check_ids(users, "users", len(self._unseen.sizes), "num_users")
-        return self._unseen.sample(users, num, self.generator)
+        if out is not None and out.shape != (len(users), num):
+            raise ValueError(f"out has shape {tuple(out.shape)}: it must have {(len(users), num)}")
+        return self._unseen.sample(users, num, self.generator, out)
 
     def shared(self, batches: int, num: int) -> Tensor:
         """Draw ``num`` items for each of some batches, whoever has seen them, ``[batches, num]``, int64."""
@@ -168,17 +171,15 @@ class UnseenItems:
     ) -> None:
         device = items.device
         counts = offsets.diff()
-        users = torch.repeat_interleave(
-            torch.arange(len(counts), dtype=torch.int64, device=device), counts
-        )  # [N]
+        numbers = torch.arange(len(counts), dtype=torch.int64, device=device)
         self.num_items = num_items
         self.offsets = offsets
         self._ends: Tensor | None = None
         self._skipped: Tensor | None = None
         if weights is None:
             total = num_items
-            position = torch.arange(len(items), dtype=torch.int64, device=device) - offsets[users]
-            shifted = items - position
+            shifted = items - torch.arange(len(items), dtype=torch.int64, device=device)
+            lift = offsets[:-1]  # [num_users], so that a user's first item stays in its place
             self.sizes = num_items - counts  # [num_users], how much there is to draw from
         else:
             self._ends = weights.cumsum(0)  # [num_items]
@@ -186,8 +187,8 @@ class UnseenItems:
             own = weights[items]
             running = own.cumsum(0)
             before = torch.cat([running.new_zeros(1), running])  # [N + 1]
-            skipped = before[:-1] - before[offsets[users]]  # weight of the user's items before this one
-            shifted = self._ends[items] - own - skipped
+            shifted = self._ends[items] - own - before[:-1]  # less the weight of all items before this one
+            lift = before[offsets[:-1]]  # [num_users], but for that of other users' items
             self._skipped = before
             self.sizes = total - (before[offsets[1:]] - before[offsets[:-1]])
         self.weights, self.total = weights, total
@@ -196,7 +197,7 @@ class UnseenItems:
             raise ValueError(
                 f"{len(counts)} users with a total weight of {total} do not fit 64-bit keys: scale the weights down"
             )
-        self._keys = shifted + users * self._stride
+        self._keys = shifted.add_((lift + numbers * self._stride).repeat_interleave(counts))
         if len(counts) * self._stride < 2**31:  # half the memory traffic of the search
             self._keys = self._keys.to(torch.int32)
 
@@ -214,8 +215,7 @@ class UnseenItems:
         Returns:
             Items, ``[B, n]``, int64.
         """
-        queries = (users * self._stride)[:, None] + ranks  # [B, n]
-        found = torch.searchsorted(self._keys, queries.to(self._keys.dtype), right=True)
+        found = self._search(users, ranks)  # [B, n]
         if self._ends is None:
             return ranks + (found - self.offsets[users][:, None])
         assert self._skipped is not None
@@ -223,26 +223,43 @@ class UnseenItems:
         place = ranks + self._skipped[found] - start  # position on the axis of all weights
         return torch.searchsorted(self._ends, place, right=True)
 
-    def sample(self, users: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    def _search(self, users: Tensor, ranks: Tensor) -> Tensor:
+        """The first place in the keys of all users that is above a user's rank, ``[B, n]``."""
+        keys, start, low = self._keys, 0, 0
+        if users.is_cpu and len(users):  # the keys of the users of a block alone stay in the cache
+            low, high = (int(end) for end in users.aminmax())
+            start, end = int(self.offsets[low]), int(self.offsets[high + 1])
+            keys = keys[start:end]
+            if (high + 1 - low) * self._stride < 2**31 and end - start <= 4 * ranks.numel():
+                keys = (keys - low * self._stride).to(torch.int32)
+            else:
+                low = 0
+        queries = ((users - low) * self._stride)[:, None] + ranks
+        return torch.searchsorted(keys, queries.to(keys.dtype), right=True).add_(start)
+
+    def sample(
+        self, users: Tensor, num: int, generator: torch.Generator, out: Tensor | None = None
+    ) -> Tensor:
         """Draw ``num`` items per user independently, with replacement.
 
         Args:
             users: ``[B]``, int64.
             num: draws per user.
             generator: owner of the randomness, on the device of the items.
+            out: where to write the items, ``[B, num]``.
 
         Returns:
             Items, ``[B, num]``; ``-1`` for a user with nothing left to draw.
         """
-        items = torch.empty(len(users), num, dtype=torch.int64, device=users.device)
+        items = torch.empty(len(users), num, dtype=torch.int64, device=users.device) if out is None else out
         # In blocks: the five intermediate results of a whole epoch would take 40 bytes a draw.
         rows = max(1, _DRAWS_PER_BLOCK // max(1, num))
-        for some, out in zip(users.split(rows), items.split(rows), strict=True):
+        for some, block in zip(users.split(rows), items.split(rows), strict=True):
             sizes = self.sizes[some]  # [b]
-            uniform = torch.rand(out.shape, dtype=torch.float64, generator=generator, device=users.device)
+            uniform = torch.rand(block.shape, dtype=torch.float64, generator=generator, device=users.device)
             ranks = uniform.mul_(sizes[:, None]).to(torch.int64)  # 53 random bits, rounded towards zero
-            out.copy_(self.nth(some, ranks))
-            out.masked_fill_((sizes == 0)[:, None], -1)
+            block.copy_(self.nth(some, ranks))
+            block.masked_fill_((sizes == 0)[:, None], -1)
         return items
 
     def sample_distinct(self, users: Tensor, num: int, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncf.data.filters import sorted_keys, stable_order
+from ncf.data.filters import lists_of_keys, sorted_keys, stable_order
 from ncf.data.interactions import Interactions
 from ncf.utils.checks import check_rank, of_type, whole
 from ncf.utils.jagged import lengths_to_offsets
@@ -74,9 +74,11 @@ class Split:
             ``offsets [num_users + 1]`` and ``items [N]``, both int64: user u has ``items[offsets[u]:offsets[u + 1]]``.
         """
         num_users, num_items = self.train.num_users, self.train.num_items
-        keys = sorted_keys(torch.cat([part.users * num_items + part.items for part in self.sets]))
-        keys = keys.unique_consecutive()
-        return lengths_to_offsets(torch.bincount(keys // num_items, minlength=num_users)), keys % num_items
+        keys = torch.cat([(part.users * num_items).add_(part.items) for part in self.sets])
+        keys = sorted_keys(keys, below=num_users * num_items)
+        if bool((keys[1:] == keys[:-1]).any()):
+            keys = keys.unique_consecutive()
+        return lists_of_keys(keys, num_users, num_items)
 
     def for_rank(self, rank: int, world_size: int) -> Split:
         """Return the interactions of one process of several: every ``world_size``-th user, from user ``rank`` on.

@@ -93,8 +93,9 @@ class TrainingBatches:
             torch.arange(train.num_users, dtype=torch.int64, device="cpu"), offsets.diff()
         ).to(device)
         trainable = self.sampler.available[users]
-        self.users = users[trainable]  # [N], ascending
-        self.items = items.to(device)[trainable]  # [N]
+        every = bool(trainable.all())  # then the items of the lists are shared, not copied
+        self.users = users if every else users[trainable]  # [N], ascending
+        self.items = self._seen if every else self._seen[trainable]  # [N]
         if len(self.users) == 0:
             raise ValueError(
                 "there is nothing to train on: each user has interacted with all items or with none"
@@ -169,8 +170,10 @@ class TrainingBatches:
         own = (self.rank,) if self.rank else ()
         random.manual_seed(stream(self.seed, "epoch", number, *own).initial_seed())
         self.sampler.generator = random
-        drawn = self.sampler.sample(self.users, self.negatives)  # [N, n]
-        items = torch.cat([self.items[:, None], drawn], dim=1).to(self._item_type)  # [N, 1 + n]
+        shape = len(self.users), 1 + self.negatives
+        items = torch.empty(shape, dtype=self._item_type, device=self.device)  # [N, 1 + n]
+        items[:, 0] = self.items
+        self.sampler.sample(self.users, self.negatives, out=items[:, 1:])
         order = torch.randperm(len(items), generator=random, dtype=torch.int64, device=self.device)
         if self._shares is not None:
             sizes, weights = self._shares

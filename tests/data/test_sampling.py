@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -166,3 +168,33 @@ def test_numbers_of_numpy_and_large_seeds_are_taken() -> None:
     assert repr(sampler) == "NegativeSampler(2 users, uniform)"
     with pytest.raises(ValueError, match=r"users must be an int64 tensor \[B\], got list"):
         sampler.sample([0, 1], 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("law", ["uniform", "popularity"])
+def test_negatives_are_written_where_they_are_wanted_and_users_may_come_in_any_order(law: Any) -> None:
+    random = torch.Generator().manual_seed(3)
+    pairs = torch.randint(40 * 30, (500,), generator=random).unique()
+    train = Interactions(pairs // 30, pairs % 30, None, 40, 30)
+    users = torch.randint(40, (3000,), generator=random)
+    for some in (users, users.sort().values, users[:0]):
+        out = torch.full((len(some), 4), 7, dtype=torch.int32)
+        drawn = NegativeSampler(train, law=law, seed=5).sample(some, 3)
+        assert NegativeSampler(train, law=law, seed=5).sample(some, 3, out=out[:, 1:]).dtype == torch.int32
+        assert torch.equal(out[:, 1:].long(), drawn)
+        assert bool((out[:, 0] == 7).all())
+        assert not torch.isin(some[:, None] * 30 + drawn, pairs).any()
+    with pytest.raises(ValueError, match=r"out has shape \(2, 3\): it must have \(2, 2\)"):
+        NegativeSampler(train).sample(users[:2], 2, out=torch.empty(2, 3, dtype=torch.int64))
+
+
+def test_the_lists_of_users_whose_pairs_need_32_33_and_64_bits() -> None:
+    random = torch.Generator().manual_seed(4)
+    for num_users, num_items in ((70_000, 60_000), (2**16, 2**16), (2**16 + 1, 2**16), (2**31, 2**31)):
+        num_users = min(num_users, 100_000)
+        users = torch.randint(num_users, (999,), generator=random)
+        items = torch.randint(num_items, (999,), generator=random)
+        users[0], items[0] = num_users - 1, num_items - 1
+        offsets, listed = Interactions(users, items, None, num_users, num_items).csr()
+        pairs = sorted(zip(users.tolist(), items.tolist(), strict=True))
+        assert listed.tolist() == [item for _, item in pairs]
+        assert torch.equal(offsets.diff(), users.bincount(minlength=num_users))
