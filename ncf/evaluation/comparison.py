@@ -18,6 +18,7 @@ from ncf.utils.html import html_table
 
 _ALONE: tuple[Metric, ...] = ("hr", "ndcg", "mrr")
 _SIDE_BY_SIDE: tuple[Metric, ...] = ("hr", "ndcg")  # as many as fit a terminal twice
+_OF_SEVERAL: tuple[Metric, ...] = ("recall", "ndcg", "precision")
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +157,8 @@ class Comparison:
         header, columns = ["model"], [[escaped(n) for n in names]]
         sides = [("", self.rankings)] + ([(", whole", self.whole)] if self.whole is not None else [])
         for side, rankings in sides:
-            for metric in _ALONE if len(sides) == 1 else _SIDE_BY_SIDE:
+            alone = _ALONE if rankings[names[0]].offsets is None else _OF_SEVERAL
+            for metric in alone if len(sides) == 1 else _SIDE_BY_SIDE:
                 header.append(metric_label(metric, rankings[names[0]].k) + side)
                 means = {n: rankings[n].mean(metric) for n in names}
                 form = {n: best if means[n] == max(means.values()) else other for n in names}

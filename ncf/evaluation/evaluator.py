@@ -1,4 +1,4 @@
-"""Evaluate a model by leave-one-out ranking: the place of the held-out item among the candidates."""
+"""Evaluate a model by ranking: the places of the held-out items among the candidates."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ __all__ = ["Ranking", "evaluate"]
 def evaluate(
     model: SupportsScore, candidates: Candidates | Catalogue, k: int = 10, *, block_users: int | None = None
 ) -> Ranking:
-    """Rank the held-out item of every user among the candidates.
+    """Rank the held-out items of every user among the candidates.
 
     The rank counts the candidates *other than the held-out item* that score *at least* as high: ties lose,
     so a model that scores all alike gets HR 0. A user's candidates are a set: an item listed twice counts
     once, the held-out item among its own negatives does not count, and neither does padding (``-1``).
+
+    A `whole_catalogue` may hold several held-out items of a user, as `split_by_ratio` and `read_lists` hold out. Each
+    gets its place in the user's list, in one pass over the catalogue; users without held-out items are not evaluated.
 
     Args:
         model: any object with ``score(users [U], candidates [U, C]) -> [U, C]``. If it offers ``scorer()``,
@@ -32,12 +35,13 @@ def evaluate(
             `nn.Module` a copy in evaluation mode, with the same parameters, is evaluated: the model stays as it is.
         candidates: what `sample_candidates` or `whole_catalogue` drew. Every process of a sharded model evaluates
             its own users, ``candidates.for_rank(rank, world_size)``, and gets the ranking of all.
-        k: length of the list that HR and NDCG look at.
+        k: length of the list that the metrics look at; `Ranking.at` cuts the same ranks elsewhere.
         block_users: users scored at once; by default as many as give about half a million pairs, so memory
             does not grow with the number of users.
 
     Returns:
-        `Ranking`: the per-user ranks, on the CPU, and HR@k, NDCG@k, MRR and AUC with their intervals.
+        `Ranking`: the ranks, on the CPU, and HR@k, NDCG@k, MRR and AUC with their intervals; of several held-out
+        items also Recall@k, Precision@k, F1@k and MAP@k.
 
     Raises:
         TypeError: if the model has no ``score``, or the candidates are of another type.
@@ -62,11 +66,37 @@ def evaluate(
         _check_ids(model, candidates)
     ranks, num_candidates = scorer.rank(candidates, block_users=block_users)
     users = candidates.users.cpu()
+    if isinstance(candidates, Catalogue) and candidates.positive_offsets is not None:
+        return _ranking_of_several(candidates, ranks, num_candidates, k, distributed=scorer.distributed)
     if scorer.distributed:
         columns = torch.stack([users, ranks, num_candidates], dim=1)
         users, ranks, num_candidates = all_gather_rows(columns).unbind(1)
         _check_distinct(users)
     return Ranking(users, ranks, num_candidates, k)
+
+
+def _ranking_of_several(
+    catalogue: Catalogue, ranks: Tensor, num_candidates: Tensor, k: int, *, distributed: bool
+) -> Ranking:
+    """Put the held-out items of each user in order, the best first; tied ones share places, the worst last."""
+    counts = catalogue.held_out_offsets.diff().cpu()
+    columns = torch.stack([catalogue.users.cpu(), num_candidates], dim=1).repeat_interleave(counts, dim=0)
+    columns = torch.cat([columns, ranks[:, None]], dim=1)  # [P, 3]
+    if distributed:
+        _check_distinct(all_gather_rows(catalogue.users.cpu()[:, None])[:, 0])
+        columns = all_gather_rows(columns)
+    users, sizes, ranks = columns.unbind(1)
+    same = torch.cat([torch.zeros(1, dtype=torch.bool, device="cpu"), users[1:] == users[:-1]])
+    starts = (~same).nonzero()[:, 0]
+    offsets = torch.cat([starts, torch.tensor([len(users)], dtype=torch.int64, device="cpu")])
+    rows = torch.repeat_interleave(offsets.diff())
+    keys = (rows * (int(sizes.max()) + 1) + ranks).sort().values
+    ranks = keys - rows * (int(sizes.max()) + 1)
+    # A rank counts the user's other items that score as high, so m tied ones have one rank: places rank - m + 1 to it.
+    _, group, tied = keys.unique_consecutive(return_inverse=True, return_counts=True)
+    first = (tied.cumsum(0) - tied)[group]
+    nth = torch.arange(len(keys), dtype=torch.int64, device="cpu") - first
+    return Ranking(users[starts], ranks - tied[group] + 1 + nth, sizes[starts], k, offsets)
 
 
 def _check_distinct(users: Tensor) -> None:

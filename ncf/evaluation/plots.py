@@ -153,7 +153,7 @@ def rank_histogram(
     edges = _bin_edges(k, most, wide)  # [B + 1]
     figure, axes = new_figure(rows=len(named), width=8, height=1.2 + 1.7 * len(named), share=True)
     for axis, (name, ranking) in zip(axes, named.items(), strict=True):
-        shares = torch.histogram(ranking.ranks.to(torch.float64) + 1, edges).hist / len(ranking)
+        shares = torch.histogram(ranking.ranks.to(torch.float64) + 1, edges).hist / len(ranking.ranks)
         colours = [_BEST if start < k else _WORSE for start in edges[:-1].tolist()]
         axis.bar(edges[:-1].tolist(), shares.tolist(), edges.diff().tolist(), align="edge", color=colours,
                  edgecolor="white", linewidth=0.4)  # fmt: skip
@@ -168,7 +168,8 @@ def rank_histogram(
         axes[-1].set_xscale("log")
         axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[-1].set_xlim(0.5, most + 0.5)
-    figure.supylabel("share of users", fontsize=10, color=INK)
+    alone = all(ranking.offsets is None for ranking in named.values())
+    figure.supylabel("share of users" if alone else "share of held-out items", fontsize=10, color=INK)
     axes[-1].set_xlabel(f"place of the held-out item among up to {most} (dashed: by chance)", color=INK)
     _set_title(figure, title)
     save_figure(figure, path)
@@ -222,7 +223,8 @@ def comparison(
     figure, axes = new_figure(
         columns=2 * len(sides), width=1.8 + 3.1 * 2 * len(sides), height=1.4 + 0.42 * len(names)
     )
-    metrics: tuple[Literal["hr", "ndcg"], ...] = ("hr", "ndcg")
+    several = rankings[names[0]].offsets is not None
+    metrics: tuple[Metric, ...] = ("recall" if several else "hr", "ndcg")
     panels = [(side, of_side, shown) for side, of_side in sides for shown in metrics]
     for axis, (side, of_side, shown) in zip(axes, panels, strict=True):
         means = [of_side[name].mean(shown) for name in names]
@@ -297,8 +299,9 @@ def _bin_edges(k: int, most: int, wide: bool) -> Tensor:
 
 
 def _chance(ranking: Ranking, edges: Tensor) -> Tensor:
-    """The share of users in every bin if each place were as likely."""
-    sizes, counts = torch.unique(ranking.num_candidates, return_counts=True)
+    """The share of held-out items in every bin if each place were as likely."""
+    each = ranking.num_candidates.repeat_interleave(ranking.held_out_per_user)
+    sizes, counts = torch.unique(each, return_counts=True)
     within = edges[None, :].clamp(max=sizes[:, None] + 0.5).diff(dim=1) / sizes[:, None]  # [S, B]
-    shares: Tensor = (within * counts[:, None]).sum(0) / len(ranking)
+    shares: Tensor = (within * counts[:, None]).sum(0) / len(each)
     return shares

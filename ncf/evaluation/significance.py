@@ -72,7 +72,7 @@ def paired_test(
     Args:
         first: ranking of one model.
         second: ranking of another.
-        metric: ``"hr"``, ``"ndcg"``, ``"mrr"`` or ``"auc"``.
+        metric: one of `Ranking.values`, such as ``"ndcg"`` or ``"recall"``.
         resamples: random sign patterns; the smallest possible p-value is 1 / (resamples + 1).
         seed: of the sign patterns.
 
@@ -96,6 +96,7 @@ def paired_test(
     for name, mine, theirs in (
         ("users", first.users, second.users),
         ("numbers of candidates", first.num_candidates, second.num_candidates),
+        ("numbers of held-out items", first.held_out_per_user, second.held_out_per_user),
     ):
         if not torch.equal(mine, theirs):
             raise ValueError(

@@ -73,20 +73,20 @@ class Ranker:
     def rank(
         self, candidates: Candidates | Catalogue, *, block_users: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Rank the held-out item of every user among the candidates.
+        """Rank the held-out items of every user among the candidates.
 
         Args:
             candidates: what to rank.
             block_users: users scored at once; by default as many as give about half a million pairs.
 
         Returns:
-            ranks: how many other candidates score at least as high, ``[U]``, int64, on the CPU.
-            num_candidates: distinct items ranked, the held-out item among them, ``[U]``, int64.
+            ranks: how many other candidates score at least as high as each held-out item, ``[P]``, int64, on the CPU;
+                ``[U]`` where each user has one.
+            num_candidates: distinct items ranked, the held-out items among them, ``[U]``, int64.
 
         Raises:
             ValueError: if a score is NaN, or the scores have the wrong shape.
         """
-        _check_one_positive(candidates)
         whole_catalogue = isinstance(candidates, Catalogue)
         width = candidates.num_items if whole_catalogue else 1 + candidates.negatives.shape[1]  # type: ignore[union-attr]
         device = self.device or candidates.users.device
@@ -94,11 +94,15 @@ class Ranker:
         if block_users is None:
             block_users = USERS_PER_PASS if self.distributed else max(1, pairs // width)
         block_users = whole("block_users", block_users)
-        ranks = torch.empty(len(candidates.users), dtype=torch.int64, device="cpu")
-        num_candidates = torch.empty_like(ranks)
+        ranks = torch.empty(len(candidates.positives), dtype=torch.int64, device="cpu")
+        num_candidates = torch.empty(len(candidates.users), dtype=torch.int64, device="cpu")
         failures: list[ValueError] = []
-        for block in self._blocks(len(ranks), block_users):
-            users, positives = candidates.users[block].to(device), candidates.positives[block].to(device)
+        for block in self._blocks(len(num_candidates), block_users):
+            users, held_out, per_user = candidates.users[block].to(device), block, None
+            if isinstance(candidates, Catalogue) and candidates.positive_offsets is not None:
+                bounds = candidates.positive_offsets[block.start : block.stop + 1]
+                held_out, per_user = slice(int(bounds[0]), int(bounds[-1])), bounds.diff().to(device)
+            positives = candidates.positives[held_out].to(device)
             with self._deferring(failures):
                 if isinstance(candidates, Catalogue):
                     # A sharded model brings the rows of a few items at a time: no process ever has every item's.
@@ -106,7 +110,10 @@ class Ranker:
                     offsets = candidates.seen_offsets[block.start : block.stop + 1]
                     seen = candidates.seen_items[int(offsets[0]) : int(offsets[-1])].to(device)
                     lists = offsets.diff(), seen, width, items_at_once
-                    ranks[block] = self._ranks_in_catalogue(users, positives, *lists, failures)
+                    if per_user is None:
+                        ranks[block] = self._ranks_in_catalogue(users, positives, *lists, failures)
+                    else:
+                        ranks[held_out] = self._ranks_of_several(users, positives, per_user, *lists, failures)
                     num_candidates[block] = width - offsets.diff().cpu()
                 else:
                     negatives = candidates.negatives[block].to(device)
@@ -153,6 +160,56 @@ class Ranker:
             wins = num_at_least(scores, own)
             wins.view(-1).index_fill_(0, places, 0)
             ranks += wins.sum(1).to(torch.int64)
+        return ranks
+
+    def _ranks_of_several(
+        self,
+        users: Tensor,
+        positives: Tensor,
+        per_user: Tensor,
+        num_seen: Tensor,
+        seen: Tensor,
+        num_items: int,
+        items_at_once: int,
+        failures: list[ValueError],
+    ) -> Tensor:
+        """Rank several held-out items of a user, one behind the other in ``positives``, ``[P]``."""
+        rows = torch.repeat_interleave(per_user)  # [P], the user's place in the block
+        place = torch.arange(len(rows), dtype=torch.int64, device=rows.device)
+        place -= (per_user.cumsum(0) - per_user)[rows]  # [P], the item's place among the user's
+        own = None
+        if items_at_once < num_items:
+            most = int(per_user.max()) if len(per_user) else 1
+            padded = torch.full((len(users), most), -1, dtype=torch.int64, device=users.device)
+            padded[rows, place] = positives
+            own = checked_scores(self, users, padded)[rows, place]  # [P]
+        seen_rows = torch.repeat_interleave(num_seen.to(users.device))  # [S]
+        ranks = torch.zeros_like(positives)
+        for start in range(0, num_items, items_at_once):
+            end = min(start + items_at_once, num_items)
+            items = torch.arange(start, end, dtype=torch.int64, device=users.device)
+            scores = checked_scores(self, users, items)  # [b, w]
+            own = scores[rows, positives] if own is None else own
+            here = (seen >= start) & (seen < end)
+            seen_row, seen_column = seen_rows[here], seen[here] - start
+            with self._deferring(failures):
+                if may_hold_nan(scores) or may_hold_nan(own):
+                    check_no_nan(own[:, None], users[rows], positives[:, None])
+                    check_no_nan(
+                        scores, users, items, _flat_mask(scores, seen_row * len(items) + seen_column)
+                    )
+            for nth in range(int(place.max()) + 1 if len(place) else 0):
+                chosen = (place == nth).nonzero()[
+                    :, 0
+                ]  # [b'], of the users with more than `nth` held-out items
+                wins = num_at_least(scores[rows[chosen]], own[chosen, None])  # [b', w]
+                to = torch.full((len(users),), -1, dtype=torch.int64, device=users.device)
+                to[rows[chosen]] = torch.arange(len(chosen), dtype=torch.int64, device=users.device)
+                kept = to[seen_row] >= 0
+                wins[to[seen_row[kept]], seen_column[kept]] = 0
+                itself = ((positives[chosen] >= start) & (positives[chosen] < end)).nonzero()[:, 0]
+                wins[itself, positives[chosen][itself] - start] = 0
+                ranks[chosen] += wins.sum(1).to(torch.int64)
         return ranks
 
     @torch.no_grad()
@@ -289,8 +346,9 @@ class Scorer(Ranker):
         self, candidates: Candidates | Catalogue, *, block_users: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Ranker.rank`: where the kernel can, no table of scores is made."""
-        _check_one_positive(candidates)
         ranked = None
+        if getattr(candidates, "positive_offsets", None) is not None:
+            return super().rank(candidates, block_users=block_users)
         if self._packed is not None and not isinstance(candidates, Catalogue):
             lists = candidates.users, candidates.positives, candidates.negatives
             ranked = self._packed.ranks(*(tensor.cpu() for tensor in lists))
@@ -385,7 +443,7 @@ class ModelScorer(Ranker):
     ) -> tuple[Tensor, Tensor]:
         """See `Ranker.rank`."""
         own: Any = getattr(self.model, "rank", None)
-        if callable(own):
+        if callable(own) and getattr(candidates, "positive_offsets", None) is None:
             with torch.no_grad():
                 ranks, num_candidates = own(candidates)
             return ranks, num_candidates
@@ -531,13 +589,6 @@ def check_no_nan(scores: Tensor, users: Tensor, items: Tensor, ignored: Tensor |
         raise ValueError(
             f"the score of item {int(item)} for user {int(users[row])} is NaN "
             f"(and {len(bad) - 1} more): the model has diverged or was fed NaN, it cannot be ranked"
-        )
-
-
-def _check_one_positive(candidates: Candidates | Catalogue) -> None:
-    if isinstance(candidates, Catalogue) and candidates.positive_offsets is not None:
-        raise ValueError(
-            "the catalogue holds several held-out items of a user: evaluate ranks one, as leave_one_out holds out"
         )
 
 

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Literal
 
-from ncf.data.candidates import Candidates, Catalogue, sample_candidates
+from ncf.data.candidates import Candidates, Catalogue, sample_candidates, whole_catalogue
+from ncf.data.interactions import Interactions
 from ncf.data.splitting import Split
 from ncf.evaluation.evaluator import evaluate
 from ncf.models.scoring import SupportsScore
@@ -81,10 +82,11 @@ class History:
         return asdict(self)
 
 
-def selection_candidates(split: Split, selection: str, *, seed: int = 0) -> Candidates | None:
+def selection_candidates(split: Split, selection: str, *, seed: int = 0) -> Candidates | Catalogue | None:
     """Draw what each epoch is evaluated on, if the caller brings no candidates.
 
     ``"validation"`` draws for the validation set, ``"paper"`` for the test set; with ``"last"`` nothing is evaluated.
+    Where the set holds several interactions of a user, each epoch is evaluated in the whole catalogue.
 
     Raises:
         ValueError: if the split lacks that set.
@@ -92,11 +94,14 @@ def selection_candidates(split: Split, selection: str, *, seed: int = 0) -> Cand
     if selection == "last":
         return None
     part: Literal["test", "validation"] = "test" if selection == "paper" else "validation"
-    if getattr(split, part) is None:
+    held_out: Interactions | None = getattr(split, part)
+    if held_out is None:
         raise ValueError(
             f'selection = "{selection}" needs the {part} part of the split, which is missing: '
             'split with leave_one_out(..., validation=True), or train with selection="last"'
         )
+    if len(held_out.users.unique()) < len(held_out):
+        return whole_catalogue(split, part)
     return sample_candidates(split, part, seed=seed)
 
 

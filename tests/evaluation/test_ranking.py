@@ -18,6 +18,10 @@ def test_metrics_agree_with_their_definitions(k: int) -> None:
         "ndcg": [1 / math.log2(rank + 2) if rank + 1 <= k else 0.0 for rank in ranks],
         "mrr": [1 / (rank + 1) for rank in ranks],
         "auc": [(10 - rank) / 10 for rank in ranks],
+        "recall": [1.0 if rank + 1 <= k else 0.0 for rank in ranks],
+        "precision": [1 / k if rank + 1 <= k else 0.0 for rank in ranks],
+        "f1": [2 / (k + 1) if rank + 1 <= k else 0.0 for rank in ranks],
+        "map": [1 / (rank + 1) if rank + 1 <= k else 0.0 for rank in ranks],
     }
     for metric in METRICS:
         assert ranking.values(metric).tolist() == pytest.approx(expected[metric])
@@ -51,8 +55,8 @@ def test_a_user_with_nothing_to_rank_against_has_nothing_to_lose() -> None:
 
 def test_unknown_names() -> None:
     ranking = Ranking(torch.arange(2), torch.tensor([0, 1]), torch.tensor([5, 5]), k=1)
-    with pytest.raises(ValueError, match="metric = 'recall': choose one of hr, ndcg, mrr, auc"):
-        ranking.mean("recall")
+    with pytest.raises(ValueError, match="metric = 'lift': choose one of hr, ndcg, mrr, auc"):
+        ranking.mean("lift")
     with pytest.raises(ValueError, match="method = 'magic'"):
         ranking.interval("hr", method="magic")
     with pytest.raises(ValueError, match="k = 6: a user has at most 5"):

@@ -168,5 +168,5 @@ def test_arguments_out_of_range() -> None:
         correct_for_sampling(ranking, 200, method="cls")
     with pytest.raises(ValueError, match=r"gamma = 1\.5"):
         correct_for_sampling(ranking, 200, gamma=1.5)
-    with pytest.raises(ValueError, match="metric = 'recall'"):
-        correct_for_sampling(ranking, 200, "recall")
+    with pytest.raises(ValueError, match="metric = 'lift'"):
+        correct_for_sampling(ranking, 200, "lift")

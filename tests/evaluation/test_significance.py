@@ -93,8 +93,8 @@ def test_paired_test_needs_the_same_users_and_candidates() -> None:
         paired_test(first, Ranking(first.users, first.ranks, first.num_candidates - 1))
     with pytest.raises(ValueError, match="k differs, 10 and 5"):
         paired_test(first, first.at(5))
-    with pytest.raises(ValueError, match="metric = 'recall'"):
-        paired_test(first, first, "recall")
+    with pytest.raises(ValueError, match="metric = 'lift'"):
+        paired_test(first, first, "lift")
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))

@@ -3,7 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ncf import GMF, Split, Trainer, evaluate, sample_candidates
+from ncf import (
+    GMF,
+    Catalogue,
+    Interactions,
+    Split,
+    Trainer,
+    evaluate,
+    sample_candidates,
+    split_by_ratio,
+)
 from ncf.training import history as selecting
 from ncf.training.history import evaluate_epoch, selection_candidates
 
@@ -40,3 +49,15 @@ def test_each_selection_looks_at_its_metric_and_writes_both(split: Split) -> Non
     for selection, metric in looked_at.items():
         assert evaluate_epoch(model, candidates, selection, k=5) == (ranking.hr, ranking.ndcg, metric)
         assert evaluate_epoch(model, None, selection) == (None, None, None)
+
+
+def test_several_validation_items_of_a_user_are_ranked_in_the_whole_catalogue() -> None:
+    users = torch.arange(30).repeat_interleave(10)
+    items = torch.arange(300) % 41
+    split = split_by_ratio(Interactions.from_arrays(users, items), test=0.2, validation=0.2)
+    candidates = selection_candidates(split, "validation")
+    assert isinstance(candidates, Catalogue)
+    assert candidates.positive_offsets is not None
+    model = GMF(split.train.num_users, split.train.num_items)
+    history = Trainer(model, epochs=2, batch_size=64, progress=False).fit(split)
+    assert None not in history.ndcg
