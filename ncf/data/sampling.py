@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -77,13 +78,21 @@ class NegativeSampler:
     def __repr__(self) -> str:
         return f"NegativeSampler({len(self._unseen.sizes)} users, {self.law})"
 
-    def sample(self, users: Tensor, num: int = 4, *, out: Tensor | None = None) -> Tensor:
+    def sample(
+        self,
+        users: Tensor,
+        num: int = 4,
+        *,
+        out: Tensor | None = None,
+        draw: Callable[..., None] | None = None,
+    ) -> Tensor:
         """Draw ``num`` negatives for each of ``users``; fastest when the users come in ascending order.
 
         Args:
             users: ``[B]``, int64.
             num: negatives per entry.
             out: where to write the items, ``[B, num]``, of any type of whole numbers that holds them.
+            draw: a faster loop at the same numbers, `ncf.kernels.native.draw_unseen`, for an int32 ``out`` on a CPU.
 
         Returns:
             Items, ``[B, num]``, int64, or ``out``; ``-1`` for a user who has interacted with everything.
@@ -98,7 +107,7 @@ class NegativeSampler:
         check_ids(users, "users", len(self._unseen.sizes), "num_users")
         if out is not None and out.shape != (len(users), num):
             raise ValueError(f"out has shape {tuple(out.shape)}: it must have {(len(users), num)}")
-        return self._unseen.sample(users, num, self.generator, out)
+        return self._unseen.sample(users, num, self.generator, out, draw)
 
     def shared(self, batches: int, num: int) -> Tensor:
         """Draw ``num`` items for each of some batches, whoever has seen them, ``[batches, num]``, int64."""
@@ -238,7 +247,12 @@ class UnseenItems:
         return torch.searchsorted(keys, queries.to(keys.dtype), right=True).add_(start)
 
     def sample(
-        self, users: Tensor, num: int, generator: torch.Generator, out: Tensor | None = None
+        self,
+        users: Tensor,
+        num: int,
+        generator: torch.Generator,
+        out: Tensor | None = None,
+        draw: Callable[..., None] | None = None,
     ) -> Tensor:
         """Draw ``num`` items per user independently, with replacement.
 
@@ -247,6 +261,7 @@ class UnseenItems:
             num: draws per user.
             generator: owner of the randomness, on the device of the items.
             out: where to write the items, ``[B, num]``.
+            draw: see `NegativeSampler.sample`.
 
         Returns:
             Items, ``[B, num]``; ``-1`` for a user with nothing left to draw.
@@ -255,8 +270,11 @@ class UnseenItems:
         # In blocks: the five intermediate results of a whole epoch would take 40 bytes a draw.
         rows = max(1, _DRAWS_PER_BLOCK // max(1, num))
         for some, block in zip(users.split(rows), items.split(rows), strict=True):
-            sizes = self.sizes[some]  # [b]
             uniform = torch.rand(block.shape, dtype=torch.float64, generator=generator, device=users.device)
+            if draw is not None and self.weights is None:
+                draw(self._keys, self.offsets, self.sizes, self._stride, some, uniform, block)
+                continue
+            sizes = self.sizes[some]  # [b]
             ranks = uniform.mul_(sizes[:, None]).to(torch.int64)  # 53 random bits, rounded towards zero
             block.copy_(self.nth(some, ranks))
             block.masked_fill_((sizes == 0)[:, None], -1)

@@ -16,6 +16,9 @@
 #ifdef __SSE__
 #include <xmmintrin.h>
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #define PAIRS 24           /* candidates in a block; a multiple of 12 */
 #define CACHED (32 * 1024) /* floats of item rows that stay in the second-level cache */
@@ -27,7 +30,7 @@
 #define AHEAD 8            /* rows that memory is asked for before they are read */
 #define SHORTEST 1e-12f    /* length that a cosine divides by at least, as PyTorch's normalize does */
 #define MAX_LAYERS 16
-#define NCF_ABI 3 /* ABI of native.py: raise both when a function's arguments or a structure's meaning change */
+#define NCF_ABI 4 /* ABI of native.py: raise both when a function's arguments or a structure's meaning change */
 
 typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
 
@@ -93,6 +96,7 @@ int ncf_abi(int64_t *sizes, int count) {
 }
 
 #include "crew.h"
+#include "draw.h"
 #include "rows.h"
 
 #ifdef NCF_ANY_PROCESSOR /* all widths on any processor, to test them */
@@ -121,6 +125,23 @@ int ncf_lanes(void) {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 8;
 #endif
     return 4;
+}
+
+#define HUGE_PAGE ((uintptr_t)1 << 21)
+
+/* Have memory in pages of 2 MiB where the system does so when asked: rows at random cost fewer looks at its maps. */
+void ncf_use_huge_pages(void *memory, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t from = ((uintptr_t)memory + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    const uintptr_t to = ((uintptr_t)memory + (uintptr_t)bytes) / HUGE_PAGE * HUGE_PAGE;
+    if (from >= to || madvise((void *)from, to - from, MADV_HUGEPAGE)) return;
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1: what is there already, too; older systems know no such number */
+#endif
+    madvise((void *)from, to - from, MADV_COLLAPSE);
+#else
+    (void)memory, (void)bytes;
+#endif
 }
 
 typedef void (*Score)(const Tables *, const int64_t *users, int64_t num_users, const int64_t *candidates, int64_t step,

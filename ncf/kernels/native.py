@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ABI = 3  # NCF_ABI of native.c: raise both when a function's arguments or a structure's meaning change
+ABI = 4  # NCF_ABI of native.c: raise both when a function's arguments or a structure's meaning change
 MAX_LAYERS = 16  # of native.c
 
 
@@ -173,6 +173,110 @@ def lanes_for(kernel: Any, widths: Iterable[int]) -> int:
     """
     lanes = int(kernel.ncf_lanes())
     return 8 if lanes == 16 and any(0 < width % 16 <= 8 for width in widths) else lanes
+
+
+_LARGE = 1 << 22  # bytes: the processor's map of small pages covers no more
+
+
+def use_huge_pages(tensor: Tensor) -> None:
+    """Have a large tensor's memory in pages of 2 MiB, where Linux does so when asked; a hint, which may do nothing.
+
+    Rows at random of a large table then wait for fewer looks at the maps of memory.
+
+    Args:
+        tensor: contiguous, on the CPU.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels.native import use_huge_pages
+        >>> table = torch.ones(1 << 20, 2, dtype=torch.float32)
+        >>> use_huge_pages(table)
+        >>> float(table.sum())
+        2097152.0
+    """
+    kernel = library()
+    if kernel is not None and tensor.is_cpu and tensor.is_contiguous() and tensor.nbytes >= _LARGE:
+        kernel.ncf_use_huge_pages(c_void_p(tensor.data_ptr()), c_int64(tensor.nbytes))
+
+
+def draw_unseen(
+    keys: Tensor, offsets: Tensor, sizes: Tensor, stride: int, users: Tensor, uniform: Tensor, items: Tensor
+) -> None:
+    """Write items outside the users' sets, by their ranks; see `ncf.data.sampling.UnseenItems`.
+
+    Args:
+        keys: shifted items, ascending, ``[N]``, int64 or int32.
+        offsets: where each user's begin, ``[num_users + 1]``, int64.
+        sizes: items outside each user's set, ``[num_users]``, int64.
+        stride: between the keys of two users.
+        users: ``[B]``, int64.
+        uniform: ranks as shares of the sizes, in ``[0, 1)``, ``[B, n]``, double.
+        items: written here, ``[B, n]``, int32; its rows may be apart. -1 for a user whose size is 0.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels.native import draw_unseen, library
+        >>> keys, offsets, sizes = torch.tensor([1, 1]), torch.tensor([0, 2]), torch.tensor([2])  # all but 1 and 2
+        >>> items = torch.empty(1, 2, dtype=torch.int32)
+        >>> if library() is not None:
+        ...     draw_unseen(keys, offsets, sizes, 5, torch.tensor([0]), torch.tensor([[0.1, 0.9]]).double(), items)
+        ...     assert items.tolist() == [[0, 3]]
+    """
+    count, num = uniform.shape
+    wide = keys.dtype == torch.int64
+    assert items.dtype == torch.int32
+    assert items.shape == uniform.shape
+    assert items.is_cpu
+    assert num == 1 or items.stride(1) == 1
+    library().ncf_draw(
+        address("keys", keys, torch.int64 if wide else torch.int32, keys.shape),
+        int(wide),
+        address("offsets", offsets, torch.int64, (len(sizes) + 1,)),
+        address("sizes", sizes, torch.int64, sizes.shape),
+        c_int64(stride),
+        address("users", users, torch.int64, (count,)),
+        *(c_int64(count), c_int64(num)),
+        address("uniform", uniform, torch.float64, (count, num)),
+        c_void_p(items.data_ptr()),
+        c_int64(items.stride(0)),
+    )
+
+
+def reorder(order: Tensor, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows of users and items in an order, as PyTorch's indexing does, with memory asked for ahead.
+
+    Args:
+        order: rows, of any shape, int64.
+        users: ``[N]``, int64.
+        items: ``[N, n]``, int32.
+
+    Returns:
+        ``users[order]``, and ``items[order]`` as int64.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels.native import library, reorder
+        >>> users, items = torch.tensor([5, 6]), torch.tensor([[1, 2], [3, 4]], dtype=torch.int32)
+        >>> if library() is not None:
+        ...     assert reorder(torch.tensor([1, 0]), users, items)[1].tolist() == [[3, 4], [1, 2]]
+    """
+    order = order.contiguous()
+    rows, each = items.shape
+    to_users = torch.empty(order.shape, dtype=torch.int64, device="cpu")
+    to_items = torch.empty(*order.shape, each, dtype=torch.int64, device="cpu")
+    library().ncf_reorder(
+        address("order", order, torch.int64, order.shape),
+        c_int64(order.numel()),
+        address("users", users, torch.int64, (rows,)),
+        address("items", items, torch.int32, (rows, each)),
+        c_int64(each),
+        c_void_p(to_users.data_ptr()),
+        c_void_p(to_items.data_ptr()),
+    )
+    return to_users, to_items
 
 
 def refuse(failed: int, users: Tensor, items: Tensor, num_users: int, num_items: int) -> None:

@@ -12,6 +12,7 @@ from ncf.data.candidates import Candidates, Catalogue
 from ncf.data.interactions import Interactions
 from ncf.data.sampling import NegativeSampler
 from ncf.distributed.collectives import all_gather_object, all_reduce_sum, raise_on_all_ranks, rank
+from ncf.kernels.native import draw_unseen, library, reorder, use_huge_pages
 from ncf.training.losses import Corrections
 from ncf.utils.checks import whole
 from ncf.utils.seeding import stream
@@ -87,6 +88,8 @@ class TrainingBatches:
         self.sampler = NegativeSampler(train, law=negative_sampling, counts=counts, device=device)
         self._shares: tuple[list[int], Tensor] | None = None
         self._item_type = torch.int32 if train.num_items < 2**31 else torch.int64
+        on_cpu = self.device.type == "cpu" and self._item_type == torch.int32
+        self._by_kernel = on_cpu and library() is not None  # at the numbers of PyTorch
         offsets, items = train.csr()
         self._offsets, self._seen = offsets.to(device), items.to(device)
         users = torch.repeat_interleave(
@@ -172,8 +175,10 @@ class TrainingBatches:
         self.sampler.generator = random
         shape = len(self.users), 1 + self.negatives
         items = torch.empty(shape, dtype=self._item_type, device=self.device)  # [N, 1 + n]
+        use_huge_pages(items)
         items[:, 0] = self.items
-        self.sampler.sample(self.users, self.negatives, out=items[:, 1:])
+        draw = draw_unseen if self._by_kernel else None
+        self.sampler.sample(self.users, self.negatives, out=items[:, 1:], draw=draw)
         order = torch.randperm(len(items), generator=random, dtype=torch.int64, device=self.device)
         if self._shares is not None:
             sizes, weights = self._shares
@@ -192,7 +197,10 @@ class TrainingBatches:
         for rows in [*full.split(per_chunk), last]:
             if not rows.numel():
                 continue
-            batch = Batch(self.users[rows], items[rows].to(torch.int64))
+            if self._by_kernel:
+                batch = Batch(*reorder(rows, self.users, items))
+            else:
+                batch = Batch(self.users[rows], items[rows].to(torch.int64))
             if shared is not None:
                 batch = self._with_shared(batch, shared[done : done + len(rows)])
                 done += len(rows)

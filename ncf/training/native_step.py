@@ -12,7 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncf.kernels.native import MAX_LAYERS, RULES, Chunk, Model, Parameter, address, lanes_for, library, refuse
+from ncf.kernels.native import (
+    MAX_LAYERS,
+    RULES,
+    Chunk,
+    Model,
+    Parameter,
+    address,
+    lanes_for,
+    library,
+    refuse,
+    use_huge_pages,
+)
 from ncf.models.neural import GMF, MLP, MatrixFactorization, NeuMF
 from ncf.training.batches import Batch
 from ncf.training.losses import (
@@ -26,7 +37,9 @@ from ncf.training.losses import (
 from ncf.training.optimizers import RowSparse, adam_scales, started
 
 LOSS_KINDS = binary_cross_entropy, bpr, SampledSoftmax, CosineContrastive  # in the order of native.c
-_LOOK_EVERY = 20  # calls after which the slower number of threads gets another chance
+_LOOK_EVERY = (
+    20  # calls after which the slower number of threads is tried again, times how much slower it was
+)
 _SAMPLES_PER_CALL = 1 << 14  # a few milliseconds: Ctrl-C and the progress bar wait for no more
 
 
@@ -84,8 +97,9 @@ class NativeStep:
         )
         self.threads = threads
         self._adaptive = adaptive
-        self._calls = 0
-        self._seconds = {threads: 0.0, 1: 0.0}  # of a batch, of late
+        self._until_look = 0
+        self._seconds = {threads: 0.0, 1: 0.0}  # of a batch, of late; 0 where it has not been tried
+        self._in_huge_pages: set[int] = set()  # addresses
         self._kernel = library() if kernel is None else kernel
         self._model: Any = model
         self._lanes = lanes_for(self._kernel, self._widths()) if lanes is None else lanes
@@ -93,6 +107,7 @@ class NativeStep:
         self._rule = optimizer.rule if isinstance(optimizer, RowSparse) else "adam"
         self._loss: Any = loss
         self._parameters = dict(model.named_parameters())
+        self._tables = [name for name in self._parameters if name.startswith("embeddings.")]
         self._shapes = {name: value.shape for name, value in self._parameters.items()}
         self._groups = {id(value): group for group in optimizer.param_groups for value in group["params"]}
         self._corrections = (
@@ -113,6 +128,11 @@ class NativeStep:
             for name, value in self._parameters.items()
             if id(value) in self._groups
         }
+        for name in self._tables:
+            for tensor in (self._parameters[name], *states.get(name, {}).values()):
+                if tensor.data_ptr() not in self._in_huge_pages:
+                    use_huge_pages(tensor.detach())
+                    self._in_huge_pages.add(tensor.data_ptr())
         users, items = chunk.users.contiguous(), chunk.items.contiguous()
         losses = torch.empty(len(rates), dtype=torch.float32, device="cpu")
         batches, positives, each = items.shape
@@ -142,7 +162,8 @@ class NativeStep:
         )
         model, threads, began = self._described(states), self._threads_now(), time.perf_counter()
         failed = self._kernel.ncf_train(byref(model), byref(given), self._lanes, threads)
-        self._seconds[threads] = 0.7 * self._seconds[threads] + 0.3 * (time.perf_counter() - began) / batches
+        seconds, of_late = (time.perf_counter() - began) / batches, self._seconds[threads]
+        self._seconds[threads] = 0.7 * of_late + 0.3 * seconds if of_late else seconds
         known = self._model.num_users, self._model.num_items
         if shared is not None and failed >= users.numel() + items.numel():
             items, each = torch.cat([items.view(-1), shared.view(-1)])[:, None], 1
@@ -153,11 +174,16 @@ class NativeStep:
 
     def _threads_now(self) -> int:
         """All threads or one, whichever has been faster of late: other processes may want the cores, too."""
-        if not self._adaptive:
+        if not self._adaptive or self.threads == 1:
             return self.threads
-        self._calls += 1
-        slower, faster = sorted((self.threads, 1), key=lambda threads: -self._seconds[threads])
-        return slower if self._calls % _LOOK_EVERY == 0 else faster
+        faster, slower = sorted((self.threads, 1), key=self._seconds.__getitem__)
+        if not self._seconds[faster]:
+            return faster
+        self._until_look -= 1
+        if self._until_look >= 0:
+            return faster
+        self._until_look = int(_LOOK_EVERY * self._seconds[slower] / self._seconds[faster])
+        return slower
 
     def _layers(self) -> list[Any]:
         return list(self._model.towers["mlp"].layers) if "mlp" in self._model.towers else []

@@ -83,8 +83,9 @@ class Trainer:
         compile: ``True`` compiles the training step with ``torch.compile``, ``False`` runs it operation by operation.
             By default a kernel in C that came with ncf does the step, where it can (`native_step`); where it
             cannot, the step is compiled if that repays its half minute: on a CPU, from a hundred million samples on.
-        threads: CPU threads during `fit`, with the same numbers for any number of them; ``None`` takes as many as
-            PyTorch has. One is the default: on a machine that others use, waiting threads cost more than they give.
+        threads: CPU threads during `fit`, with the same numbers for any number of them. By default as many as PyTorch
+            has where the kernel in C trains, which takes one while that is faster; elsewhere one, since PyTorch's own
+            threads cost more than they give on a machine that others use.
         progress: show a progress bar; by default in a terminal and in a notebook. One line for each epoch also goes to
             the logger ``ncf.training``, at the level INFO.
         checkpoint: a folder of checkpoints. The run resumes from the newest one and ends with the same numbers as if it
@@ -129,7 +130,7 @@ class Trainer:
         k: int = 10,
         seed: int = 0,
         compile: bool | None = None,
-        threads: int | None = 1,
+        threads: int | None = None,
         progress: bool | None = None,
         checkpoint: Checkpoints | str | PathLike[str] | None = None,
         checkpoint_every: int | None = None,
