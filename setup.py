@@ -38,7 +38,8 @@ kernel = Extension(
     "ncf.kernels._native",
     ["ncf/kernels/native.c"],
     depends=[
-        f"ncf/kernels/{name}.h" for name in ("crew", "draw", "lanes", "learn", "rank", "rows", "score", "train")
+        f"ncf/kernels/{name}.h"
+        for name in ("crew", "draw", "lanes", "learn", "rank", "rows", "score", "train")
     ],
     extra_compile_args=["-O3", "-fno-math-errno", "-Wno-psabi", "-pthread"],
     extra_link_args=["-pthread"],
