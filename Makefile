@@ -90,6 +90,7 @@ examples: install
 	@$(BIN)/python examples/movielens.py > docs/examples/output/movielens.txt
 	@$(BIN)/python examples/paper.py --factors 8 > docs/examples/output/paper.txt
 	@$(BIN)/python examples/new_users.py > docs/examples/output/new_users.txt
+	@$(BIN)/python examples/features.py --epochs 10 > docs/examples/output/features.txt
 	@$(BIN)/python examples/weekly.py > docs/examples/output/weekly.txt
 
 dist: install

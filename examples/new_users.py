@@ -128,7 +128,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument(
-        "--models", nargs="+", default=["GMF", "NeuMF"], choices=list(MODELS)
+        "--models", nargs="+", default=["MF", "GMF", "NeuMF"], choices=list(MODELS)
     )
     args = parser.parse_args()
     if args.ncf_files:

@@ -118,7 +118,7 @@ class Features:
 
     @property
     def missing(self) -> int:
-        """How many entities have no feature."""
+        """The number of entities without a feature."""
         return int((self.offsets.diff() == 0).sum())
 
     @cached_property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, TypeVar, overload
 
 import pyarrow.compute as pc
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from ncf.data.columns import id_column, kind, to_tensor
 from ncf.data.interactions import Interactions
 from ncf.data.vocabulary import Vocabulary
-from ncf.inference.minimizers import lbfgs, newton
+from ncf.inference.minimizers import FEW, lbfgs, newton, newton_alone
 from ncf.kernels import ScoringTables
 from ncf.models.base import EmbeddingModel
 from ncf.models.baselines import EASE, ItemKNN, ItemPop
@@ -213,6 +214,9 @@ class FoldIn:
         self._features = self._other_parts[1] @ self._slopes[1].T + self._slopes[2][:, 0]  # [N, r]
         self._outside = tuple(part[self._background] for part in self._other_parts)  # [S, ...] each
         self._outside_features = self._features[self._background]  # [S, r]
+        # Where an operation costs less than its call, one history after the other is faster than blocks of them.
+        self._unit = torch.eye(len(self._axes), dtype=dtype, device=self._mean.device)
+        self._alone = loss == "bce" and self._is_linear and self._mean.device.type == "cpu"
 
     @torch.no_grad()
     def __call__(self, histories: Interactions | Sequence[Any]) -> FoldedRows:
@@ -231,6 +235,17 @@ class FoldIn:
         device = self._mean.device
         offsets, ids, unknown = _encoded(histories, self._ids, self._num_others)
         lengths = offsets.diff()
+        if self._alone and len(lengths) and (len(lengths) < FEW or self._other_parts[0].shape[1]):
+            alone = [self._solve_alone(ids[start:end]) for start, end in pairwise(offsets.tolist())]
+            points, objectives, counts, ends = zip(*alone, strict=True)
+            return self._folded(
+                torch.stack(points),
+                torch.tensor(objectives, dtype=self._mean.dtype, device=device),
+                torch.tensor(counts, dtype=torch.int64, device=device),
+                torch.tensor(ends, dtype=torch.bool, device=device),
+                lengths,
+                unknown,
+            )
         z = torch.zeros(len(lengths), len(self._axes), dtype=self._mean.dtype, device=device)
         objective = torch.zeros(len(lengths), dtype=z.dtype, device=device)
         steps = torch.zeros(len(lengths), dtype=torch.int64, device=device)
@@ -247,15 +262,20 @@ class FoldIn:
             found = self._solve(listed.where(real, self._num_others), real)
             block = block.to(device)
             z[block], objective[block], steps[block], converged[block] = found
-        rows = self._split(self._mean + z @ self._axes)
-        tables = self._model.scoring_tables({**rows, **self._others}).detach()
+        return self._folded(z, objective, steps, converged, lengths, unknown)
+
+    def _folded(
+        self, z: Tensor, objective: Tensor, steps: Tensor, converged: Tensor, known: Tensor, unknown: Tensor
+    ) -> FoldedRows:
+        rows = self._split(torch.addmm(self._mean, z, self._axes))
+        tables = self._with_own(self._own(z))
         return FoldedRows(
             side=self.side,
             rows=rows,
             objective=objective,
             steps=steps,
             converged=converged,
-            known=lengths,
+            known=known,
             unknown=unknown,
             tables=tables,
             **{f"{self._other_side}_ids": self._ids},
@@ -297,6 +317,33 @@ class FoldIn:
         nobody = {name: weight[:0] for name, weight in self._others.items()}
         return _parts_of(self._model.scoring_tables({**self._split(rows), **nobody}), self.side, len(rows))
 
+    def _own(self, z: Tensor) -> tuple[Tensor, ...]:
+        """The own side's parts for points ``[B, r]``."""
+        if not self._is_linear:
+            return self._parts(self._mean + z @ self._axes)
+        return tuple(start + z @ slope for start, slope in zip(self._start, self._slopes, strict=True))
+
+    def _with_own(self, own: tuple[Tensor, ...]) -> ScoringTables:
+        """The model's tables with other rows of the own side."""
+        hidden, gmf, bias = (f"{self.side}_{part}" for part in ("hidden", "gmf", "bias"))
+        parts = {hidden: own[0], gmf: own[1], bias: own[2][:, 0]}
+        there: dict[str, Any] = {
+            name: value for name, value in parts.items() if getattr(self._tables, name) is not None
+        }
+        return replace(self._tables, **there)
+
+    def _solve_alone(self, history: Tensor) -> tuple[Tensor, float, int, bool]:
+        """Minimise for one history of distinct ids, ``[n]``, on a CPU."""
+        if not len(history):
+            return torch.zeros_like(self._unit[0]), 0.0, 0, True
+        places = self._position[history]
+        weights = self._weights.clone()  # [S]
+        weights[places[places >= 0]] = 0.0
+        weights *= self.negatives * len(history) / max(float(weights.sum()), torch.finfo(weights.dtype).tiny)
+        weights = torch.cat([weights, weights.new_ones(len(history))])
+        logits = _SignedLogits(self, history)
+        return newton_alone(logits, weights, self._unit, tolerance=self.tolerance)
+
     def _solve(self, listed: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Minimise for one block: ids ``[B, n]``, of which some are padding."""
         lengths = real.sum(1, keepdim=True).to(self._mean.dtype)
@@ -332,26 +379,20 @@ class _Logits:
 
     def __call__(self, z: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
         inside = self.inside if active is None else tuple(part[active] for part in self.inside)
-        own = self._own(z)
+        own = self.fold._own(z)
         return self._of(own, self.outside)[0], self._of(own, inside)[0]
 
     def slopes(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """See `minimizers.Logits`."""
         if not self.has_tower:
             return self.flat
-        own = self._own(z)
+        own = self.fold._own(z)
         by_hidden = (self._of(own, others, slopes=True)[1] for others in (self.outside, self.inside))
         outside, inside = (
             (slopes @ self.fold._slopes[0].T).add_(flat)
             for slopes, flat in zip(by_hidden, self.flat, strict=True)
         )
         return outside, inside
-
-    def _own(self, z: Tensor) -> tuple[Tensor, ...]:
-        fold = self.fold
-        if not fold._is_linear:
-            return fold._parts(fold._mean + z @ fold._axes)
-        return tuple(start + z @ slope for start, slope in zip(fold._start, fold._slopes, strict=True))
 
     def _of(
         self, own: tuple[Tensor, ...], others: tuple[Tensor, ...], *, slopes: bool = False
@@ -374,6 +415,48 @@ class _Logits:
         for (weight, _), below in zip(reversed(self.fold._tables.layers), reversed(inner[:-1]), strict=True):
             back = (back @ weight) * (below > 0)
         return logits, back
+
+
+class _SignedLogits:
+    """Logits of one history, and of the background before it with the other sign; see `minimizers.SignedLogits`."""
+
+    def __init__(self, fold: FoldIn, history: Tensor) -> None:
+        self.fold = fold
+        self.hidden, gmf, bias = (
+            torch.cat([outside, part[history]])
+            for outside, part in zip(fold._outside, fold._other_parts, strict=True)
+        )
+        self.signs = torch.ones(len(bias), dtype=bias.dtype, device="cpu")
+        self.signs[len(fold._outside_features) :] = -1.0
+        _, own_gmf, own_bias = fold._start
+        self.base = torch.addmv(fold._tables.bias + own_bias[0] + bias[:, 0], gmf, own_gmf[0])  # [M]
+        self.flat = torch.cat([fold._outside_features, fold._features[history]])  # [M, r]
+        if not self.hidden.shape[1]:
+            self.base *= self.signs
+            self.flat *= self.signs[:, None]
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Any]:
+        logits = torch.addmv(self.base, self.flat, z)
+        if not self.hidden.shape[1]:
+            return logits, None
+        tables = self.fold._tables
+        own = torch.addmv(self.fold._start[0][0], self.fold._slopes[0].T, z)  # [H]
+        inner = [torch.relu_(self.hidden + own)]
+        for weight, offset in tables.layers:
+            inner.append(torch.relu_(torch.addmm(offset, inner[-1], weight.T)))
+        assert tables.mlp_head is not None
+        return torch.addmv(logits, inner[-1], tables.mlp_head).mul_(self.signs), inner
+
+    def slopes(self, inner: Any) -> Tensor:
+        """See `minimizers.SignedLogits`."""
+        if inner is None:
+            return self.flat
+        tables = self.fold._tables
+        assert tables.mlp_head is not None
+        back = (inner[-1] > 0) * (self.signs[:, None] * tables.mlp_head)
+        for (weight, _), below in zip(reversed(tables.layers), reversed(inner[:-1]), strict=True):
+            back = (back @ weight).mul_(below > 0)
+        return torch.addmm(self.signs[:, None] * self.flat, back, self.fold._slopes[0].T)
 
 
 def _parts_of(tables: ScoringTables, side: str, rows: int) -> tuple[Tensor, ...]:
@@ -438,6 +521,11 @@ def _encoded(
     else:
         if isinstance(histories, str) or any(isinstance(one, str | int) for one in histories):
             raise ValueError("histories must be one list of ids for each user: give [[id, id], ...]")
+        if len(histories) == 1 and isinstance(histories[0], Tensor):
+            check_ids(histories[0], "histories", size, "the number of ids of the model")
+            ids = histories[0].cpu().unique()
+            offsets = torch.tensor([0, len(ids)], dtype=torch.int64, device="cpu")
+            return offsets, ids, torch.zeros(1, dtype=torch.int64, device="cpu")
         lengths = torch.tensor([len(one) for one in histories], dtype=torch.int64, device="cpu")
         if all(isinstance(one, Tensor) for one in histories):
             ids = torch.cat([one.cpu() for one in histories]) if len(lengths) else lengths
