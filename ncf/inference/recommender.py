@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -674,9 +675,22 @@ def _column(raw: Any, name: str) -> Any:
     """One raw id, a vocabulary, or a column of raw ids as an Arrow array."""
     if isinstance(raw, Vocabulary):
         return raw.values
-    if isinstance(raw, (str, int)) and not isinstance(raw, bool):
-        raw = [raw]
+    one = raw[0] if isinstance(raw, list) and len(raw) == 1 else raw
+    if isinstance(one, (str, int)) and not isinstance(one, bool):
+        try:
+            return _column_of_one(one)
+        except (struct.error, UnicodeError):
+            raw = [one]  # for the error that names it
     return id_column(raw, name)
+
+
+def _column_of_one(raw: str | int) -> Any:
+    """What `id_column` returns for a list of one; that would import pandas, where it is installed: 40 MB."""
+    if isinstance(raw, int):
+        return pa.Array.from_buffers(pa.int64(), 1, [None, pa.py_buffer(struct.pack("q", raw))])
+    text = raw.encode()
+    ends = struct.pack("qq", 0, len(text))
+    return pa.Array.from_buffers(pa.large_string(), 1, [None, pa.py_buffer(ends), pa.py_buffer(text)])
 
 
 def _pairs(by_user: Mapping[Any, Any], name: str) -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -105,7 +106,23 @@ def test_a_body_is_bounded_whether_its_length_is_said_or_not(service: Service) -
     assert service.client.post("/v1/recommend", content=pieces, headers=json_type).status_code == 413
 
 
-KEYS = ["user", "users", "history", "k", "items", "item", "exclude"]
+EXAMPLES = int(os.environ.get("NCF_FUZZ_EXAMPLES", "100"))
+SOME_IDS = st.sampled_from(["u1", "u39", "i1", "i59", "", "../..", "nobody", 7, -1, 2**63, True, 1.5, None])
+PLAUSIBLE = st.fixed_dictionaries(  # bodies of the right keys, most of which pass the first checks
+    {},
+    optional={
+        "user": SOME_IDS,
+        "users": st.lists(SOME_IDS, max_size=4),
+        "history": st.lists(SOME_IDS, max_size=4),
+        "k": st.integers(-1, 1001),
+        "items": st.lists(SOME_IDS, max_size=4),
+        "item": SOME_IDS,
+        "exclude": st.lists(SOME_IDS, max_size=4),
+        "exclude_seen": st.booleans(),
+        "unknown": st.sampled_from(["popular", "raise", "skip"]),
+        "titles": st.booleans(),
+    },
+)
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -123,18 +140,36 @@ JSON = st.recursive(
 )
 
 
+def nothing_of_the_inside(answer: Any, asked: object) -> None:
+    """A documented code, a message, and not a word of the file system or of a traceback."""
+    assert answer.status_code in DOCUMENTED, (answer.status_code, asked)
+    for word in ("Traceback", "site-packages", "/home/", "/tmp/", str(ROOT)):
+        assert word not in answer.text, (word, asked)
+    if answer.status_code != 200:
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["detail"]
+
+
 @pytest.mark.parametrize("path", ENDPOINTS)
 def test_hostile_bodies_get_a_documented_code_and_nothing_of_the_inside(service: Service, path: str) -> None:
-    @settings(max_examples=100)
-    @given(JSON | st.binary(max_size=200))
+    @settings(max_examples=EXAMPLES)
+    @given(JSON | PLAUSIBLE | st.binary(max_size=200))
     def check(body: Any) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode("utf-8", "surrogatepass")
         answer = service.client.post(path, content=content, headers={"content-type": "application/json"})
-        assert answer.status_code in DOCUMENTED, (answer.status_code, content)
-        assert "Traceback" not in answer.text
-        assert str(ROOT) not in answer.text
-        if answer.status_code != 200:
-            assert answer.json()["detail"]
+        nothing_of_the_inside(answer, content)
+
+    check()
+
+
+@pytest.mark.parametrize("path", ["/v1/items", "/v1/model"])
+def test_hostile_queries_get_a_documented_code_and_nothing_of_the_inside(service: Service, path: str) -> None:
+    limits = st.integers() | st.text(max_size=10)
+
+    @settings(max_examples=EXAMPLES)
+    @given(st.text(max_size=120).filter(lambda text: text.isprintable()), limits)
+    def check(query: str, limit: Any) -> None:
+        nothing_of_the_inside(service.get(path, params={"query": query, "limit": limit}), (query, limit))
 
     check()
 
@@ -224,7 +259,6 @@ def test_a_new_model_is_swapped_in_and_a_damaged_one_is_not(tmp_path: Path) -> N
 
 
 def test_workers_share_the_counters_and_one_that_dies_is_replaced(folder: Path) -> None:
-    import os
     import signal
     import subprocess
 
