@@ -225,12 +225,24 @@ def _on(device: torch.device) -> Any:
     )
 
 
-@cache
 def _has_triton(device: torch.device) -> bool:
-    """Return whether the kernels can run there: they need the tensor cores of Ampere or later."""
-    if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
+    return device.type == "cuda" and _runs_triton(device.index)
+
+
+def _runs_triton(index: int | None) -> bool:
+    return _has_tensor_cores(index)
+
+
+# As `torch.compiler.assume_constant_result` does, which would import the compiler along with ncf.
+_runs_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _has_tensor_cores(index: int | None) -> bool:
+    """Return whether the kernels can run on a GPU: they need the tensor cores of Ampere or later."""
+    if torch.version.hip is not None or find_spec("triton") is None or not torch.cuda.is_available():
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cuda.get_device_capability(index) >= (8, 0)
 
 
 def _score_product(tables: ScoringTables, users: Tensor, items: Tensor) -> Tensor:

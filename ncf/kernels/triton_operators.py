@@ -194,7 +194,10 @@ def lookup_backward(
     """Gradients of the rows, ``[B, D]`` of users and ``[B C, D]`` of items by table, of the weight and the bias."""
     tables = user_gmf, item_gmf, user_mlp, item_mlp
     batch = Lookup(users, items, tables, weight, bias, dot_dtype, factors, summed)
-    product_gradient, hidden_gradient = product_gradient.contiguous(), hidden_gradient.contiguous()
+    product_gradient, hidden_gradient = (
+        each if each.is_contiguous() else each.clone(memory_format=torch.contiguous_format)
+        for each in (product_gradient, hidden_gradient)
+    )
     rows = [
         users.new_empty(
             (batch.num_pairs, 0 if t is None else t.shape[1]), dtype=torch.float32 if t is None else t.dtype

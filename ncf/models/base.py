@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -162,6 +161,8 @@ class EmbeddingModel(nn.Module):
         dense_device = None if device is None or torch.device(device).type == "meta" else device
         self.towers = nn.ModuleDict(towers).to(dense_device)
         self.head = head.to(dense_device)
+        # Its fused parts were written for these logits: no class nearer to the model's own has other logits.
+        self.is_fused_as_written = _is_written_for(type(self), "fused_parts", _LOGITS)
 
     def extra_repr(self) -> str:
         """The arguments it was built with."""
@@ -186,12 +187,11 @@ class EmbeddingModel(nn.Module):
         Raises:
             ValueError: on a CPU, if an id is out of range; on a GPU `predict` and `score` find it.
         """
-        parts = self.fused_parts() if can_fuse(self.device) and self._is_fused_as_written() else None
+        parts = self.fused_parts() if self.is_fused_as_written and can_fuse(self.device) else None
         if parts is not None and not self.embeddings.is_sharded and not self.embeddings.features:
             given = parts.arguments(self.embeddings.weights(), self.towers)
-            return self.logits_of(
-                *fused_lookup(users, items, *given, sparse=self.embeddings.sparse_gradients)
-            )
+            given.append(self.embeddings.sparse_gradients)
+            return self.logits_of(*fused_lookup(users, items, *given))
         try:
             rows = self.embeddings(users, items, training=self.training)
         except IndexError:
@@ -281,12 +281,7 @@ class EmbeddingModel(nn.Module):
     @property
     def is_separable(self) -> bool:
         """The scoring tables were written for these logits: no class nearer to the model's own has other logits."""
-        kind: Any = type(self)
-        return _is_written_for(kind, "scoring_tables", _LOGITS)
-
-    def _is_fused_as_written(self) -> bool:
-        kind: Any = type(self)
-        return _is_written_for(kind, "fused_parts", _LOGITS)
+        return _is_written_for(type(self), "scoring_tables", _LOGITS)
 
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
         """Logits of each user's candidates, for ranking.
@@ -317,7 +312,6 @@ class EmbeddingModel(nn.Module):
         save(self, path, **options)
 
 
-@cache
 def _is_written_for(kind: Any, method: str, others: tuple[str, ...]) -> bool:
     """Return whether a class that has the method stands no further from the model's own than any of the others."""
     place = {n: next(i for i, c in enumerate(kind.__mro__) if n in vars(c)) for n in (method, *others)}

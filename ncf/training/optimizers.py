@@ -120,12 +120,12 @@ class RowSparse(torch.optim.Optimizer):
             state["sum"][rows] += squares
             root = state["sum"][rows].sqrt().add_(group["eps"])
             direction = gradient / (root[:, None] if by_row else root)
-        share, decay, target = _by_column(group, value)
+        share, decay, target = by_column(group, value)
         old, rate = value[rows], group["lr"] * share
         value[rows] = old - rate * decay * (old - target) - rate * direction
 
 
-def _by_column(group: dict[str, Any], value: Tensor) -> tuple[Any, Any, Any]:
+def by_column(group: dict[str, Any], value: Tensor) -> tuple[Any, Any, Any]:
     """Share of the rate, decay and what it pulls towards: numbers, or ``[columns]`` where a head has two parts."""
     columns = group["columns"]
     if not columns:

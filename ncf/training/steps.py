@@ -48,6 +48,7 @@ class EagerStep:
         optimizer: updates the model's parameters.
         loss: of logits ``[P, 1 + n]``.
         corrections: what `ncf.training.losses.SampledSoftmax` takes from logits; nothing by default.
+        autocast: type to which products are rounded, such as ``torch.bfloat16``; none by default.
 
     Example::
 
@@ -71,8 +72,10 @@ class EagerStep:
         optimizer: torch.optim.Optimizer,
         loss: Loss,
         corrections: Corrections | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.corrections = corrections
+        self.autocast = autocast
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
@@ -94,11 +97,11 @@ class EagerStep:
     def _logits(self, chunk: Batch, k: int) -> Tensor:
         """Logits of a positive and its negatives, ``[P, 1 + n]`` or ``[P, 1 + S]``, as the loss takes them."""
         users, items = chunk.users[k], chunk.items[k]
-        logits: Tensor = self.model(users, items)
+        logits = self._rounded(self.model, users, items)
         if chunk.shared is not None:
             assert chunk.seen is not None
             assert chunk.seen_offsets is not None
-            others = self._logits_of_all(users, chunk.shared[k])  # [P, S]
+            others = self._rounded(self._logits_of_all, users, chunk.shared[k])  # [P, S]
             seen = torch.zeros(others.numel(), dtype=torch.bool, device=others.device)
             seen[chunk.seen[chunk.seen_offsets[k] : chunk.seen_offsets[k + 1]]] = True
             logits = torch.cat([logits, others.masked_fill(seen.view_as(others), -torch.inf)], dim=1)
@@ -124,6 +127,15 @@ class EagerStep:
                 return logits if tables.item_bias is None else logits + tables.item_bias
         both: Tensor = model(users, items[None])
         return both
+
+    def _rounded(self, logits_of: Any, users: Tensor, items: Tensor) -> Tensor:
+        """A function's logits; its products are rounded where the step was told so."""
+        if self.autocast is None:
+            exact: Tensor = logits_of(users, items)
+            return exact
+        with torch.autocast(users.device.type, dtype=self.autocast):
+            logits: Tensor = logits_of(users, items)
+        return logits.to(torch.float32)
 
     @contextmanager
     def _gradients(self) -> Iterator[None]:
@@ -172,7 +184,7 @@ class CollectiveStep(EagerStep):
         assert chunk.weights is not None
         set_rate(self.optimizer, rate)
         self.optimizer.zero_grad()  # tells the tables, which are updated in the backward, the rate
-        logits = self.model(users, items)
+        logits = self._rounded(self.model, users, items)
         part = self.loss(logits) * chunk.weights[0] if len(users) else logits.sum()
         (part * world_size()).backward()  # since the gradient is averaged over the processes
         self.optimizer.step()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass
 from os import PathLike
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from ncf.training.batches import (
     distributed_batches,
     rows_fingerprint,
 )
+from ncf.training.fused_step import FusedStep, can_be_fused
 from ncf.training.history import SELECTIONS, History, selection_candidates
 from ncf.training.losses import LOSSES, Loss, SampledSoftmax
 from ncf.training.memory import check_memory
@@ -81,8 +82,11 @@ class Trainer:
         k: length of the list that HR and NDCG look at.
         seed: of the batches and of dropout.
         compile: ``True`` compiles the training step with ``torch.compile``, ``False`` runs it operation by operation.
-            By default a kernel in C that came with ncf does the step, where it can (`native_step`); where it
-            cannot, the step is compiled if that repays its half minute: on a CPU, from a hundred million samples on.
+            By default a kernel in C that came with ncf does the step on a CPU, where it can (`native_step`), and
+            Triton kernels in a CUDA graph on an NVIDIA GPU (`fused_step`), which ``True`` compiles as well; where
+            neither can, the step is compiled if that repays its half minute: on a CPU, from a hundred million samples.
+        precision: of products in training: ``"fp32"``; ``"tf32"``, on NVIDIA GPUs alone; or ``"bf16"``. Parameters,
+            sums and the optimizer's state are fp32 always. See the page *Kernels* for its effect on quality.
         threads: CPU threads during `fit`, with the same numbers for any number of them. By default as many as PyTorch
             has where the kernel in C trains, which takes one while that is faster; elsewhere one, since PyTorch's own
             threads cost more than they give on a machine that others use.
@@ -130,6 +134,7 @@ class Trainer:
         k: int = 10,
         seed: int = 0,
         compile: bool | None = None,
+        precision: Literal["fp32", "tf32", "bf16"] = "fp32",
         threads: int | None = None,
         progress: bool | None = None,
         checkpoint: Checkpoints | str | PathLike[str] | None = None,
@@ -143,6 +148,7 @@ class Trainer:
         _check_choice("loss", loss, LOSSES, "function")
         _check_choice("negative_sampling", negative_sampling, ("uniform", "popularity"))
         _check_choice("compile", compile, (None, True, False))
+        _check_choice("precision", precision, ("fp32", "tf32", "bf16"))
         if selection is not None:
             _check_choice("selection", selection, SELECTIONS)
         if patience is not None and selection == "last":
@@ -181,6 +187,9 @@ class Trainer:
         self.k = whole("k", k)
         self.seed = whole("seed", seed, least=None)
         self.compile = compile
+        self.precision = precision
+        if precision == "tf32" and inner.device.type != "cuda":
+            raise ValueError(f'precision="tf32" is for NVIDIA GPUs: the model is on {inner.device.type}')
         self.threads = whole_or_none("threads", threads)
         self.progress = progress
         self.checkpoints = Checkpoints(checkpoint) if isinstance(checkpoint, str | PathLike) else checkpoint
@@ -252,7 +261,7 @@ class Trainer:
             threads = self.threads
             if threads is None and not isinstance(run.train_on, NativeStep):
                 threads = 1
-            with self._progress_bar(run) as bar, cpu_threads(threads):
+            with self._progress_bar(run) as bar, cpu_threads(threads), _matrix_precision(self.precision):
                 try:
                     with Interruption(distributed=self.distributed) as interruption:
                         while run.epoch < self.epochs and not self._is_patience_over(run.history):
@@ -325,11 +334,13 @@ class Trainer:
         model, optimizer = self.model, self.optimizer
         loss = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
         positives = batches.positives_per_batch
+        autocast = torch.bfloat16 if self.precision == "bf16" else None
         if self.distributed:
-            return CollectiveStep(self.wrapped, optimizer, loss)
+            return CollectiveStep(self.wrapped, optimizer, loss, autocast=autocast)
         shared = self.shared_negatives is not None
         corrections = batches.corrections if isinstance(loss, SampledSoftmax) else None
-        if self.compile is None and can_be_native(model, optimizer, loss, shared=shared):
+        native = self.compile is None and autocast is None
+        if native and can_be_native(model, optimizer, loss, shared=shared):
             return NativeStep(
                 model,
                 optimizer,
@@ -339,14 +350,26 @@ class Trainer:
                 corrections=corrections,
                 threads=torch.get_num_threads() if self.threads is None else self.threads,
             )
+        if self.compile is not False and can_be_fused(model, optimizer, loss, shared=shared):
+            return FusedStep(
+                model,
+                optimizer,
+                loss,
+                samples_per_batch=positives * batches.samples_of_positive,
+                at_most=self.checkpoint_every,
+                compiled=self.compile is True,
+                autocast=autocast,
+            )
         if shared or corrections is not None:
             if self.compile:
                 raise ValueError("compile=True works with neither shared_negatives nor the softmax")
-            return EagerStep(model, optimizer, loss, corrections)
+            return EagerStep(model, optimizer, loss, corrections, autocast)
         long = self.epochs * batches.samples >= _WORTH_COMPILING
-        if self.compile or (self.compile is None and long and can_be_compiled(model, optimizer)):
+        if self.compile or (native and long and can_be_compiled(model, optimizer)):
+            if autocast is not None:
+                raise ValueError('compile=True works in fp32 here: leave out precision="bf16"')
             return CompiledStep(model, optimizer, loss, positives_per_batch=positives)
-        return EagerStep(model, optimizer, loss)
+        return EagerStep(model, optimizer, loss, autocast=autocast)
 
     def _lr_factor(self, steps: int) -> Callable[[int], float]:
         schedule = self.schedule
@@ -403,9 +426,23 @@ class Trainer:
             "loss": _name(self.loss),
             "schedule": _name(self.schedule),
             "selection": selection,
+            "precision": None if self.precision == "fp32" else self.precision,
             **{name: getattr(self, name) for name in names},
             "training_seed": self.seed,
         }
+
+
+@contextmanager
+def _matrix_precision(precision: str) -> Iterator[None]:
+    """Let products of fp32 matrices be rounded to tf32 meanwhile, if that is wanted."""
+    before = torch.get_float32_matmul_precision()
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        if precision == "tf32":
+            torch.set_float32_matmul_precision(before)
 
 
 def _check_choice(name: str, choice: Any, known: Iterable[Any], other: str = "") -> None:
