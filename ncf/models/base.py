@@ -189,7 +189,8 @@ class EmbeddingModel(nn.Module):
         """
         parts = self.fused_parts() if self.is_fused_as_written and can_fuse(self.device) else None
         if parts is not None and not self.embeddings.is_sharded and not self.embeddings.features:
-            given = parts.arguments(self.embeddings.weights(), self.towers)
+            own = {table.name: self.embeddings.weight(table.name) for table in self.embeddings.tables}
+            given = parts.arguments(own, self.towers)
             given.append(self.embeddings.sparse_gradients)
             return self.logits_of(*fused_lookup(users, items, *given))
         try:
