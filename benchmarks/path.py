@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from ncf import GMF, Interactions, ItemPop, Trainer, evaluate, leave_one_out, load, sample_candidates
 
-GROUPS, LIKED, SHARE, POWER = 64, 4, 0.8, 0.8
+GROUPS, LIKED, SHARE, HEAD = 64, 4, 0.8, 3
 USERS_PER_BLOCK = 20_000
 _stages: list[tuple[str, float, float, float]] = []
 
@@ -52,34 +52,42 @@ def stage(name: str) -> Iterator[None]:
 
 
 class Planted:
-    """The true probabilities, in the numbers of raw ids: what no model can beat but by luck."""
+    """The true probabilities, in the numbers of raw ids: what no model can beat but by luck.
+
+    All groups are of one size. Within a group the item of place x has a probability in proportion to
+    (x + HEAD)^-0.8, so that a uniform number's fifth power, shifted and scaled, draws a place.
+    """
 
     def __init__(self, users: int, items: int, seed: int) -> None:
         random = np.random.default_rng(seed)
-        self.group = random.integers(0, GROUPS, items)  # [items]
+        self.size = items // GROUPS  # of a group
+        self.ids = random.permutation(self.size * GROUPS)  # item of each place, group by group
+        place = np.empty_like(self.ids)
+        place[self.ids] = np.arange(len(self.ids))
+        self.group, x = np.divmod(place, self.size)  # of each item
+        self.low, self.high = HEAD**0.2, (self.size + HEAD) ** 0.2
+        self.within = ((x + 1 + HEAD) ** 0.2 - (x + HEAD) ** 0.2) / (self.high - self.low)
         self.liked = random.integers(0, GROUPS, (users, LIKED))
-        self.weight = random.permutation(1 / np.arange(1, items + 1) ** POWER)
-        order = np.argsort(self.group, kind="stable")
-        self.items_by_group, ends = order, np.cumsum(self.weight[order])
-        self.starts = np.searchsorted(self.group[order], np.arange(GROUPS + 1))
-        self.ends = ends / ends[-1]  # [items], cumulative over groups, one behind the other
-        self.mass = np.diff(np.concatenate([[0.0], self.ends])[self.starts])
-        self.share = self.weight / self.weight.sum()
 
     def draw(self, first: int, last: int, per_user: int, random: np.random.Generator) -> pa.Table:
-        """Distinct pairs of some users, in random order, with random times."""
-        counts = np.maximum(3, random.lognormal(0.0, 0.8, last - first) / 1.377 * per_user * 1.4)
-        users = np.repeat(np.arange(first, last), np.minimum(counts, len(self.group) // 8).astype(np.int64))
+        """Distinct pairs of some users, user by user, with random times."""
+        counts = random.lognormal(0.0, 0.8, last - first) / 1.377 * per_user * 1.4
+        counts = counts.clip(3, len(self.ids) // 8).astype(np.int64)
+        users = np.repeat(np.arange(first, last), counts)
         group = self.liked[users, random.integers(0, LIKED, len(users))]
-        before = np.concatenate([[0.0], self.ends])[self.starts]
-        place = before[group] + random.random(len(users)) * self.mass[group]
-        other = random.random(len(users)) >= SHARE
-        place[other] = random.random(int(other.sum()))
-        items = self.items_by_group[np.searchsorted(self.ends, place).clip(max=len(self.group) - 1)]
-        keys = random.permutation(np.unique(users * len(self.group) + items))
-        keys = keys[: (last - first) * per_user]
+        other = random.random(len(users), np.float32) >= SHARE
+        group[other] = random.integers(0, GROUPS, int(other.sum()))
+        root = self.low + random.random(len(users)) * (self.high - self.low)
+        square = root * root
+        place = (square * square * root - HEAD).astype(np.int64).clip(0, self.size - 1)
+        keys = users * len(self.ids) + self.ids[group * self.size + place]
+        keys.sort()
+        keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+        wanted = (last - first) * per_user
+        if len(keys) > wanted:
+            keys = keys[random.random(len(keys), np.float32) < wanted / len(keys)]
         times = random.integers(0, 2**31, len(keys))
-        return pa.table({"user": keys // len(self.group), "item": keys % len(self.group), "timestamp": times})
+        return pa.table({"user": keys // len(self.ids), "item": keys % len(self.ids), "timestamp": times})
 
 
 class ByTruth:
@@ -88,14 +96,13 @@ class ByTruth:
     def __init__(self, planted: Planted, log: Interactions) -> None:
         users, items = (np.asarray(list(ids or ())) for ids in (log.user_ids, log.item_ids))
         self.liked, self.group = planted.liked[users], planted.group[items]
-        self.share = planted.share[items]
-        self.within = self.share / planted.mass[self.group]
+        self.within = planted.within[items]
 
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
         """Probability of each candidate, ``[U, C]``."""
         items = candidates.clamp(min=0).numpy()
         likes = (self.liked[users.numpy()][:, None, :] == self.group[items][:, :, None]).sum(2)  # [U, C]
-        scores = (1 - SHARE) * self.share[items] + SHARE * likes / LIKED * self.within[items]
+        scores = self.within[items] * (SHARE * likes / LIKED + (1 - SHARE) / GROUPS)
         return torch.from_numpy(np.where(candidates.numpy() < 0, -np.inf, scores))
 
 

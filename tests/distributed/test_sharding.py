@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from unittest import TestCase
+
 import pytest
 import torch
 
@@ -46,6 +49,23 @@ def check_tables(sharded: torch.nn.Module, local: EmbeddingModel, tolerance: flo
         for part, row, column in rectangles(sharded, table.name):
             expected = whole[row : row + len(part), column : column + part.shape[1]]
             torch.testing.assert_close(part, expected, atol=tolerance, rtol=0)
+
+
+def advice(rank: int, world: int) -> list[str]:
+    with TestCase().assertLogs("ncf", logging.INFO) as logged:
+        logging.getLogger("ncf").info("at least one line")
+        shard(build("meta"), "table_wise", verbose=False)
+    return [record.getMessage() for record in logged.records[1:] if record.name == "ncf.distributed"]
+
+
+def test_one_of_two_processes_on_cpus_says_that_one_would_be_faster() -> None:
+    first, second = launch(advice, 2)
+    assert len(first) == 1
+    assert first[0].startswith(
+        "2 processes share 0.1 MB of tables and moments: on CPUs one process without shard()"
+    )
+    assert second == []
+    assert advice(0, 1) == []
 
 
 def scores_and_initial_values(rank: int, world: int) -> None:
