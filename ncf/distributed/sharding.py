@@ -81,8 +81,12 @@ def shard(
     """
     model.embeddings.use_torchrec()
     silence_torchrec()
-    with suppress_warnings():
-        return _shard(model, sharding, optimizer, learning_rate, verbose)
+    with suppress_warnings():  # also those of loggers
+        sharded = _shard(model, sharding, optimizer, learning_rate, verbose)
+    advice = one_process_is_better(model, model.device.type, dist.get_world_size())
+    if advice and dist.get_rank() == 0:
+        _log.warning("%s", advice)
+    return sharded
 
 
 def _shard(
@@ -145,11 +149,8 @@ def _shard(
                         out.copy_(source)
                 else:
                     model.embeddings.table_fillers[table.name](out, row=row, column=column)
-    if dist.get_rank() == 0:
-        if advice := one_process_is_better(model, device.type, world):
-            _log.warning("%s", advice)
-        if verbose:
-            print(describe(plan, model))
+    if verbose and dist.get_rank() == 0:
+        print(describe(plan, model))
     wrapped: nn.Module = sharded
     return wrapped
 
@@ -171,7 +172,7 @@ def one_process_is_better(model: Any, device: str, world: int) -> str | None:
         >>> from ncf import GMF
         >>> from ncf.distributed.sharding import one_process_is_better
         >>> print(one_process_is_better(GMF(943, 1682, device="meta"), "cpu", 2))
-        2 processes share 0.3 MB of tables and moments: on CPUs one process without shard() trains faster. ...
+        2 processes share 0.25 MB of tables and moments: on CPUs one process without shard() trains faster. ...
         >>> print(one_process_is_better(GMF(10**7, 10**6, factors=32, device="meta"), "cpu", 2))
         None
     """
@@ -180,9 +181,9 @@ def one_process_is_better(model: Any, device: str, world: int) -> str | None:
     if device != "cpu" or world == 1 or held >= _ONE_PROCESS:
         return None
     return (
-        f"{world} processes share {held / 1e6:,.1f} MB of tables and moments: on CPUs one process without shard() trains "
-        "faster. Two processes were measured at 0.07 to 0.45 of the rate of one, see Time on the page Sharding of the "
-        "documentation"
+        f"{world} processes share {held / 1e6:,.2f} MB of tables and moments: on CPUs one process without shard() "
+        "trains faster. Two processes were measured at 0.07 to 0.45 of the rate of one, see Time on the page Sharding "
+        "of the documentation"
     )
 
 

@@ -62,7 +62,7 @@ def test_one_of_two_processes_on_cpus_says_that_one_would_be_faster() -> None:
     first, second = launch(advice, 2)
     assert len(first) == 1
     assert first[0].startswith(
-        "2 processes share 0.1 MB of tables and moments: on CPUs one process without shard()"
+        "2 processes share 0.05 MB of tables and moments: on CPUs one process without shard()"
     )
     assert second == []
     assert advice(0, 1) == []
