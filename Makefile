@@ -17,7 +17,7 @@ help:
 	@echo "make lint              check style and types"
 	@echo "make benchmarks        measure speed"
 	@echo "make benchmarks-scale  measure training with millions of rows"
-	@echo "make benchmarks-path   100 million interactions from files to a saved model (an hour, 16 GiB)"
+	@echo "make benchmarks-path   100 million interactions from files to a saved model (long)"
 	@echo "make benchmarks-peers  measure other libraries on the same work (long)"
 	@echo "make docs              build the documentation into docs/_build/html"
 	@echo "make figures           draw the figures of the documentation anew"
