@@ -92,6 +92,7 @@ examples: install
 	@$(BIN)/python examples/new_users.py > docs/examples/output/new_users.txt
 	@$(BIN)/python examples/features.py --epochs 10 > docs/examples/output/features.txt
 	@$(BIN)/python examples/weekly.py > docs/examples/output/weekly.txt
+	@$(BIN)/python examples/streaming_ids.py > docs/examples/output/streaming_ids.txt
 
 dist: install
 	@rm -rf dist

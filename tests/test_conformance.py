@@ -269,6 +269,9 @@ def test_every_model_answers_and_folds_in(build: Callable[..., EmbeddingModel]) 
     recommender = Recommender(model)
     assert len(recommender.recommend([3], k=5).items[0]) == 5
     assert recommender.recommend(history=[1, 2], k=5).sources == ["history"]
+    unknown = recommender.recommend([USERS + 5, 3], k=5, unknown="prior")
+    assert unknown.sources == ["prior", "model"]
+    assert unknown.items[0] == recommender.recommend(history=[[]], k=5).items[0]
     if model.scoring_tables().item_hidden is not None or model.scoring_tables().item_gmf is not None:
         assert len(recommender.similar([4], k=3).items[0]) == 3
     else:

@@ -24,7 +24,7 @@ from ncf.models.scoring import SupportsScore, inference_scorer, unwrap_model
 from ncf.utils.checks import whole
 from ncf.utils.jagged import lengths_to_offsets, select_lists
 
-Unknown = Literal["raise", "popular", "skip"]
+Unknown = Literal["raise", "popular", "prior", "skip"]
 Lists = tuple[Tensor, Tensor]  # offsets [R + 1] and items, ascending within a row
 
 
@@ -36,7 +36,7 @@ class Recommendations:
         users: raw ids, ``[U]``; ``None`` for a list that answers a history.
         items: raw item ids per user; fewer than asked for where fewer may be offered.
         scores: the scores beside them, ``[U, k]``; ``-inf`` past the end of a shorter list.
-        sources: what made each list: ``"model"``, ``"history"``, ``"popularity"``, or ``"skipped"``.
+        sources: what made each list: ``"model"``, ``"history"``, ``"popularity"``, ``"prior"``, or ``"skipped"``.
 
     Example::
 
@@ -175,7 +175,7 @@ class Recommender:
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in ("_scorer", "_vectors", "_fold_in")
+            if name not in ("_scorer", "_vectors", "_fold_in", "_prior")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -209,7 +209,8 @@ class Recommender:
             exclude_seen: leave out what the user has interacted with, by the argument ``seen`` of the constructor or
                 by the history.
             unknown: what a user whom the model does not know gets: ``"raise"`` a ValueError, ``"popular"`` the most
-                popular items, ``"skip"`` an empty list.
+                popular items, ``"prior"`` the list of the mean row, as for a history without an item, ``"skip"`` an
+                empty list.
 
         Returns:
             `Recommendations`, in the order of ``users``.
@@ -219,8 +220,8 @@ class Recommender:
         """
         with raise_on_all_ranks(self._scorer.distributed):
             k = whole("k", k)
-            if unknown not in ("raise", "popular", "skip"):
-                raise ValueError(f'unknown = {unknown!r}: choose "raise", "popular" or "skip"')
+            if unknown not in ("raise", "popular", "prior", "skip"):
+                raise ValueError(f'unknown = {unknown!r}: choose "raise", "popular", "prior" or "skip"')
             if history is not None:
                 return self._from_history(users, k, history, items, exclude, exclude_seen)
             raw, rows = self._numbers(users, unknown)
@@ -239,13 +240,13 @@ class Recommender:
                 )
         width = min(k, len(offered))
         scores, selected = self._scorer.top_k(rows[known], width, offered, left_out)
-        sources = [
-            "model" if is_known else "popularity" if unknown == "popular" else "skipped" for is_known in known
-        ]
+        other = {"popular": "popularity", "prior": "prior"}.get(unknown, "skipped")
+        sources = ["model" if is_known else other for is_known in known]
         if not bool(known.all()):
             scores, selected = _placed(scores, selected, known)
-            if unknown == "popular":
-                self._fill_popular(scores, selected, offered, raw, known, by_user)
+            if unknown in ("popular", "prior"):
+                weights = self.popularity if unknown == "popular" else self._prior
+                self._fill_unknown(weights, scores, selected, offered, raw, known, by_user)
         return Recommendations(raw, self._decode(selected), scores, sources)
 
     def _from_history(
@@ -479,11 +480,18 @@ class Recommender:
         offsets, items = self._seen
         return items[int(offsets[row]) : int(offsets[row + 1])]
 
-    def _fill_popular(
-        self, scores: Tensor, selected: Tensor, offered: Tensor, raw: list[Any], known: Tensor, by_user: Any
+    def _fill_unknown(
+        self,
+        of_items: Tensor | None,
+        scores: Tensor,
+        selected: Tensor,
+        offered: Tensor,
+        raw: list[Any],
+        known: Tensor,
+        by_user: Any,
     ) -> None:
-        assert self.popularity is not None
-        weights = self.popularity[offered]
+        assert of_items is not None
+        weights = of_items[offered]
         order = weights.sort(descending=True, stable=True).indices
         of_user = by_user if isinstance(by_user, Mapping) else {}
         for row in (~known).nonzero()[:, 0].tolist():
@@ -500,6 +508,14 @@ class Recommender:
         raw = self._items.decode(selected[selected >= 0])
         ends = torch.tensor(lengths, dtype=torch.int64, device="cpu").cumsum(0).tolist()
         return [raw[end - length : end] for length, end in zip(lengths, ends, strict=True)]
+
+    @cached_property
+    def _prior(self) -> Tensor:
+        """The score of each item for a user without a history, ``[num_items]``."""
+        scorer = inference_scorer(self._fold_in([[]]))
+        every = torch.arange(self.num_items, dtype=torch.int64, device="cpu")
+        scores: Tensor = scorer.score(torch.zeros(1, dtype=torch.int64, device="cpu"), every)
+        return scores[0].cpu()
 
     @cached_property
     def _vectors(self) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 from unittest import TestCase
 
 import pytest
 import torch
 
-from ncf import GMF, MLP, MatrixFactorization, NeuMF
+from ncf import GMF, MLP, Features, MatrixFactorization, NeuMF
 from ncf.distributed.sharding import rectangles, shard
 from ncf.models.base import EmbeddingModel
 from ncf.training.losses import binary_cross_entropy
@@ -191,3 +192,39 @@ def a_trained_model(rank: int, world: int) -> None:
 
 def test_a_model_that_has_values_keeps_them() -> None:
     launch(a_trained_model, 2)
+
+
+def bags_and_training(rank: int, world: int) -> None:
+    """Features travel as bags: logits and scores are those of one process, and a step moves features' rows."""
+    tags = Features.from_table(
+        {
+            "id": range(70),
+            "tags": [[n % 5, 5 + n % 3][: n % 3] for n in range(70)],
+            "price": [n / 7 for n in range(70)],
+        },
+        "id",
+    )
+    for plan in PLANS:
+        made: Any = {"item_features": tags, "factors": 8, "layers": (16, 8), "init_std": 1.0, "seed": 1}
+        local = NeuMF(50, 70, **made)
+        settings: Any = {"optimizer": "sgd", "learning_rate": 0.1, "verbose": False}
+        sharded = shard(NeuMF(50, 70, device="meta", **made), plan, **settings)
+        users, items = batch(rank, 0)
+        torch.testing.assert_close(sharded(users, items), local(users, items), atol=1e-5, rtol=1e-5)
+        every = torch.arange(70)
+        torch.testing.assert_close(
+            sharded.module.score(users[:3], every), local.score(users[:3], every), atol=1e-5, rtol=1e-5
+        )
+        if plan in ("table_wise", "column_wise"):
+            sharded(users, items).square().mean().backward()  # the tables' SGD is part of it
+            torch.stack([local(*batch(peer, 0)).square().mean() for peer in range(world)]).mean().backward()
+            with torch.no_grad():
+                for table in local.embeddings.tables:
+                    weight = local.embeddings.weight(table.name)
+                    assert weight.grad is not None
+                    weight -= 0.1 * weight.grad
+            check_tables(sharded, local, 1e-5)
+
+
+def test_features_travel_as_bags() -> None:
+    launch(bags_and_training, 2)
