@@ -15,7 +15,7 @@ version = re.search(
 extras = {
     "plots": ["matplotlib>=3.8"],
     "als": ["implicit>=0.7.2"],
-    "serve": ["fastapi>=0.115", "uvicorn[standard]>=0.30", "prometheus-client>=0.20"],
+    "serve": ["fastapi>=0.115", "uvicorn[standard]>=0.40", "prometheus-client>=0.20"],
     "onnx": ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.22"],
     "test": [
         "pytest>=8",

@@ -701,7 +701,7 @@ def _column(raw: Any, name: str) -> Any:
 
 
 def _column_of_one(raw: str | int) -> Any:
-    """What `id_column` returns for a list of one; that would import pandas, where it is installed: 40 MB."""
+    """Build the array of `id_column` for one id; from a list that imports pandas, where it is installed: 40 MB."""
     if isinstance(raw, int):
         return pa.Array.from_buffers(pa.int64(), 1, [None, pa.py_buffer(struct.pack("q", raw))])
     text = raw.encode()

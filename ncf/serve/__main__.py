@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=30,
+            timeout_worker_healthcheck=60,  # on a crowded machine a busy worker is silent for uvicorn's five seconds
             server_header=False,
         )
 

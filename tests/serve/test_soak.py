@@ -110,7 +110,8 @@ class Caller:
     async def run(self) -> None:
         connection = None
         while time.monotonic() < self.end:
-            await asyncio.sleep(self.random.expovariate(1 / PAUSE))
+            # uvicorn closes a connection that was idle for five seconds, perhaps as the next request is sent
+            await asyncio.sleep(min(self.random.expovariate(1 / PAUSE), 4))
             kind = self.random.random()
             try:
                 if kind < 0.03:

@@ -117,6 +117,7 @@ async function recommend(event) {
       body.items = (await call(`v1/items?limit=1000&query=${encodeURIComponent(only)}`)).items;
       if (!body.items.length) throw new Error(`No item has “${only}” in its title or id.`);
     }
+    $("about").textContent = "Asking…";
     const began = performance.now();
     const answer = await call("v1/recommend", body);
     const took = performance.now() - began;
