@@ -19,6 +19,7 @@ help:
 	@echo "make benchmarks-scale  measure training with millions of rows"
 	@echo "make benchmarks-path   100 million interactions from files to a saved model (long)"
 	@echo "make benchmarks-peers  measure other libraries on the same work (long)"
+	@echo "make gpu               test and measure on an NVIDIA GPU, and write gpu-report.md"
 	@echo "make docs              build the documentation into docs/_build/html"
 	@echo "make figures           draw the figures of the documentation anew"
 	@echo "make examples          record anew what the pages of the examples show"
@@ -77,6 +78,16 @@ benchmarks-path: install
 
 benchmarks-peers: install
 	@$(BIN)/python -m benchmarks.peers
+
+# PyTorch, TorchRec and FBGEMM for CUDA come from the default index, into an environment of their own.
+gpu:
+	@if ! command -v nvidia-smi >/dev/null 2>&1; then \
+		echo "There is no NVIDIA GPU here: nothing was measured."; \
+	else \
+		{ test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu; } && \
+		.venv-gpu/bin/python -m pip install -qq -r requirements-dev.txt -e . && \
+		.venv-gpu/bin/python -m benchmarks.gpu; \
+	fi
 
 docs: install
 	@$(BIN)/python -m sphinx -W --keep-going -E -q -b html docs docs/_build/html

@@ -44,11 +44,14 @@ class Launch:
     def run(self) -> None:
         """Start the kernel on the current stream of the tensors' device; while a graph is traced, put it there."""
         if all(self.grid):
-            wrap_triton(self.kernel)[self.grid](**self.arguments)
+            kernel = wrap_triton(self.kernel)
+            # In a graph the compiler has its own default, which is the same.
+            options = {"enable_fp_fusion": True} if kernel is self.kernel else {}
+            kernel[self.grid](**self.arguments, **options)
 
     def compile(self) -> Any:
         """Compile for Triton's active target, which need not be a device of this machine."""
-        return self.kernel.warmup(grid=self.grid, **self.arguments)
+        return self.kernel.warmup(grid=self.grid, **self.arguments, enable_fp_fusion=True)
 
 
 def padded(width: int, smallest: int = _SMALLEST_DOT) -> int:
