@@ -18,8 +18,8 @@ from ncf.models.base import EmbeddingModel
 from ncf.models.baselines.spectral import Spectral, default_factors
 from ncf.models.matrix_factorization import MatrixFactorization
 from ncf.models.neural import GMF, MLP, NeuMF
-from ncf.training.contrastive import cosine_softmax_rows
 from ncf.training.history import History
+from ncf.training.losses import SampledSoftmax
 from ncf.training.trainer import Trainer
 from ncf.utils.jagged import select_lists
 from ncf.utils.seeding import stream
@@ -95,7 +95,7 @@ def recipe_for(data: Interactions, model: str = "NeuMF") -> Recipe:
       cross-entropy, whatever its decay.
     - A spectral part (`ncf.Spectral`) has an eighth of the smaller side's size as columns, 512 at most.
     - Batches grow with N, from 512 to 4096 samples, for at least 2,000 steps per epoch.
-    - Below 400,000 interactions the cross-entropy part is the mean of up to four, from different seeds.
+    - The cross-entropy part is the mean of several from different seeds: 3,000,000 / N, four at most.
 
     Args:
         data: the interactions to train on.
@@ -128,7 +128,7 @@ def recipe_for(data: Interactions, model: str = "NeuMF") -> Recipe:
         spectral=default_factors(data.num_users, data.num_items),
         mlp_epochs=15 if alone else 10 if dense else 5,
         mlp_negatives=8 if alone else 4,
-        members=max(1, min(4, 400_000 // size)) if dense else 1,
+        members=max(1, min(4, 3_000_000 // size)) if dense else 1,
     )
 
 
@@ -316,6 +316,22 @@ def _trainer(model: EmbeddingModel, recipe: Recipe, seed: int, progress: bool | 
     )
 
 
+def _softmax_trainer(model: MatrixFactorization, recipe: Recipe, seed: int, progress: bool | None) -> Trainer:
+    """Softmax of the cosine over shared negatives (Wu et al., TOIS 2024); a cosine is bounded and needs no decay."""
+    return Trainer(
+        model,
+        epochs=recipe.softmax_epochs,
+        batch_size=1024,
+        learning_rate=2e-2,
+        weight_decay=0.0,
+        loss=SampledSoftmax(recipe.temperature),
+        shared_negatives=512,
+        selection="last",
+        seed=seed,
+        progress=progress,
+    )
+
+
 def _train_parts(
     name: str,
     train: Interactions,
@@ -343,14 +359,13 @@ def _train_parts(
                 trained.append(model)
             parts.append(_joined(trained))
         if "softmax" in recipe.losses and wanted("softmax"):
-            user, item, history = cosine_softmax_rows(
-                train,
-                factors=64 if "bce" in recipe.losses else recipe.factors,
-                epochs=recipe.softmax_epochs,
-                temperature=recipe.temperature,
-                seed=seed,
-            )
-            parts.append(_Part("softmax", user, item))
+            factors = 64 if "bce" in recipe.losses else recipe.factors
+            cosine = MatrixFactorization(*sizes, factors=factors, cosine=True, init_std=0.1, seed=seed)
+            history = _softmax_trainer(cosine, recipe, seed, progress).fit(_split(train))
+            tables = cosine.scoring_tables()
+            assert tables.user_gmf is not None
+            assert tables.item_gmf is not None
+            parts.append(_Part("softmax", tables.user_gmf.detach(), tables.item_gmf.detach()))
         if recipe.spectral and wanted("spectral"):
             spectral = Spectral(train, factors=recipe.spectral, seed=seed)
             parts.append(_Part("spectral", spectral.user_factors, spectral.item_factors))

@@ -258,9 +258,7 @@ class Trainer:
         )
         with self.checkpoints.locked() if self.checkpoints is not None else nullcontext():
             run.resume()
-            threads = self.threads
-            if threads is None and not isinstance(run.train_on, NativeStep):
-                threads = 1
+            threads = 1 if self.threads is None else self.threads  # of PyTorch, whose idle threads spin
             with self._progress_bar(run) as bar, cpu_threads(threads), _matrix_precision(self.precision):
                 try:
                     with Interruption(distributed=self.distributed) as interruption:

@@ -10,7 +10,6 @@ import torch
 import ncf
 from ncf.data.interactions import Interactions
 from ncf.models.baselines.spectral import Spectral
-from ncf.training.contrastive import _loss_and_gradients
 from ncf.training.recipes import recipe_for
 
 FAST = {"epochs": 2, "softmax_epochs": 4, "mlp_epochs": 1, "members": 1, "spectral": 8}
@@ -93,20 +92,6 @@ def test_model_object_is_trained_in_place_and_keeps_its_widths():
 
 def test_seconds_bound_the_epochs():
     assert len(ncf.fit(shop(), "GMF", seconds=1e-3, softmax_epochs=50, spectral=4).history) == 1
-
-
-def test_gradients_of_the_cosine_softmax_are_those_of_autograd():
-    random = torch.Generator("cpu").manual_seed(0)
-    user = torch.randn(5, 4, generator=random, dtype=torch.float64, requires_grad=True)
-    item = torch.randn(5 + 7, 4, generator=random, dtype=torch.float64, requires_grad=True)
-    loss, of_user, of_item = _loss_and_gradients(user.detach(), item.detach(), 0.2, 5)
-    cosine = torch.nn.functional.normalize(user) @ torch.nn.functional.normalize(item).T / 0.2  # [5, 12]
-    logits = torch.cat([cosine.diagonal()[:, None], cosine[:, 5:]], dim=1)
-    expected = torch.nn.functional.cross_entropy(logits, torch.zeros(5, dtype=torch.int64))
-    expected.backward()
-    assert loss == pytest.approx(expected.item())
-    torch.testing.assert_close(of_user, user.grad)
-    torch.testing.assert_close(of_item, item.grad)
 
 
 def test_spectral_is_the_truncated_svd_of_the_normalised_matrix():
