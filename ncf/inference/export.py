@@ -176,8 +176,12 @@ def _compare(name: str, model: EmbeddingModel, scores: Any) -> None:
     """Compare scores of other sizes than those that were traced, one user among them, with the model's own."""
     generator = torch.Generator().manual_seed(0)
     for shape in ((1, 1), (7, 33)):
-        users = torch.randint(model.num_users, shape[:1], generator=generator, device="cpu")
-        candidates = torch.randint(-1, model.num_items, shape, generator=generator, device="cpu")
+        users = torch.randint(
+            model.num_users, shape[:1], generator=generator, dtype=torch.int64, device="cpu"
+        )
+        candidates = torch.randint(
+            -1, model.num_items, shape, generator=generator, dtype=torch.int64, device="cpu"
+        )
         found = scores(users.to(model.device), candidates.to(model.device)).to(model.device)
         expected = model.score(users, candidates)
         # A share of the largest score, or of 1.

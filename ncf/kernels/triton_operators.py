@@ -247,7 +247,14 @@ def _of_table(kind: int, ids: Tensor, of_rows: Tensor, table: Tensor) -> Tensor:
     if kind == ROWS:
         return of_rows
     if kind == SPARSE:
-        return torch.sparse_coo_tensor(ids[None], of_rows, table.shape, check_invariants=False)
+        return torch.sparse_coo_tensor(
+            ids[None],
+            of_rows,
+            table.shape,
+            dtype=of_rows.dtype,
+            device=of_rows.device,
+            check_invariants=False,
+        )
     gradient: Tensor = torch.ops.aten.embedding_dense_backward(of_rows, ids, len(table), -1, False)
     return gradient
 
