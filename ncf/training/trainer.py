@@ -31,10 +31,9 @@ from ncf.training.batches import (
 from ncf.training.fused_step import FusedStep, can_be_fused
 from ncf.training.history import SELECTIONS, History, selection_candidates
 from ncf.training.losses import LOSSES, Loss, SampledSoftmax
-from ncf.training.memory import check_memory
 from ncf.training.native_step import NativeStep, can_be_native
 from ncf.training.optimizers import learning_rate_at, make_optimizer
-from ncf.training.run import TrainingRun
+from ncf.training.run import TrainingRun, check_memory
 from ncf.training.steps import CollectiveStep, CompiledStep, EagerStep, Step, can_be_compiled
 from ncf.utils.checks import whole, whole_or_none
 from ncf.utils.threads import cpu_threads

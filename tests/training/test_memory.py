@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ncf import GMF, Split, Trainer
-from ncf.training import memory
+from ncf.training import run
 
 
 def test_free_memory_is_that_of_this_machine() -> None:
-    free = memory.free_memory(torch.device("cpu"))
+    free = run.free_memory(torch.device("cpu"))
     assert free is not None
     assert 1e6 < free < 1e15
 
@@ -32,7 +32,7 @@ def test_memory_is_looked_at_before_training(
     held = 809 * 4
 
     def fit(free: int) -> list[str]:
-        monkeypatch.setattr(memory, "free_memory", lambda device: free)
+        monkeypatch.setattr(run, "free_memory", lambda device: free)
         caplog.clear()
         assert len(Trainer(GMF(40, 60), **settings).fit(split)) == 1
         return [record.getMessage() for record in caplog.records]
