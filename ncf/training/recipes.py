@@ -35,7 +35,7 @@ _MODELS: dict[str, type[EmbeddingModel]] = {
     "MatrixFactorization": MatrixFactorization,
 }
 _DENSE, _SPARSE = 60.0, 25.0  # interactions per row: above, cross-entropy alone; below, softmax alone
-_STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
+_STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0)  # 100: it alone
 _SCORES = 30_000_000  # of held-out users, 120 MB for each part of a model
 _DEPTH = 100  # of the list that strengths are chosen by: deeper than is shown, for less noise
 

@@ -46,6 +46,18 @@ def test_fit_ranks_better_than_popularity():
     assert fitted > ncf.evaluate(ncf.ItemPop(split.train), candidates).hr + 0.1
 
 
+@pytest.mark.parametrize(("num_users", "num_items", "each"), [(100, 50, 6), (1000, 300, 8), (1500, 600, 6)])
+def test_fit_is_as_good_as_popularity_where_there_is_nothing_else(num_users, num_items, each):
+    odds = torch.arange(1, num_items + 1, dtype=torch.float64).reciprocal()
+    random = torch.Generator("cpu").manual_seed(1)
+    items = torch.multinomial(odds, num_users * each, replacement=True, generator=random)
+    data = Interactions.from_arrays(torch.arange(num_users).repeat_interleave(each), items)
+    split = ncf.leave_one_out(data, validation=False)
+    candidates = ncf.whole_catalogue(split)
+    fitted = ncf.evaluate(ncf.fit(split, "GMF", **FAST), candidates).ndcg
+    assert fitted > ncf.evaluate(ncf.ItemPop(split.train), candidates).ndcg - 0.001
+
+
 @pytest.mark.parametrize("validation", [False, True])
 def test_fit_never_looks_at_the_test_set(validation):
     split = ncf.leave_one_out(shop(), validation=validation)
