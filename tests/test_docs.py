@@ -349,3 +349,12 @@ def test_no_docstring_begins_with_a_question_word() -> None:
                 if re.match(r"(What|Whether|Where|Who|Whose|Whatever|Whoever|How)\b", docstring):
                     wrong.append(f"{file.relative_to(ROOT)}: {docstring.splitlines()[0]}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_table_of_packages_names_every_module() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    for package in sorted(path.parent for path in (ROOT / "ncf").glob("*/__init__.py")):
+        row = next(line for line in text.splitlines() if line.startswith(f"| `ncf/{package.name}/` |"))
+        modules = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+        assert modules == {name for name in re.findall(r"`(\w+)`", row) if (package / f"{name}.py").exists()}
+        assert len(modules) <= 10
