@@ -2,8 +2,8 @@
 
     python -m benchmarks.scale
 
-Each shape runs in a process of its own, on random interactions. Rates are of the step alone, and of wall and CPU time:
-on a machine that others use, wall time measures them, too.
+Each shape runs in a process of its own, on random interactions. On a machine that others use, wall time measures them,
+too: calls that are compared take turns, and rates are also given of CPU time and of the best tenth of the calls.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ import time
 import torch
 
 from ncf import Interactions, NeuMF, Trainer
-from ncf.training.batches import Batch
+from ncf.kernels.native import draw_unseen, library
+from ncf.training.batches import Batch, TrainingBatches
 from ncf.training.losses import binary_cross_entropy
 from ncf.training.native_step import NativeStep
 from ncf.training.optimizers import make_optimizer
 
-SHAPES = {"10K": (10_000, 10_000), "MovieLens-20M": (138_493, 26_744), "million": (1_000_000, 200_000)}
+SHAPES = {
+    "MovieLens-100K": (943, 1682),
+    "10K": (10_000, 10_000),
+    "MovieLens-20M": (138_493, 26_744),
+    "million": (1_000_000, 200_000),
+}
 
 
 def build(shape: str) -> NeuMF:
@@ -35,7 +41,10 @@ def build(shape: str) -> NeuMF:
 
 def chunks(shape: str, batch_size: int, count: int) -> list[Batch]:
     """Random batches with four negatives for each positive."""
-    users, items = SHAPES[shape]
+    return _chunks(*SHAPES[shape], batch_size, count)
+
+
+def _chunks(users: int, items: int, batch_size: int, count: int) -> list[Batch]:
     random, positives = torch.Generator().manual_seed(0), batch_size // 5
     batches = max(1, (1 << 14) // batch_size)
     return [
@@ -47,50 +56,115 @@ def chunks(shape: str, batch_size: int, count: int) -> list[Batch]:
     ]
 
 
-def steps(shape: str, batch_size: int, threads: int, calls: int) -> None:
-    """Print the rate of the step with so many threads, and a hash of the trained weights."""
-    model = build(shape)
-    step = NativeStep(
-        model,
-        make_optimizer(model, "adamw", learning_rate=1e-3),
-        binary_cross_entropy,
-        samples_per_batch=batch_size,
-        threads=threads,
-        adaptive=False,
-    )
+def steps(shape: str, batch_size: int, calls: int) -> None:
+    """Print the rates of the step on one thread and on all, whose calls take turns, and compare the trained bits."""
+    threads = sorted({1, os.cpu_count() or 1})
+    models = [build(shape) for _ in threads]
+    made = [
+        NativeStep(
+            model,
+            make_optimizer(model, "adamw", learning_rate=1e-3),
+            binary_cross_entropy,
+            samples_per_batch=batch_size,
+            threads=number,
+            adaptive=False,
+        )
+        for model, number in zip(models, threads, strict=True)
+    ]
     some = chunks(shape, batch_size, 8)
-    step(some[0], [1.0] * len(some[0].users))
-    wall, cpu, samples = time.perf_counter(), time.process_time(), 0
-    for call in range(calls):
+    walls: list[list[float]] = [[] for _ in threads]
+    cpus = [0.0 for _ in threads]
+    for call in range(calls + 1):
         chunk = some[call % len(some)]
-        step(chunk, [1.0] * len(chunk.users))
-        samples += chunk.items.numel()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    digest = hashlib.sha256()
-    for value in model.parameters():
-        digest.update(value.detach().numpy().tobytes())
+        for number, step in enumerate(made):
+            wall, cpu = time.perf_counter(), time.process_time()
+            step(chunk, [1.0] * len(chunk.users))
+            if call:
+                walls[number].append(time.perf_counter() - wall)
+                cpus[number] += time.process_time() - cpu
+    samples = some[0].items.numel() / 1e6
+    bits = {_digest(model) for model in models}
+    for of_calls, cpu_time, number in zip(walls, cpus, threads, strict=True):
+        of_calls.sort()
+        best, median = (samples / of_calls[len(of_calls) // part] for part in (10, 2))
+        print(
+            f"{shape:14} batch {batch_size:6} threads {number}  {best:5.2f} million samples/s in the best tenth of "
+            f"calls, {median:5.2f} in the median, {samples * calls / cpu_time:5.2f} a CPU second",
+            flush=True,
+        )
+    one, all_of_them = walls[0], walls[-1]
+    ratios = [f"{one[len(one) // part] / all_of_them[len(one) // part]:.2f} ×" for part in (10, 2)]
     print(
-        f"{shape:14} batch {batch_size:6} threads {threads}  {samples / wall / 1e6:5.2f} million samples/s, "
-        f"{samples / cpu / 1e6:5.2f} a CPU second, bits {digest.hexdigest()[:8]}",
+        f"{shape:14} batch {batch_size:6} all threads beside one: {ratios[0]} in the best tenth, {ratios[1]} in the "
+        f"median; {'the same bits' if len(bits) == 1 else 'OTHER BITS'}",
         flush=True,
     )
 
 
-def epoch(shape: str, interactions: int) -> None:
-    """Print the rate of a whole epoch with its sampling, and the peak of memory beside tables and moments."""
+def _digest(model: NeuMF) -> str:
+    digest = hashlib.sha256()
+    for value in model.parameters():
+        digest.update(value.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def rows(calls: int) -> None:
+    """Print what a step over five million rows costs beside one over ten thousand; their calls take turns."""
+    made, some, cpus = [], [], [0.0, 0.0]
+    for users, items in ((5_000, 5_000), (4_000_000, 1_000_000)):
+        model = NeuMF(users, items, factors=32, layers=(64, 32, 16))
+        optimizer = make_optimizer(model, "adamw", learning_rate=1e-3)
+        made.append(NativeStep(model, optimizer, binary_cross_entropy, samples_per_batch=2048))
+        some.append(_chunks(users, items, 2048, 8))
+    for call in range(calls + 1):
+        for number, step in enumerate(made):
+            chunk, cpu = some[number][call % 8], time.process_time()
+            step(chunk, [1.0] * len(chunk.users))
+            cpus[number] += time.process_time() - cpu if call else 0.0
+    print(
+        f"a step over 5 million rows: {cpus[1] / cpus[0]:.2f} × one over ten thousand, in CPU time",
+        flush=True,
+    )
+
+
+def sampling(shape: str, interactions: int) -> None:
+    """Print how many negatives a CPU second draws, and how many samples it puts into batches."""
+    data = _interactions(shape, interactions)
+    batches = TrainingBatches(data, batch_size=2048)
+    drawn = torch.empty(len(batches.users), 4, dtype=torch.int32)
+    cpu = time.process_time()
+    batches.sampler.sample(batches.users, 4, out=drawn, draw=draw_unseen if library() is not None else None)
+    draws, cpu = drawn.numel() / (time.process_time() - cpu), time.process_time()
+    for _ in batches.epoch(0, per_chunk=8):
+        pass
+    rate = batches.samples / (time.process_time() - cpu)
+    print(
+        f"{shape:14} {draws / 1e6:.0f} million negatives, {rate / 1e6:.0f} million samples in batches a CPU second",
+        flush=True,
+    )
+
+
+def _interactions(shape: str, interactions: int) -> Interactions:
     users, items = SHAPES[shape]
     random = torch.Generator().manual_seed(0)
     pairs = torch.randint(users * items, (interactions,), generator=random).unique()
-    data = Interactions(pairs // items, pairs % items, None, users, items)
+    return Interactions(pairs // items, pairs % items, None, users, items)
+
+
+def epoch(shape: str, interactions: int) -> None:
+    """Print the rate of a whole epoch with its sampling, and the peak of memory beside tables and moments."""
+    data = _interactions(shape, interactions)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     model = build(shape)
     tables = sum(value.numel() for value in model.parameters()) * 4 / 2**20
+    cpu = time.process_time()
     history = Trainer(model, epochs=1, selection="last", progress=False).fit(data)
+    cpu = time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{shape:14} epoch of {interactions * 5 / 1e6:.0f} million: "
-        f"{history.samples[0] / history.seconds[0] / 1e6:.2f} million samples/s; "
-        f"peak {peak - before:,.0f} MiB above the data, "
+        f"{history.samples[0] / history.seconds[0] / 1e6:.2f} million samples/s, "
+        f"{history.samples[0] / cpu / 1e6:.2f} a CPU second of fit; peak {peak - before:,.0f} MiB above the data, "
         f"{(peak - before) / (3 * tables):.2f} × tables and moments of {3 * tables:,.0f} MiB",
         flush=True,
     )
@@ -99,22 +173,23 @@ def epoch(shape: str, interactions: int) -> None:
 def main() -> None:
     """Run from the command line; without arguments, everything."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
-    parser.add_argument("--steps", nargs=4, metavar=("SHAPE", "BATCH", "THREADS", "CALLS"))
+    parser.add_argument("--steps", nargs=3, metavar=("SHAPE", "BATCH", "CALLS"))
+    parser.add_argument("--rows", nargs=1, type=int, metavar="CALLS")
+    parser.add_argument("--sampling", nargs=2, metavar=("SHAPE", "INTERACTIONS"))
     parser.add_argument("--epoch", nargs=2, metavar=("SHAPE", "INTERACTIONS"))
     options = parser.parse_args()
     if options.steps:
-        shape, *numbers = options.steps
-        steps(shape, *map(int, numbers))
-        return
+        steps(options.steps[0], *map(int, options.steps[1:]))
+    if options.rows:
+        rows(*options.rows)
+    if options.sampling:
+        sampling(options.sampling[0], int(options.sampling[1]))
     if options.epoch:
         epoch(options.epoch[0], int(options.epoch[1]))
+    if any(vars(options).values()):
         return
-    runs = [
-        ["--steps", shape, str(batch_size), str(threads), "200"]
-        for shape in SHAPES
-        for batch_size in (2048, 8192)
-        for threads in sorted({1, os.cpu_count() or 1})
-    ]
+    runs = [["--steps", shape, size, "200"] for shape in SHAPES for size in ("2048", "8192")]
+    runs += [["--rows", "200"], ["--sampling", "MovieLens-20M", "4000000"]]
     runs += [["--epoch", "MovieLens-20M", "4000000"], ["--epoch", "million", "4000000"]]
     for run in runs:
         subprocess.run([sys.executable, "-m", "benchmarks.scale", *run], check=True)
