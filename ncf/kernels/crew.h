@@ -1,7 +1,8 @@
-/* Threads that work on one call together, phase by phase. Tasks are taken in turn by whoever is free, so a task may
-   depend on its number alone: then the result has the same bits for any number of threads. A phase ends when its tasks
-   are done, not when all threads have come: none waits for a thread that sleeps, has yet to start, or lost its core
-   between two tasks. */
+/* Threads that work on one call together, phase by phase. The tasks of a phase are cut into a share for each thread,
+   which takes its own first: its caches have what the share's tasks of the phase before left. Then it takes those of
+   others, so a task may depend on its share and number alone: the result has the same bits whoever works. A phase ends
+   when its tasks are done, not when all threads have come: none waits for a thread that sleeps, has yet to start, or lost
+   its core between two tasks. */
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -13,13 +14,20 @@ typedef struct {
     atomic_llong ticket;   /* the phase · 2³², and the next task of it */
     atomic_llong limit[2]; /* how many tasks a phase has; of even phases and of odd ones */
     atomic_llong done;     /* tasks of this phase */
-    atomic_int sleepers, users;
+    char apart[96];        /* from the share of another thread, by two lines of the cache */
+} Share;
+
+typedef struct {
+    atomic_llong phase;
+    char apart[120];
+    atomic_int unfinished, sleepers, users; /* shares of this phase; threads */
     pthread_mutex_t mutex;
     pthread_cond_t changed;
-    int64_t phases;
-    int64_t (*tasks)(void *, int64_t); /* of a phase; is called when all before it is done */
-    void (*work)(void *, int64_t, int64_t, int64_t);
+    int64_t phases, shares;
+    int64_t (*tasks)(void *, int64_t, int64_t); /* of a phase and a share; is called when all before it is done */
+    void (*work)(void *, int64_t, int64_t, int64_t, int64_t);
     void *job;
+    Share share[];
 } Crew;
 
 typedef struct {
@@ -27,15 +35,15 @@ typedef struct {
     int64_t number;
 } Hand;
 
-static int64_t crew_phase(Crew *c) { return atomic_load(&c->ticket) >> 32; }
+static int64_t crew_phase(Crew *c) { return atomic_load(&c->phase); }
 
-/* The next task of a phase, or -1 if there is none, or the phase is over. */
-static int64_t crew_task(Crew *c, int64_t phase) {
-    long long ticket = atomic_load(&c->ticket);
+/* The next task of a share in a phase, or -1 if there is none, or the phase is over. */
+static int64_t crew_task(Share *s, int64_t phase) {
+    long long ticket = atomic_load(&s->ticket);
     while (ticket >> 32 == phase) {
         const int64_t task = ticket & 0xffffffff;
-        if (task >= atomic_load(&c->limit[phase & 1])) return -1;
-        if (atomic_compare_exchange_weak(&c->ticket, &ticket, ticket + 1)) return task;
+        if (task >= atomic_load(&s->limit[phase & 1])) return -1;
+        if (atomic_compare_exchange_weak(&s->ticket, &ticket, ticket + 1)) return task;
     }
     return -1;
 }
@@ -55,9 +63,16 @@ static void crew_await(Crew *c, int64_t phase) {
 }
 
 static void crew_enter(Crew *c, int64_t phase) {
-    atomic_store(&c->limit[phase & 1], phase < c->phases ? c->tasks(c->job, phase) : 0);
-    atomic_store(&c->done, 0);
-    atomic_store(&c->ticket, phase << 32);
+    int filled = 0;
+    for (int64_t n = 0; n < c->shares; n++) {
+        const int64_t tasks = phase < c->phases ? c->tasks(c->job, phase, n) : 0;
+        filled += tasks > 0;
+        atomic_store(&c->share[n].limit[phase & 1], tasks);
+        atomic_store(&c->share[n].done, 0);
+    }
+    atomic_store(&c->unfinished, filled);
+    for (int64_t n = 0; n < c->shares; n++) atomic_store(&c->share[n].ticket, phase << 32);
+    atomic_store(&c->phase, phase);
     if (!atomic_load(&c->sleepers)) return; /* whoever adds itself later sees the new phase */
     pthread_mutex_lock(&c->mutex);
     pthread_cond_broadcast(&c->changed);
@@ -73,9 +88,14 @@ static void crew_phases(const Hand *h) {
     _mm_setcsr(control | 0x8040); /* numbers below 1e-38 are zero: moments would linger there, and be slow */
 #endif
     while ((phase = crew_phase(c)) < c->phases) {
-        while ((task = crew_task(c, phase)) >= 0) {
-            c->work(c->job, h->number, phase, task);
-            if (atomic_fetch_add(&c->done, 1) + 1 == atomic_load(&c->limit[phase & 1])) crew_enter(c, phase + 1);
+        for (int64_t n = 0; n < c->shares; n++) {
+            const int64_t number = (h->number + n) % c->shares;
+            Share *s = &c->share[number];
+            while ((task = crew_task(s, phase)) >= 0) {
+                c->work(c->job, h->number, phase, number, task);
+                if (atomic_fetch_add(&s->done, 1) + 1 < atomic_load(&s->limit[phase & 1])) continue;
+                if (atomic_fetch_sub(&c->unfinished, 1) == 1) crew_enter(c, phase + 1);
+            }
         }
         crew_await(c, phase);
     }
@@ -99,15 +119,15 @@ static void *hand_main(void *given) {
     return 0;
 }
 
-/* Call work(job, thread, phase, task) for all tasks of all phases, one phase after the other, with so many threads, of
-   which the caller is number 0; with fewer where there are no more. Returns 0 for want of memory. */
-static int crew_run(int threads, int64_t phases, int64_t (*tasks)(void *, int64_t),
-                    void (*work)(void *, int64_t, int64_t, int64_t), void *job) {
-    const Hand own = {calloc(1, sizeof(Crew)), 0};
+/* Call work(job, thread, phase, share, task) for all tasks of all phases, one phase after the other, with so many threads,
+   of which the caller is number 0; with fewer where there are no more. Returns 0 for want of memory. */
+static int crew_run(int threads, int64_t phases, int64_t (*tasks)(void *, int64_t, int64_t),
+                    void (*work)(void *, int64_t, int64_t, int64_t, int64_t), void *job) {
+    const Hand own = {calloc(1, sizeof(Crew) + sizeof(Share) * threads), 0};
     Crew *c = own.crew;
     pthread_attr_t detached;
     if (!c) return 0;
-    c->phases = phases, c->tasks = tasks, c->work = work, c->job = job;
+    c->phases = phases, c->shares = threads, c->tasks = tasks, c->work = work, c->job = job;
     atomic_store(&c->users, 1);
     pthread_mutex_init(&c->mutex, 0);
     pthread_cond_init(&c->changed, 0);

@@ -124,7 +124,7 @@ typedef struct {
     Rows users, items;
     int32_t *user_rows, *item_rows; /* dense Adam: which row of the batch a row is, or -1 */
     float *own;                     /* what each thread takes from here on */
-    int64_t own_size, groups, slots, sums;
+    int64_t own_size, groups, slots, sums, threads;
 } NAMED(Job);
 
 #define TAKE(name, size) (name = base ? base + used : 0, used += (size))
@@ -235,7 +235,6 @@ TARGET static void NAMED(move_dense)(const NAMED(Job) * j, NAMED(Work) * w, cons
     if (m->gmf_head.value) NAMED(move_all)(m, now, &m->gmf_head, w->gmf_head_back);
     if (m->layers) NAMED(move_all)(m, now, &m->mlp_head, w->mlp_head_back);
     NAMED(move_all)(m, now, &m->bias, w->constant_back);
-    memset(w->sums, 0, sizeof(float) * j->slots * j->sums);
     NAMED(pack)(m, w);
 }
 
@@ -497,6 +496,7 @@ TARGET static void NAMED(slot)(const NAMED(Job) * j, NAMED(Work) * w, int64_t ba
     const int64_t end = c->positives * (slot + 1) / j->slots;
     double loss = 0.0;
     NAMED(take_sums)(j->m, w, w->sums + slot * j->sums);
+    memset(w->sums + slot * j->sums, 0, sizeof(float) * j->sums);
     for (int64_t start = c->positives * slot / j->slots; start < end; start += j->groups) {
         const int64_t some = end - start < j->groups ? end - start : j->groups, next = start + some;
         const int64_t then = end - next < j->groups ? end - next : j->groups; /* those of the next block */
@@ -639,40 +639,54 @@ TARGET static int NAMED(stage)(const Chunk *c, int64_t phase, int64_t *batch) {
 
 INLINE int64_t NAMED(parts)(int64_t count) { return (count + ROWS - 1) / ROWS; }
 
-TARGET static int64_t NAMED(tasks)(void *given, int64_t phase) {
-    const NAMED(Job) *j = given;
-    int64_t batch;
-    switch (NAMED(stage)(j->c, phase, &batch)) {
-        case 0: return NAMED(parts)(j->c->num_shared);
-        case 1: return 2 + j->slots;
-    }
-    const int dense = j->m->rule == ADAM;
-    return 1 + NAMED(parts)(dense ? j->m->num_users : j->users.rows) +
-           NAMED(parts)(dense ? j->m->num_items : j->items.rows);
+/* Where the share of a thread begins among some tasks in the order of the batch. */
+INLINE int64_t NAMED(begin)(const NAMED(Job) * j, int64_t tasks, int64_t share) { return tasks * share / j->threads; }
+
+/* How many user rows, or item rows, move. */
+INLINE int64_t NAMED(moving)(const NAMED(Job) * j, int of_items) {
+    if (j->m->rule == ADAM) return of_items ? j->m->num_items : j->m->num_users;
+    return of_items ? j->items.rows : j->users.rows;
 }
 
-/* One task of a batch's moves: what all share, or some rows. */
-TARGET static void NAMED(move_part)(NAMED(Job) * j, NAMED(Work) * w, int64_t batch, int64_t task) {
+/* The first share has a task more of the slots' phase, its users and items by row, and of the moves', what all share. */
+TARGET static int64_t NAMED(tasks)(void *given, int64_t phase, int64_t share) {
+    const NAMED(Job) *j = given;
+    int64_t batch, tasks = 0;
+    const int stage = NAMED(stage)(j->c, phase, &batch);
+    if (stage == 0) return share ? 0 : NAMED(parts)(j->c->num_shared);
+    if (stage == 1) return 2 * (share == 0) + NAMED(begin)(j, j->slots, share + 1) - NAMED(begin)(j, j->slots, share);
+    for (int of_items = 0; of_items < 2; of_items++) {
+        const int64_t parts = NAMED(parts)(NAMED(moving)(j, of_items));
+        tasks += NAMED(begin)(j, parts, share + 1) - NAMED(begin)(j, parts, share);
+    }
+    return (share == 0) + tasks;
+}
+
+/* One task of a batch's moves: what all share, or some rows. Rows are in the order of the batch: a share's are mostly
+   of its slots. */
+TARGET static void NAMED(move_part)(NAMED(Job) * j, NAMED(Work) * w, int64_t batch, int64_t share, int64_t task) {
     const Now now = {j->c->shares[batch], j->c->firsts[batch], j->c->corrections[batch]};
-    if (task == 0) {
+    if (share == 0 && task-- == 0) {
         double loss = 0.0;
         for (int64_t s = 0; s < j->slots; s++) loss += w->losses[s];
         j->c->losses[batch] = (float)loss;
         NAMED(move_dense)(j, w, &now);
         return;
     }
-    const int dense = j->m->rule == ADAM;
-    const int64_t of_users = dense ? j->m->num_users : j->users.rows, edge = 1 + NAMED(parts)(of_users);
-    const Rows *rows = task < edge ? &j->users : &j->items;
-    const int64_t count = task < edge ? of_users : dense ? j->m->num_items : j->items.rows;
-    const int64_t from = ROWS * (task < edge ? task - 1 : task - edge), to = from + ROWS < count ? from + ROWS : count;
-    if (dense)
+    const int64_t user_parts = NAMED(parts)(NAMED(moving)(j, 0)), first = NAMED(begin)(j, user_parts, share);
+    const int64_t of_users = NAMED(begin)(j, user_parts, share + 1) - first;
+    const int of_items = task >= of_users;
+    const int64_t count = NAMED(moving)(j, of_items);
+    const int64_t part = of_items ? NAMED(begin)(j, NAMED(parts)(count), share) + task - of_users : first + task;
+    const int64_t from = ROWS * part, to = from + ROWS < count ? from + ROWS : count;
+    const Rows *rows = of_items ? &j->items : &j->users;
+    if (j->m->rule == ADAM)
         NAMED(move_table)(j, w, &now, rows, from, to);
     else
         NAMED(move_rows)(j, w, &now, rows, from, to);
 }
 
-TARGET static void NAMED(work)(void *given, int64_t number, int64_t phase, int64_t task) {
+TARGET static void NAMED(work)(void *given, int64_t number, int64_t phase, int64_t share, int64_t task) {
     NAMED(Job) *j = given;
     NAMED(Work) w = j->work;
     const Chunk *c = j->c;
@@ -685,12 +699,12 @@ TARGET static void NAMED(work)(void *given, int64_t number, int64_t phase, int64
                                 task + ROWS < c->num_shared ? task + ROWS : c->num_shared);
             break;
         case 1:
-            if (task < 2)
+            if (share == 0 && task < 2)
                 NAMED(group)(j, batch, task == 0);
             else
-                NAMED(slot)(j, &w, batch, task - 2);
+                NAMED(slot)(j, &w, batch, NAMED(begin)(j, j->slots, share) + task - 2 * (share == 0));
             break;
-        default: NAMED(move_part)(j, &w, batch, task);
+        default: NAMED(move_part)(j, &w, batch, share, task);
     }
 }
 
@@ -700,6 +714,8 @@ TARGET static int NAMED(train)(const Model *m, const Chunk *c, int threads) {
     j.groups = c->num_shared ? SHARERS : c->each < TRAINED ? TRAINED / c->each : 1;
     j.slots = slots < 1 ? 1 : slots > MAX_SLOTS ? MAX_SLOTS : slots;
     if (threads > j.slots) threads = (int)j.slots;
+    if (threads < 1) threads = 1;
+    j.threads = threads;
     j.sums = (NAMED(take_sums)(m, &j.work, 0) + 15) / 16 * 16;
     j.own_size = NAMED(take_own)(&j, &j.work, 0);
     const int64_t common = NAMED(take_common)(&j, &j.work, 0), dense = m->rule == ADAM;
