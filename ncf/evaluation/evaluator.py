@@ -63,7 +63,7 @@ def evaluate(
     scorer, model = inference_scorer(model), unwrap_model(model)
     with raise_on_all_ranks(scorer.distributed):
         check_k(k, _width(candidates))
-        _check_ids(model, candidates)
+        check_known_ids(model, candidates)
     ranks, num_candidates = scorer.rank(candidates, block_users=block_users)
     users = candidates.users.cpu()
     if isinstance(candidates, Catalogue) and candidates.positive_offsets is not None:
@@ -121,7 +121,7 @@ def _width(candidates: Any) -> int:
     )
 
 
-def _check_ids(model: Any, candidates: Candidates | Catalogue) -> None:
+def check_known_ids(model: Any, candidates: Candidates | Catalogue) -> None:
     """Raise for ids that the model has no row for, and for numbers that mean other raw ids to it."""
     check_same_ids(
         model,

@@ -28,7 +28,9 @@ def test_the_documentation_shows_a_script_for_several_processes() -> None:
 @pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[page for page, _ in BLOCKS])
 def test_a_script_of_the_documentation_runs_under_torchrun(page: str, block: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(block + "\nprint('done', rank(), world_size(), len(ranking.users))\n", encoding="utf-8")
+    # One write a process, since both share a pipe.
+    last = "\nimport os\nos.write(1, f'done {rank()} {world_size()} {len(ranking.users)}\\n'.encode())\n"
+    script.write_text(block + last, encoding="utf-8")
     command = [
         sys.executable,
         "-m",
