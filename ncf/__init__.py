@@ -43,6 +43,7 @@ __all__ = [
     "k_folds",
     "leave_last",
     "leave_one_out",
+    "list_statistics",
     "load",
     "recommend",
     "sample_candidates",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
         split_by_time,
     )
     from ncf.data.vocabulary import Vocabulary
+    from ncf.evaluation.beyond_accuracy import list_statistics
     from ncf.evaluation.comparison import compare
     from ncf.evaluation.evaluator import evaluate
     from ncf.evaluation.ranking import Ranking
@@ -112,6 +114,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluator",
     "Ranking": "evaluation.ranking",
     "compare": "evaluation.comparison",
+    "list_statistics": "evaluation.beyond_accuracy",
     "Recommender": "inference.recommender",
     "recommend": "inference.recommender",
     "extend": "models.growing",

@@ -1,6 +1,6 @@
 """Candidates of ranking: the held-out items among sampled candidates, or in the whole catalogue.
 
-Both are drawn once and written down, so that every model is judged on the same lists.
+Both are drawn once and written down, so that every model is evaluated on the same lists.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Candidates:
     """One held-out item per user, and the sampled items it must be ranked among.
 
     Args:
-        users: users to judge, ``[U]``, int64.
+        users: users to evaluate, ``[U]``, int64.
         positives: the held-out item of each user, ``[U]``, int64.
         negatives: the sampled items of each user, ``[U, C]``, int64; ``-1`` is padding.
         fingerprint: of the vocabularies behind the ids, see `Vocabulary.fingerprint`.
@@ -228,7 +228,7 @@ class Catalogue:
 def sample_candidates(
     split: Split, part: Part = "test", *, num_negatives: int = 100, seed: int = 0
 ) -> Candidates:
-    """Draw the ranking candidates of He et al. (2017), section 4.1: 100 items the user never touched.
+    """Draw the ranking candidates of He et al. (2017), section 4.1: 100 items the user never interacted with.
 
     The items are distinct, uniform over those with which the user has no interaction in *any* part of
     the split. A user with fewer such items gets all of them, padded with ``-1``.
@@ -269,7 +269,7 @@ def sample_candidates(
 
 
 def whole_catalogue(split: Split, part: Part = "test") -> Catalogue:
-    """The exact ranking task beside the sampled one: the held-out item among all untouched items.
+    """The exact ranking task: the held-out item among all items without an interaction of the user.
 
     Krichene & Rendle (KDD 2020) showed that sampled metrics need not agree with the exact ones.
 

@@ -15,10 +15,10 @@ Shape = tuple[tuple[int, ...], str]  # of the whole tensor, and its dtype
 
 
 def table_of_state(name: str) -> tuple[str, str]:
-    """The table whose optimizer's state a tensor of a checkpoint is, and the tensor that this table is.
+    """Map the name of an optimizer's state to the name of its table, and to the name of the table's weight.
 
     Returns:
-        Two names, which are empty for a tensor that is no such state.
+        Two names, both empty if the tensor is no state of an optimizer.
     """
     match = _FUSED.fullmatch(name)
     return (match[1], f"model.embeddings.ebc.embedding_bags.{match[1]}.weight") if match else ("", "")

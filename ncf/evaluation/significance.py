@@ -100,7 +100,7 @@ def paired_test(
     ):
         if not torch.equal(mine, theirs):
             raise ValueError(
-                f"the {name} of the two rankings differ: judge both models on the same candidates"
+                f"the {name} of the two rankings differ: evaluate both models on the same candidates"
             )
     if first.k != second.k:
         raise ValueError(f"k differs, {first.k} and {second.k}: use `ranking.at(k)` to bring both to one")

@@ -280,14 +280,14 @@ def reorder(order: Tensor, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor
 
 
 def refuse(failed: int, users: Tensor, items: Tensor, num_users: int, num_items: int) -> None:
-    """Raise what a kernel's answer stands for; -1 stands for nothing.
+    """Raise the exception for a kernel's return code; -1 means success.
 
     Args:
-        failed: the answer: see native.c.
-        users: those that it was given, ``[U]``.
-        items: those of each, ``[U, C]``.
-        num_users: users that it knows.
-        num_items: items that it knows.
+        failed: the return code, see native.c.
+        users: user ids that the kernel was given, ``[U]``.
+        items: item ids of each user, ``[U, C]``.
+        num_users: rows of the user tables.
+        num_items: rows of the item tables.
 
     Raises:
         IndexError: if a user or an item is unknown.

@@ -181,7 +181,7 @@ def make_optimizer(
     learning_rate: Setting,
     weight_decay: Setting = 0.0,
 ) -> torch.optim.Optimizer:
-    """The optimizer of a model, and beside it what its tables have of their own.
+    """Create the optimizer of a model, combined with the optimizers fused into its sharded tables.
 
     The tables of a sharded model that are large are updated in their backward (FBGEMM): then the two are one TorchRec
     `KeyedOptimizer`. Each group of parameters has its rate at the start as ``initial_lr``.
@@ -299,12 +299,12 @@ def weight_decay_for(train: Interactions, model: nn.Module | None = None) -> flo
     The penalty on user and item rows is one on the nuclear norm of their product (Srebro, Rennie & Jaakkola, NIPS
     2004): it has to outweigh what is noise in the data, which grows more slowly than N interactions do, while a loss
     that is a mean divides by N. Between 1e-5, best on the validation part of MovieLens-100K, and three times 1e-6,
-    best on drawn data of MovieLens-1M's shape (`benchmarks.planted`), lies the law 1 / √N.
+    best on drawn data of MovieLens-1M's shape (`benchmarks.planted`), 1 / √N fits.
 
     In `ncf.GMF` a third factor, the head, takes part in the product. That makes the penalty weaker on what has
     grown and stronger on what is small, so that other strengths are right: 1e-5 on MovieLens-100K again, five to six
-    times 1e-6 on the drawn data. One that is too strong kills all rows, and on less dense draws 1 / √N was. Hence
-    1 / √M, for M rows in the geometric mean of the two sides.
+    times 1e-6 on the drawn data. Too strong a penalty drives all rows to zero; on sparser draws 1 / √N was too strong.
+    Hence 1 / √M, for M rows in the geometric mean of the two sides.
 
     Args:
         train: the training interactions.

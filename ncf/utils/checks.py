@@ -156,16 +156,17 @@ def check_rank(rank: int, world_size: int) -> None:
 
 
 def check_k(k: int, most: int) -> None:
-    """Refuse a list longer than what there is to rank.
+    """Check that a list is no longer than the candidates of a user.
 
     Example::
 
         >>> from ncf.utils.checks import check_k
-        >>> check_k(200, most=101)
+        >>> check_k(200, most=101)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: k = 200: a user has at most 101 candidates, choose a whole number from 1 to 101
+        ValueError: k = 200: a user has at most 101 candidates, choose a whole number from 1 to 101 (...
     """
     if not is_whole(k) or not 1 <= k <= most:
         raise ValueError(
-            f"k = {k!r}: a user has at most {most} candidates, choose a whole number from 1 to {most}"
+            f"k = {k!r}: a user has at most {most} candidates, choose a whole number from 1 to {most} "
+            "(k is an argument of evaluate and of Trainer, 10 by default)"
         )

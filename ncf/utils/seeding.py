@@ -1,8 +1,7 @@
 """Initial values that depend on a seed and on a name, and on nothing else.
 
-Each parameter has a random stream of its own, and a table has one for every thousand rows. A shard can
-so be filled without the rest of its table, and a model starts from the same numbers whatever the number
-of processes and the plan.
+Each parameter has its own random generator; a table has one for every 1,024 rows. So a shard is filled
+without the rest of its table. A model starts from the same numbers for any number of processes and any plan.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ _ROWS_PER_STREAM = 1024
 
 
 def stream(seed: int, *names: object) -> torch.Generator:
-    """A CPU generator for one purpose, independent of every other.
+    """Create a CPU generator for one purpose, independent of all others.
 
     Args:
         seed: the experiment's seed.
-        names: what the numbers are for.
+        names: the purpose of the numbers, such as a parameter's name and a row.
 
     Example::
 
@@ -77,7 +76,7 @@ def normal_rows(
 def uniform_(weight: Tensor, *, gain: float, fans: int, seed: int, name: str) -> None:
     """Fill a dense weight uniformly within ``±sqrt(3 · gain / fans)``.
 
-    Glorot's law has ``gain=2`` and ``fans = fan_in + fan_out``, LeCun's ``gain=1`` and ``fans = fan_in``.
+    Glorot's initialization has ``gain=2`` and ``fans = fan_in + fan_out``, LeCun's ``gain=1`` and ``fans = fan_in``.
 
     Args:
         weight: filled in place.
