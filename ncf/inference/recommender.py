@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ncf.data.columns import from_tensor, id_column, kind, to_tensor
 from ncf.data.interactions import Interactions
+from ncf.data.splitting import Split
 from ncf.data.vocabulary import Vocabulary
 from ncf.distributed.collectives import raise_on_all_ranks
 from ncf.kernels.reference import largest_k
@@ -217,9 +218,12 @@ class Recommender:
 
         Raises:
             ValueError: if a user is unknown, an argument is out of range, or a score is NaN.
+            TypeError: if ``exclude`` is a `Split`.
         """
         with raise_on_all_ranks(self._scorer.distributed):
             k = whole("k", k)
+            if isinstance(exclude, Split):
+                raise TypeError("exclude is a Split: give one of its sets, such as split.train")
             if unknown not in ("raise", "popular", "prior", "skip"):
                 raise ValueError(f'unknown = {unknown!r}: choose "raise", "popular", "prior" or "skip"')
             if history is not None:

@@ -22,6 +22,7 @@ from ncf import (
     NeuMF,
     Recommender,
     fold_in,
+    leave_one_out,
     recommend,
 )
 from ncf.data.vocabulary import Vocabulary
@@ -402,3 +403,9 @@ def test_nobody_and_no_sizes() -> None:
         recommend(NoSizes(), [0], k=2)
     seen = Interactions(torch.tensor([1]), torch.tensor([2]), None, 2, 3)
     assert recommend(NoSizes(), [0, 1], k=2, exclude=seen).items == [[2, 1], [1, 0]]
+
+
+def test_a_split_to_exclude_names_the_remedy() -> None:
+    split = leave_one_out(Interactions.from_arrays([0, 0, 0, 1, 1, 1], [0, 1, 2, 1, 2, 3]))
+    with pytest.raises(TypeError, match=r"exclude is a Split: give one of its sets, such as split\.train"):
+        recommend(ItemPop(split.train), [0], exclude=split)
