@@ -66,7 +66,7 @@ def found(name: str) -> Any:
 
 def documented_arguments(docstring: str) -> dict[str, str]:
     """The entries of ``Args:``, and of what a base class documents for all its subclasses, by name."""
-    title = r"^(?:Args|Every model of ncf also takes):\n((?: {4}.*\n|\n)+)"
+    title = r"^(?:Args|Other Parameters):\n((?: {4}.*\n|\n)+)"
     sections = re.findall(title, docstring + "\n", flags=re.MULTILINE)
     entries = [part for text in sections for part in re.split(r"^ {4}(\w+): ", text, flags=re.MULTILINE)[1:]]
     return dict(zip(entries[::2], entries[1::2], strict=True))

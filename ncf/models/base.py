@@ -88,7 +88,7 @@ class EmbeddingModel(nn.Module):
         device: where to build the model; ``"meta"`` for one to be sharded.
         side: features and their dropout, see below.
 
-    Every model of ncf also takes:
+    Other Parameters:
         dropout: probability with which an element of the product, or of a hidden layer, is dropped in training.
         init_std: standard deviation of the initial rows.
         item_features: side information of the items, `ncf.Features` of them all. The row of an item is then the sum

@@ -80,8 +80,7 @@ class Ranker:
             block_users: users scored at once; by default as many as give about half a million pairs.
 
         Returns:
-            ranks: how many other candidates score at least as high as each held-out item, ``[P]``, int64, on the CPU;
-                ``[U]`` where each user has one.
+            ranks: how many other candidates score at least as high as each held-out item, ``[P]``, int64, on the CPU.
             num_candidates: distinct items ranked, the held-out items among them, ``[U]``, int64.
 
         Raises:
