@@ -18,10 +18,14 @@ int64_t ncf_rank(const Tables *t, int lanes, const int64_t *users, int64_t num_u
     float *scores = malloc((1 + width) * sizeof(*scores)), *scratch = scratch_of(t, lanes);
     int done = listed && items && scores && scratch && unknown_user(t, users, num_users) == -1;
     for (int64_t u = 0; u < num_users && done; u++) {
-        int64_t count = 0;
-        for (int64_t c = 0; c <= width; c++) {
-            const int64_t item = c ? negatives[u * step + c - 1] : positives[u];
-            if (item >= t->num_items || (item < 0 && !c)) done = 0;
+        done = positives[u] >= 0 && positives[u] < t->num_items;
+        if (!done) break;
+        int64_t count = 1;
+        items[0] = positives[u];
+        listed[items[0]] = 1;
+        for (int64_t c = 0; c < width; c++) {
+            const int64_t item = negatives[u * step + c];
+            if (item >= t->num_items) done = 0;
             if (item >= t->num_items || item < 0 || listed[item]) continue;
             listed[item] = 1;
             items[count++] = item;
