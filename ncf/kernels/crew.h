@@ -14,12 +14,12 @@ typedef struct {
     atomic_llong ticket;   /* the phase · 2³², and the next task of it */
     atomic_llong limit[2]; /* how many tasks a phase has; of even phases and of odd ones */
     atomic_llong done;     /* tasks of this phase */
-    char apart[96];        /* from the share of another thread, by two lines of the cache */
+    char padding[96];      /* from the share of another thread, by two lines of the cache */
 } Share;
 
 typedef struct {
     atomic_llong phase;
-    char apart[120];
+    char padding[120];
     atomic_int unfinished, sleepers, users; /* shares of this phase; threads */
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -33,7 +33,7 @@ typedef struct {
 typedef struct {
     Crew *crew;
     int64_t number;
-} Hand;
+} Worker;
 
 static int64_t crew_phase(Crew *c) { return atomic_load(&c->phase); }
 
@@ -80,7 +80,7 @@ static void crew_enter(Crew *c, int64_t phase) {
 }
 
 /* All phases. Between its tasks a thread uses nothing but the crew: when the last phase is over, the job may go. */
-static void crew_phases(const Hand *h) {
+static void crew_phases(const Worker *h) {
     Crew *c = h->crew;
     int64_t phase, task;
 #ifdef __SSE__
@@ -111,8 +111,8 @@ static void crew_leave(Crew *c) {
     free(c);
 }
 
-static void *hand_main(void *given) {
-    const Hand h = *(Hand *)given;
+static void *worker_main(void *given) {
+    const Worker h = *(Worker *)given;
     free(given);
     crew_phases(&h);
     crew_leave(h.crew);
@@ -123,7 +123,7 @@ static void *hand_main(void *given) {
    of which the caller is number 0; with fewer where there are no more. Returns 0 for want of memory. */
 static int crew_run(int threads, int64_t phases, int64_t (*tasks)(void *, int64_t, int64_t),
                     void (*work)(void *, int64_t, int64_t, int64_t, int64_t), void *job) {
-    const Hand own = {calloc(1, sizeof(Crew) + sizeof(Share) * threads), 0};
+    const Worker own = {calloc(1, sizeof(Crew) + sizeof(Share) * threads), 0};
     Crew *c = own.crew;
     pthread_attr_t detached;
     if (!c) return 0;
@@ -136,13 +136,13 @@ static int crew_run(int threads, int64_t phases, int64_t (*tasks)(void *, int64_
     crew_enter(c, 0);
     for (int t = 1; t < threads; t++) {
         pthread_t id;
-        Hand *hand = malloc(sizeof *hand);
-        if (!hand) break;
-        *hand = (Hand){c, t};
+        Worker *worker = malloc(sizeof *worker);
+        if (!worker) break;
+        *worker = (Worker){c, t};
         atomic_fetch_add(&c->users, 1);
-        if (!pthread_create(&id, &detached, hand_main, hand)) continue;
+        if (!pthread_create(&id, &detached, worker_main, worker)) continue;
         atomic_fetch_sub(&c->users, 1);
-        free(hand);
+        free(worker);
         break;
     }
     pthread_attr_destroy(&detached);

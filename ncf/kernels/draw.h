@@ -31,20 +31,20 @@ void ncf_draw(const void *keys, int wide, const int64_t *offsets, const int64_t 
     }
 }
 
-#define ORDERED_AHEAD 24 /* rows that memory is asked for before they are read */
+#define PREFETCHED_SAMPLES 24 /* rows that memory is asked for before they are read */
 
-/* Rows of users [N] and items [N, each], in an order. */
-void ncf_reorder(const int64_t *order, int64_t count, const int64_t *users, const int32_t *items, int64_t each,
+/* Rows of users [N] and items [N, per_positive], in an order. */
+void ncf_reorder(const int64_t *order, int64_t count, const int64_t *users, const int32_t *items, int64_t per_positive,
                  int64_t *to_users, int64_t *to_items) {
     for (int64_t i = 0; i < count; i++) {
-        if (i + ORDERED_AHEAD < count) {
-            const int64_t ahead = order[i + ORDERED_AHEAD];
+        if (i + PREFETCHED_SAMPLES < count) {
+            const int64_t ahead = order[i + PREFETCHED_SAMPLES];
             __builtin_prefetch(users + ahead);
-            for (int64_t n = 0; n < each; n += 16) __builtin_prefetch(items + ahead * each + n);
-            __builtin_prefetch(items + (ahead + 1) * each - 1);
+            for (int64_t n = 0; n < per_positive; n += 16) __builtin_prefetch(items + ahead * per_positive + n);
+            __builtin_prefetch(items + (ahead + 1) * per_positive - 1);
         }
-        const int32_t *from = items + order[i] * each;
+        const int32_t *from = items + order[i] * per_positive;
         to_users[i] = users[order[i]];
-        for (int64_t n = 0; n < each; n++) to_items[i * each + n] = from[n];
+        for (int64_t n = 0; n < per_positive; n++) to_items[i * per_positive + n] = from[n];
     }
 }

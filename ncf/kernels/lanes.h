@@ -20,8 +20,8 @@ INLINE vec NAMED(relu)(vec x) { return (vec)((bits)x & ~(bits)(x < 0.0f)); }
 
 /* The sum of a vector in memory. */
 INLINE float NAMED(total)(const float *from) {
-    quad sum = *(const quad *)from;
-    UNROLL for (int l = 4; l < LANES; l += 4) sum += *(const quad *)(from + l);
+    float4 sum = *(const float4 *)from;
+    UNROLL for (int l = 4; l < LANES; l += 4) sum += *(const float4 *)(from + l);
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 

@@ -1,4 +1,4 @@
-/* Losses with their slopes, and the rules by which parameters move. */
+/* Losses with their slopes, and the rules that update parameters. */
 
 /* eˣ, to 2 units in the last place; 0 below -87, and a NaN stays one. */
 INLINE vec NAMED(exponential)(vec x) {
@@ -6,8 +6,8 @@ INLINE vec NAMED(exponential)(vec x) {
     const vec inside = (vec)((bits)x & ~(low | high));
     const vec half = (vec)(((bits)inside & (int32_t)0x80000000) | 0x3f000000); /* ½ with the sign of x */
     const bits n = __builtin_convertvector(inside * 1.44269504f + half, bits);
-    const vec whole = __builtin_convertvector(n, vec);
-    const vec r = (inside - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    const vec rounded = __builtin_convertvector(n, vec);
+    const vec r = (inside - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
     vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
@@ -19,7 +19,7 @@ INLINE vec NAMED(exponential)(vec x) {
     return (vec)(((bits)p & ~(low | high)) | ((bits)(infinite + INFINITY) & high));
 }
 
-TARGET static void NAMED(exponentials)(float *x, int64_t count) { /* [whole(count)] */
+TARGET static void NAMED(exponentials)(float *x, int64_t count) { /* [round_up(count)] */
     for (int64_t c = 0; c < count; c += LANES) NAMED(store)(x + c, NAMED(exponential)(NAMED(load)(x + c)));
 }
 
@@ -35,8 +35,8 @@ INLINE void NAMED(log_of)(NAMED(Logs) * l, float e) {
 }
 
 /* The loss of some positives, each with `count` negatives, and its slopes by the logits; both are those of the mean
-   over all `positives`. A group's positive is at positive[g * step], its negatives from negative[g * stride] on. `e` has
-   room for whole(1 + count) numbers. See ncf/training/losses.py. */
+   over all `positives`. A group's positive is at positive[g * step], its negatives from negative[g * stride] on. `e`
+   has room for round_up(1 + count) numbers. See ncf/training/losses.py. */
 TARGET static double NAMED(loss)(const Model *m, int64_t groups, int64_t count, const float *positive, int64_t step,
                                  const float *negative, int64_t stride, float *positive_slope, float *negative_slope,
                                  float *e, int64_t positives) {
@@ -82,26 +82,26 @@ TARGET static double NAMED(loss)(const Model *m, int64_t groups, int64_t count, 
             for (int64_t j = 0; j < count; j++) slope[j] = share * by / sum * e[j];
             *positive_slope = share * by * (e[count] / sum - 1.0f);
         } else { /* (1 − x) + weight · mean of (y − margin)₊ */
-            const float each = m->weight / (float)count;
+            const float weight = m->weight / (float)count;
             float over = 0.0f; /* "not below" lets a NaN through */
             for (int64_t j = 0; j < count; j++) over += !(y[j] <= m->margin) ? y[j] - m->margin : 0.0f;
-            for (int64_t j = 0; j < count; j++) slope[j] = y[j] > m->margin ? share * each : 0.0f;
-            loss += 1.0f - x + each * over;
+            for (int64_t j = 0; j < count; j++) slope[j] = y[j] > m->margin ? share * weight : 0.0f;
+            loss += 1.0f - x + weight * over;
             *positive_slope = -share;
         }
     }
     return (loss + logs.sum + log(logs.product)) * share;
 }
 
-/* The same for binary cross-entropy where a group's negatives follow its positive: `each` logits to a group, in
+/* The same for binary cross-entropy where a group's negatives follow its positive: `per_positive` logits to a group, in
    memory for whole vectors, which this overwrites. */
-TARGET static double NAMED(pointwise)(int64_t groups, int64_t each, float *x, float *slopes, float *e,
+TARGET static double NAMED(pointwise)(int64_t groups, int64_t per_positive, float *x, float *slopes, float *e,
                                       int64_t positives) {
-    const int64_t pairs = groups * each;
-    const float share = 1.0f / (float)(positives * each);
+    const int64_t pairs = groups * per_positive;
+    const float share = 1.0f / (float)(positives * per_positive);
     NAMED(Logs) logs = {0.0, 1.0, 0};
     double over = 0.0;
-    for (int64_t p = 0; p < pairs; p += each) x[p] = -x[p]; /* log(1 + eˣ), and −x for a positive */
+    for (int64_t p = 0; p < pairs; p += per_positive) x[p] = -x[p]; /* log(1 + eˣ), and −x for a positive */
     for (int64_t p = 0; p < pairs; p++) over += x[p] > 0.0f ? x[p] : 0.0f;
     for (int64_t p = 0; p < pairs; p += LANES) {
         const vec value = NAMED(load)(x + p), small = NAMED(exponential)((vec)((bits)value | (int32_t)0x80000000));
@@ -112,16 +112,16 @@ TARGET static double NAMED(pointwise)(int64_t groups, int64_t each, float *x, fl
     }
     for (int64_t p = 0; p < pairs; p++) NAMED(log_of)(&logs, e[p]);
     memcpy(slopes, x, sizeof(float) * pairs);
-    for (int64_t p = 0; p < pairs; p += each) slopes[p] = -slopes[p];
+    for (int64_t p = 0; p < pairs; p += per_positive) slopes[p] = -slopes[p];
     return (over + logs.sum + log(logs.product)) * share;
 }
 
-/* Move `count` numbers of one parameter, or of one row of a table. `square` is AdamW's second moment, or Adagrad's sum of
-   squares, of which a row has one by row-wise Adagrad. See ncf/training/optimizers.py. */
-TARGET static void NAMED(move)(const Model *m, const Now *now, const Parameter *p, int by_row, float *restrict value,
-                               float *restrict mean, float *restrict square, const float *restrict gradient,
-                               int64_t count) {
-    const float rate = p->rate * now->share, pull = rate * p->decay, target = p->target, epsilon = m->epsilon;
+/* Update `count` numbers of one parameter, or of one row of a table. `square` is AdamW's second moment, or Adagrad's
+   sum of squares, of which a row has one by row-wise Adagrad. See ncf/training/optimizers.py. */
+TARGET static void NAMED(update)(const Model *m, const StepScales *scales, const Parameter *p, int by_row,
+                                 float *restrict value, float *restrict mean, float *restrict square,
+                                 const float *restrict gradient, int64_t count) {
+    const float rate = p->rate * scales->rate, pull = rate * p->decay, target = p->target, epsilon = m->epsilon;
     if (m->rule == SGD) {
         for (int64_t i = 0; i < count; i++) value[i] -= pull * (value[i] - target) + rate * gradient[i];
     } else if (m->rule == ROWWISE && by_row) {
@@ -136,7 +136,7 @@ TARGET static void NAMED(move)(const Model *m, const Now *now, const Parameter *
             value[i] -= pull * (value[i] - target) + rate * gradient[i] / (sqrtf(square[i]) + epsilon);
         }
     } else {
-        const float beta1 = 1.0f - m->beta1, beta2 = m->beta2, step = p->rate * now->first, by = now->correction;
+        const float beta1 = 1.0f - m->beta1, beta2 = m->beta2, step = p->rate * scales->adam_rate, by = scales->moment;
         const float l2 = m->rule == ADAM ? p->decay : 0.0f, decoupled = m->rule == ADAM ? 0.0f : pull;
         for (int64_t i = 0; i < count; i++) {
             const float g = gradient[i] + l2 * value[i];

@@ -20,19 +20,19 @@
 #include <sys/mman.h>
 #endif
 
-#define PAIRS 24           /* candidates in a block; a multiple of 12 */
-#define CACHED (32 * 1024) /* floats of item rows that stay in the second-level cache */
-#define TRAINED 120        /* pairs of a training batch whose activations stay in the cache */
-#define SHARERS 24         /* positives of a block whose logits with the shared negatives stay in the cache */
-#define SLOT 240           /* pairs of a piece of a batch, at least */
-#define MAX_SLOTS 64       /* pieces of a batch, at most: more threads have nothing to do */
-#define ROWS 64            /* rows that a thread takes at a time */
-#define AHEAD 8            /* rows that memory is asked for before they are read */
-#define SHORTEST 1e-12f    /* length that a cosine divides by at least, as PyTorch's normalize does */
+#define PAIRS 24                 /* candidates in a block; a multiple of 12 */
+#define CACHE_FLOATS (32 * 1024) /* floats of item rows that stay in the second-level cache */
+#define PAIRS_PER_BLOCK 120      /* pairs of a training batch whose activations stay in the cache */
+#define POSITIVES_PER_BLOCK 24   /* positives of a block whose logits with the shared negatives stay in the cache */
+#define PAIRS_PER_SLOT 240       /* pairs of a piece of a batch, at least */
+#define MAX_SLOTS 64             /* pieces of a batch, at most: more threads have nothing to do */
+#define ROWS_PER_TASK 64         /* rows that a thread takes at a time */
+#define PREFETCHED_ROWS 8        /* rows that memory is asked for before they are read */
+#define MIN_LENGTH 1e-12f        /* length that a cosine divides by at least, as PyTorch's normalize does */
 #define MAX_LAYERS 16
 #define NCF_ABI 4 /* ABI of native.py: raise both when a function's arguments or a structure's meaning change */
 
-typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float float4 __attribute__((vector_size(16), aligned(4), may_alias));
 
 /* users, items   [U, H + F] and [I, H + F]: the half of the first layer beside the row of the product, either
                   padded with zeros to a multiple of the vector's width, `hidden` and `factors`.
@@ -48,14 +48,16 @@ typedef struct {
 } Tables;
 
 /* How many items' rows stay in the cache, in whole blocks. */
-static int64_t cached_items(const Tables *t) { return CACHED / (t->hidden + t->factors + 1) / PAIRS * PAIRS + PAIRS; }
+static int64_t cached_items(const Tables *t) {
+    return CACHE_FLOATS / (t->hidden + t->factors + 1) / PAIRS * PAIRS + PAIRS;
+}
 
 enum { ADAMW, ADAGRAD, ROWWISE, SGD, ADAM }; /* rules, in the order of native.py */
 enum { AS_IT_IS, RELU, RELU_BACK }; /* what happens to a product */
 enum { BCE, BPR, SOFTMAX, CONTRASTIVE };     /* losses, in the order of native.py */
 
-/* A parameter in PyTorch's layout, its state, and how it moves. Of a table, `row` numbers make a row. One that stays as
-   it is has a size of 0. */
+/* A parameter in PyTorch's layout, its state, and its rule of update. Of a table, `row` numbers make a row. One that
+   stays as it is has a size of 0. */
 typedef struct {
     float *value, *mean, *square;
     int64_t size, row;
@@ -73,20 +75,21 @@ typedef struct {
     float beta1, beta2, epsilon, temperature, margin, weight;
 } Model;
 
-/* Some batches. users: [batches, positives]; items: [batches, positives, each], a positive before its negatives;
-   shared: [batches, num_shared], negatives of every positive of a batch, less those that its user has seen: the places
-   p · num_shared + s in `seen`, ascending, of batch k from seen_offsets[k] on. shares: of the rates;
-   firsts: the same over AdamW's first bias correction; corrections: the root of the second, inverted. */
+/* Some batches. users: [batches, positives]; items: [batches, positives, samples_per_positive], a positive before its
+   negatives; shared: [batches, num_shared], negatives of every positive of a batch, less those that its user has seen:
+   the places p · num_shared + s in `seen`, ascending, of batch k from seen_offsets[k] on. Of each batch: rate_factors,
+   by which rates are multiplied; adam_rate_factors, the same over AdamW's first bias correction; moment_corrections,
+   one over the root of the second. */
 typedef struct {
     const int64_t *users, *items, *shared, *seen, *seen_offsets;
-    const float *shares, *firsts, *corrections;
+    const float *rate_factors, *adam_rate_factors, *moment_corrections;
     float *losses;
-    int64_t batches, positives, each, num_shared;
+    int64_t batches, positives, samples_per_positive, num_shared;
 } Chunk;
 
 typedef struct {
-    float share, first, correction;
-} Now;
+    float rate, adam_rate, moment;
+} StepScales;
 
 /* The version of this interface, and the sizes of its structures in the order of native.py. */
 int ncf_abi(int64_t *sizes, int count) {
@@ -200,7 +203,8 @@ int64_t ncf_score(const Tables *t, int lanes, const int64_t *users, int64_t num_
    user is; or the number of users plus the place of the first unknown item, of the items and then of the shared ones; or
    -2 for want of memory. */
 int64_t ncf_train(const Model *m, const Chunk *c, int lanes, int threads) {
-    const int64_t count = c->batches * c->positives, items = count * c->each, shared = c->batches * c->num_shared;
+    const int64_t count = c->batches * c->positives, items = count * c->samples_per_positive,
+                  shared = c->batches * c->num_shared;
     for (int64_t u = 0; u < count; u++)
         if (c->users[u] < 0 || c->users[u] >= m->num_users) return u;
     for (int64_t i = 0; i < items; i++)

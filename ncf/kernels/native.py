@@ -63,8 +63,9 @@ class Chunk(ctypes.Structure):
 
     _fields_ = (
         *((name, c_void_p) for name in ("users", "items", "shared", "seen", "seen_offsets")),
-        *((name, c_void_p) for name in ("shares", "firsts", "corrections", "losses")),
-        *((name, c_int64) for name in ("batches", "positives", "each", "num_shared")),
+        *((name, c_void_p) for name in ("rate_factors", "adam_rate_factors", "moment_corrections")),
+        ("losses", c_void_p),
+        *((name, c_int64) for name in ("batches", "positives", "samples_per_positive", "num_shared")),
     )
 
 

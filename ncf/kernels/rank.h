@@ -2,9 +2,9 @@
 
 /* How many scores reach `own`, ties included; or -1 if one is not a number. */
 static int64_t at_least(const float *scores, int64_t count, float own) {
-    int reach = 0, odd = 0;
-    for (int64_t c = 0; c < count; c++) reach += scores[c] >= own, odd += scores[c] != scores[c];
-    return odd ? -1 : reach;
+    int num_at_least = 0, num_nan = 0;
+    for (int64_t c = 0; c < count; c++) num_at_least += scores[c] >= own, num_nan += scores[c] != scores[c];
+    return num_nan ? -1 : num_at_least;
 }
 
 /* negatives: user u's begin at u * step; a negative number is padding, and an item that comes again, or is the
@@ -33,9 +33,9 @@ int64_t ncf_rank(const Tables *t, int lanes, const int64_t *users, int64_t num_u
         for (int64_t c = 0; c < count; c++) listed[items[c]] = 0;
         if (!done) break;
         score(t, users + u, 1, items, 0, count, scratch, scores);
-        const int64_t reach = at_least(scores, count, scores[0]);
-        if (reach < 1) done = 0; /* the positive reaches its own score, if it is a number */
-        ranks[u] = reach - 1;
+        const int64_t num_at_least = at_least(scores, count, scores[0]);
+        if (num_at_least < 1) done = 0; /* the positive reaches its own score, if it is a number */
+        ranks[u] = num_at_least - 1;
         counts[u] = count;
     }
     free(listed), free(items), free(scores), free(scratch);
@@ -65,14 +65,14 @@ int64_t ncf_rank_catalogue(const Tables *t, int lanes, const int64_t *users, int
         for (int64_t item = start; item < end; item++) items[item - start] = item;
         for (int64_t u = 0; u < num_users && done; u++) {
             score(t, users + u, 1, items, 0, end - start, scratch, scores);
-            const int64_t reach = at_least(scores, end - start, own[u]);
+            const int64_t num_at_least = at_least(scores, end - start, own[u]);
             int64_t left_out = positives[u] >= start && positives[u] < end;
-            done = reach >= 0 && own[u] == own[u];
+            done = num_at_least >= 0 && own[u] == own[u];
             for (; next[u] < offsets[u + 1] && seen[next[u]] < end && done; next[u]++) {
                 done = seen[next[u]] >= start;
                 left_out += done && scores[seen[next[u]] - start] >= own[u];
             }
-            ranks[u] += reach - left_out;
+            ranks[u] += num_at_least - left_out;
         }
     }
     free(items), free(next), free(own), free(scratch);

@@ -135,15 +135,15 @@ class NativeStep:
                     self._in_huge_pages.add(tensor.data_ptr())
         users, items = chunk.users.contiguous(), chunk.items.contiguous()
         losses = torch.empty(len(rates), dtype=torch.float32, device="cpu")
-        batches, positives, each = items.shape
+        batches, positives, samples_per_positive = items.shape
         shared = None if chunk.shared is None else chunk.shared.contiguous()
         if shared is not None:
             assert chunk.seen is not None
             assert chunk.seen_offsets is not None
         counts = [state["step"] for state in states.values() if "step" in state]
         betas = self._optimizer.param_groups[0].get("betas", (0.0, 0.0))
-        shares = {"initial_lr": 1.0, "betas": betas}  # each parameter has a rate of its own
-        scales = adam_scales(shares, int(counts[0]) if counts else 0, rates)
+        group = {"initial_lr": 1.0, "betas": betas}  # each parameter has a rate of its own
+        scales = adam_scales(group, int(counts[0]) if counts else 0, rates)
         of_batches = [(c_float * batches)(*numbers) for numbers in (rates, *scales)]
         given = Chunk(
             address("users", users, torch.int64, (batches, positives)),
@@ -158,7 +158,8 @@ class NativeStep:
             ),
             *(ctypes.cast(numbers, c_void_p) for numbers in of_batches),
             address("losses", losses, torch.float32, (batches,)),
-            *(batches, positives, each, 0 if shared is None else shared.shape[1]),
+            *(batches, positives, samples_per_positive),
+            0 if shared is None else shared.shape[1],
         )
         model, threads, began = self._described(states), self._threads_now(), time.perf_counter()
         failed = self._kernel.ncf_train(byref(model), byref(given), self._lanes, threads)
@@ -166,8 +167,8 @@ class NativeStep:
         self._seconds[threads] = 0.7 * of_late + 0.3 * seconds if of_late else seconds
         known = self._model.num_users, self._model.num_items
         if shared is not None and failed >= users.numel() + items.numel():
-            items, each = torch.cat([items.view(-1), shared.view(-1)])[:, None], 1
-        refuse(failed, users.view(-1), items.view(-1, each), *known)
+            items, samples_per_positive = torch.cat([items.view(-1), shared.view(-1)])[:, None], 1
+        refuse(failed, users.view(-1), items.view(-1, samples_per_positive), *known)
         for count in counts:
             count += len(rates)
         return losses
