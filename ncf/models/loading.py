@@ -23,10 +23,10 @@ from ncf.data.vocabulary import Vocabulary
 from ncf.models.base import EmbeddingModel
 from ncf.models.baselines.base import Baseline
 from ncf.models.embeddings import local_tables
-from ncf.models.saving import FORMAT, MODELS, VOCABULARIES, description_hash, table_weight
+from ncf.models.saving import FORMAT, MODELS, READABLE, VOCABULARIES, description_hash, table_weight
 from ncf.utils.files import check_names, file_hash, read_slice, read_tensors, rows_per_block
 from ncf.utils.jagged import check_lists
-from ncf.utils.row_formats import ROW_FORMATS, dequantize_rows, stored_rows
+from ncf.utils.row_formats import OLDER, ROW_FORMATS, dequantize_rows, stored_rows
 
 _MOST_DESCRIPTION = 1 << 20  # bytes
 _FILES = ("model", *VOCABULARIES, "answers", "item_columns")
@@ -162,6 +162,8 @@ def _load(folder: Path, description: dict[str, Any], device: torch.device, mmap:
         {table_weight(t.name): t for t in model.embeddings.tables} if hasattr(model, "embeddings") else {}
     )
     rows = description["rows"]
+    if description["format"] < FORMAT:
+        rows = OLDER.get(rows, rows)
     number = _check_tensors(files["model"], tensors, model.state_dict(), tables, rows)
     later = device.type == "meta"
     state = {}
@@ -195,7 +197,9 @@ def _load(folder: Path, description: dict[str, Any], device: torch.device, mmap:
     if later:
         for name, table in tables.items():
             model.embeddings.table_fillers[table.name] = partial(
-                partial(_read_quantized, rows, table.dim) if rows in ("int8", "int4") else read_slice,
+                read_slice
+                if rows in (None, "float32", "bfloat16")
+                else partial(_read_quantized, rows, table.dim),
                 files["model"].absolute(),
                 name,
             )
@@ -238,9 +242,11 @@ def _description(folder: Path, text: str) -> dict[str, Any]:
         found = description_hash(description)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{place} does not describe a model ({error!r}): save the model again") from error
-    if version != FORMAT:
+    if version not in READABLE:
         remedy = "update ncf" if isinstance(version, int) and version > FORMAT else "save the model again"
-        raise ValueError(f"{place} has format {version!r}, this version of ncf reads {FORMAT}: {remedy}")
+        raise ValueError(
+            f"{place} has format {version!r}, this version of ncf reads {' and '.join(map(str, READABLE))}: {remedy}"
+        )
     if found != expected:
         raise ValueError(f"{place} is damaged: its SHA-256 is {found}, not {expected!r}; copy it again")
     kinds: dict[str, Any] = {

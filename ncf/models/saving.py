@@ -38,7 +38,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, FORMAT)  # rows of int8 and int4 are FBGEMM's own in format 2
 VOCABULARIES = ("user_ids", "item_ids")
 # By the name that a description gives: a class, or the module that defines the class of that name.
 MODELS: dict[str, type | str] = {

@@ -1,7 +1,10 @@
-"""Formats of a matrix's rows on disk: float32, bfloat16, and whole numbers with a scale and an offset per row.
+"""Formats of a matrix's rows on disk: float32, bfloat16, and whole numbers with a scale per row.
 
-``int8`` and ``int4`` are FBGEMM's fused row-wise formats, byte for byte: an 8-bit row is its D codes and then scale and
-offset as float32; a 4-bit row is two codes a byte, the earlier column in the lower half, and then both as float16.
+A row of ``int8`` is its D codes and then a scale as float16; a code c is the number (c - 128) · scale. A row of
+``int4`` has two codes a byte, the earlier column in the lower half; a code c is (c - 8) · scale. With the offset that
+this implies, they are rows of TorchRec's and FBGEMM's quantized collections: `fbgemm_rows`.
+
+Folders of format 2 hold FBGEMM's fused rows, whose offset is stored: `OLDER` names them.
 """
 
 from __future__ import annotations
@@ -12,11 +15,27 @@ from torch import Tensor
 from ncf.utils.files import rows_per_block
 
 ROW_FORMATS = ("float32", "bfloat16", "int8", "int4")
+OLDER = {"int8": "int8 with offset", "int4": "int4 with offset"}
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_MIDDLE = {"int8": 128, "int4": 8}  # the code of zero
+_SHARES = (
+    1.0,
+    0.95,
+    0.9,
+    0.85,
+    0.8,
+    0.75,
+    0.7,
+    0.65,
+    0.6,
+)  # of a row's largest number, that may be the last code
 
 
 def quantize_rows(weight: Tensor, rows: str) -> Tensor:
     """Bring a matrix's rows into a format.
+
+    The scale of an int4 row is that of nine candidates with the least squared error; numbers beyond the last code are
+    stored as that.
 
     Args:
         weight: ``[R, D]``, floating-point numbers.
@@ -26,7 +45,7 @@ def quantize_rows(weight: Tensor, rows: str) -> Tensor:
         ``[R, D]`` in the type of that name; for int8 and int4 ``[R, bytes of a row]``, uint8.
 
     Raises:
-        ValueError: for an unknown format, or a row that holds an infinite number or NaN.
+        ValueError: for an unknown format, or a row that holds NaN or a number too large for the format.
     """
     if rows not in ROW_FORMATS:
         raise ValueError(f"rows = {rows!r}: choose one of {', '.join(map(repr, ROW_FORMATS))}")
@@ -37,10 +56,18 @@ def quantize_rows(weight: Tensor, rows: str) -> Tensor:
     step = rows_per_block(weight.shape[1])
     for first in range(0, len(weight), step):
         block = weight[first : first + step].detach().to("cpu", torch.float32)
-        if not bool(block.isfinite().all()):
-            row = first + int((~block.isfinite()).any(1).nonzero()[0])
-            raise ValueError(f"row {row} of a table holds an infinite number or NaN: it has no {rows} format")
-        stored[first : first + step] = (_to_int8 if rows == "int8" else _to_int4)(block)
+        scale, codes = _nearest(block, _MIDDLE[rows], _SHARES if rows == "int4" else _SHARES[:1])
+        # As the offset, the lowest number has to be finite as well.
+        wrong = ~(scale * -_MIDDLE[rows]).to(torch.float16).isfinite()[:, 0]
+        if bool(wrong.any()):
+            row = first + int(wrong.nonzero()[0])
+            raise ValueError(
+                f"row {row} of a table holds NaN, or a number too large for float16: it has no {rows} format"
+            )
+        if rows == "int4":
+            codes = torch.nn.functional.pad(codes, (0, codes.shape[1] % 2))
+            codes = codes[:, ::2] | codes[:, 1::2] << 4  # [b, ceil(D / 2)]
+        stored[first : first + step] = torch.cat([codes, scale.to(torch.float16).view(torch.uint8)], dim=1)
     return stored
 
 
@@ -49,7 +76,7 @@ def dequantize_rows(stored: Tensor, rows: str, columns: int) -> Tensor:
 
     Args:
         stored: what `quantize_rows` returned, ``[R, ...]``.
-        rows: the format.
+        rows: the format; or that of a folder of format 2, one of the values of `OLDER`.
         columns: the matrix's columns, D.
 
     Returns:
@@ -57,13 +84,15 @@ def dequantize_rows(stored: Tensor, rows: str, columns: int) -> Tensor:
     """
     if rows in _FLOATS:
         return stored.to(torch.float32)
-    if rows == "int8":
-        codes, tail, dtype = stored[:, :columns], stored[:, columns:], torch.float32
-    else:
-        packed, tail, dtype = stored[:, :-4], stored[:, -4:], torch.float16
-        codes = torch.stack([packed & 15, packed >> 4], dim=2).flatten(1)[:, :columns]
+    width = columns if rows.startswith("int8") else -(-columns // 2)
+    codes, tail = stored[:, :width], stored[:, width:]
+    if rows.startswith("int4"):
+        codes = torch.stack([codes & 15, codes >> 4], dim=2).flatten(1)[:, :columns]
     # Copied: PyTorch views numbers of several bytes only where they are aligned.
-    tail = tail.clone(memory_format=torch.contiguous_format).view(dtype).to(torch.float32)
+    tail = tail.clone(memory_format=torch.contiguous_format)
+    tail = tail.view(torch.float32 if rows == OLDER["int8"] else torch.float16).to(torch.float32)
+    if rows in _MIDDLE:
+        return codes.to(torch.float32).sub_(_MIDDLE[rows]).mul_(tail)
     scale, offset = tail.split(1, dim=1)  # [R, 1] each
     return codes.to(torch.float32).mul_(scale).add_(offset)
 
@@ -72,26 +101,38 @@ def stored_rows(rows: str, columns: int) -> tuple[torch.dtype, int]:
     """The type of a format in a file, and how many of it a row of ``columns`` numbers takes."""
     if rows in _FLOATS:
         return _FLOATS[rows], columns
-    return torch.uint8, columns + 8 if rows == "int8" else -(-columns // 2) + 4
+    codes = columns if rows.startswith("int8") else -(-columns // 2)
+    return torch.uint8, codes + {"int8": 2, "int4": 2, OLDER["int8"]: 8, OLDER["int4"]: 4}[rows]
 
 
-def _to_int8(block: Tensor) -> Tensor:
-    lowest, highest = block.aminmax(dim=1, keepdim=True)  # [b, 1] each
-    span = highest - lowest
-    codes = ((block - lowest) * (255.0 / (span + 1e-8))).round_().to(torch.uint8)  # [b, D]
-    return torch.cat([codes, torch.cat([span / 255.0, lowest], dim=1).view(torch.uint8)], dim=1)
+def fbgemm_rows(stored: Tensor, rows: str) -> tuple[Tensor, Tensor]:
+    """Rows of int8 or int4 as a quantized collection of TorchRec takes them, by table.
+
+    Args:
+        stored: what `quantize_rows` returned, ``[R, ...]``.
+        rows: ``"int8"`` or ``"int4"``.
+
+    Returns:
+        The codes, ``[R, bytes]``, and scale and offset as bytes of float16, ``[R, 4]``.
+    """
+    scale = stored[:, -2:].clone(memory_format=torch.contiguous_format).view(torch.float16)
+    return stored[:, :-2], torch.cat([scale, scale * -_MIDDLE[rows]], dim=1).view(torch.uint8)
 
 
-def _to_int4(block: Tensor) -> Tensor:
-    lowest, highest = block.aminmax(dim=1, keepdim=True)  # [b, 1] each
-    lowest = lowest.to(torch.float16).to(torch.float32)  # as it will be read
-    span = highest - lowest
-    scale = torch.where(span == 0, 1.0, span / 15).to(torch.float16).to(torch.float32)
-    inverse = 1.0 / scale
-    unusable = (scale == 0) | inverse.isinf()
-    scale, inverse = scale.masked_fill(unusable, 1.0), inverse.masked_fill(unusable, 1.0)
-    codes = ((block - lowest) * inverse).round_().clamp_(0, 15).to(torch.uint8)  # [b, D]
-    if codes.shape[1] % 2:
-        codes = torch.nn.functional.pad(codes, (0, 1))
-    packed = codes[:, ::2] | codes[:, 1::2] << 4  # [b, ceil(D / 2)]
-    return torch.cat([packed, torch.cat([scale, lowest], dim=1).to(torch.float16).view(torch.uint8)], dim=1)
+def _nearest(block: Tensor, middle: int, shares: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Scales, ``[b, 1]``, as they will be read, and codes, ``[b, D]``, of the share with the least squared error."""
+    largest = block.abs().amax(dim=1, keepdim=True)  # [b, 1]
+    best: tuple[Tensor, Tensor] | None = None
+    least = torch.full_like(largest, torch.inf)
+    for share in shares:
+        scale = (largest * (share / (middle - 1))).to(torch.float16).to(torch.float32)
+        codes = (block / scale.where(scale > 0, 1.0)).round_().clamp_(-middle, middle - 1)
+        error = (codes * scale - block).square().sum(1, keepdim=True)
+        if best is None:
+            best, least = (scale, codes), error
+            continue
+        better = error < least
+        best = scale.where(better, best[0]), codes.where(better, best[1])
+        least = error.where(better, least)
+    assert best is not None
+    return best[0], best[1].add_(middle).to(torch.uint8)

@@ -571,6 +571,32 @@ def test_rows_in_other_formats_are_read_as_their_numbers(tmp_path: Path, rows: s
         model.save(tmp_path, rows="int3")
 
 
+@pytest.mark.parametrize("rows", [None, "float32", "int8", "int4"])
+def test_a_folder_of_format_2_is_read(tmp_path: Path, rows: str | None) -> None:
+    import ncf.utils.torchrec_import  # loads FBGEMM's operators
+
+    model = NeuMF(50, 70, factors=12, layers=(24, 8), init_std=0.5)
+    model.save(tmp_path)
+    tensors, ops = load_file(file_of(tmp_path)), torch.ops.fbgemm
+    expected = dict(tensors)
+    for name in tensors:
+        if "embedding_bags" in name and rows == "int8":
+            tensors[name] = ops.FloatToFused8BitRowwiseQuantized(tensors[name])
+            expected[name] = ops.Fused8BitRowwiseQuantizedToFloat(tensors[name])
+        if "embedding_bags" in name and rows == "int4":
+            tensors[name] = ops.FloatToFusedNBitRowwiseQuantizedSBHalf(tensors[name], 4)
+            expected[name] = ops.FusedNBitRowwiseQuantizedSBHalfToFloat(tensors[name], 4)
+    save_file(tensors, file_of(tmp_path))
+    rehash(tmp_path)
+    describe(tmp_path, description(tmp_path) | {"format": 2, "rows": rows})
+    again, later = ncf.load(tmp_path).state_dict(), ncf.load(tmp_path, device="meta")
+    for name, value in expected.items():
+        torch.testing.assert_close(again[name], value)
+    part = torch.zeros(9, 12)
+    later.embeddings.table_fillers["item_gmf"](part, row=20, column=0)
+    assert torch.equal(part, again["embeddings.ebc.embedding_bags.item_gmf.weight"][20:29])
+
+
 def test_what_answers_need_is_saved_with_the_model(tmp_path: Path) -> None:
     bought = Interactions.from_arrays(["ann", "ann", "bob"], [30, 10, 20])
     model = GMF(2, 3)
