@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeVar, overload
 
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncf.data.columns import id_column, kind, to_tensor
 from ncf.data.interactions import Interactions
 from ncf.data.vocabulary import Vocabulary
+from ncf.inference.histories import encoded_histories
+from ncf.inference.logits import BlockLogits, OneHistoryLogits, PreparedLogits, logits_of, parts_of
 from ncf.inference.minimizers import FEW, lbfgs, newton, newton_alone
 from ncf.kernels import ScoringTables
 from ncf.models.base import EmbeddingModel
@@ -22,11 +22,10 @@ from ncf.models.baselines import EASE, ItemKNN, ItemPop
 from ncf.models.embeddings import Side
 from ncf.models.scoring import Scorer
 from ncf.utils.checks import check_ids, whole
-from ncf.utils.jagged import lengths_to_offsets
 from ncf.utils.seeding import stream
 
 B = TypeVar("B", ItemPop, ItemKNN, EASE)
-_NUMBERS_PER_BLOCK = 1 << 22  # scores, or elements of Hessians, that are held at a time: 16 MB
+_NUMBERS_PER_BLOCK = 1 << 20  # scores, or elements of Hessians, that are held at a time: 4 MB
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -199,24 +198,25 @@ class FoldIn:
         self._position[self._background] = torch.arange(
             len(self._background), device=self._mean.device, dtype=torch.int64
         )
-        self._other_parts = _parts_of(self._tables, self._other_side, self._num_others)
+        self._other_parts = parts_of(self._tables, self._other_side, self._num_others)
+        self._outside = tuple(part[self._background] for part in self._other_parts)  # [S, ...] each
+        self._has_tower = self._other_parts[0].shape[1] > 0
         # The own half of the logit is linear in the row, unless the model normalises its rows.
         zero = self._parts(torch.zeros_like(self._mean)[None])
         unit = self._parts(torch.eye(len(self._mean), dtype=dtype, device=self._mean.device))
         slopes = [part - at_zero for part, at_zero in zip(unit, zero, strict=True)]  # [D, ...] each
         examples = trained[:4].to(dtype)
-        self._is_linear = all(
+        is_linear = all(
             torch.allclose(examples @ slope + at_zero, part, rtol=1e-3, atol=1e-5)
             for slope, at_zero, part in zip(slopes, zero, self._parts(examples), strict=True)
         )
-        self._start = self._parts(self._mean[None])
-        self._slopes = tuple(self._axes @ slope for slope in slopes)  # by z, [r, ...] each
-        self._features = self._other_parts[1] @ self._slopes[1].T + self._slopes[2][:, 0]  # [N, r]
-        self._outside = tuple(part[self._background] for part in self._other_parts)  # [S, ...] each
-        self._outside_features = self._features[self._background]  # [S, r]
+        self._prepared = None
+        if loss == "bce" and is_linear:
+            start, by_z = self._parts(self._mean[None]), [self._axes @ slope for slope in slopes]
+            self._prepared = PreparedLogits(self._tables, self._other_parts, self._background, start, by_z)
         # Where an operation costs less than its call, one history after the other is faster than blocks of them.
         self._unit = torch.eye(len(self._axes), dtype=dtype, device=self._mean.device)
-        self._alone = loss == "bce" and self._is_linear and self._mean.device.type == "cpu"
+        self._alone = self._prepared is not None and self._mean.device.type == "cpu"
 
     @torch.no_grad()
     def __call__(self, histories: Interactions | Sequence[Any]) -> FoldedRows:
@@ -233,9 +233,9 @@ class FoldIn:
             ValueError: if an id is missing or of another type than the vocabulary's, or a number is out of range.
         """
         device = self._mean.device
-        offsets, ids, unknown = _encoded(histories, self._ids, self._num_others)
+        offsets, ids, unknown = encoded_histories(histories, self._ids, self._num_others)
         lengths = offsets.diff()
-        if self._alone and len(lengths) and (len(lengths) < FEW or self._other_parts[0].shape[1]):
+        if self._alone and len(lengths) and (len(lengths) < FEW or self._has_tower):
             alone = [self._solve_alone(ids[start:end]) for start, end in pairwise(offsets.tolist())]
             points, objectives, counts, ends = zip(*alone, strict=True)
             return self._folded(
@@ -268,7 +268,12 @@ class FoldIn:
         self, z: Tensor, objective: Tensor, steps: Tensor, converged: Tensor, known: Tensor, unknown: Tensor
     ) -> FoldedRows:
         rows = self._split(torch.addmm(self._mean, z, self._axes))
-        tables = self._with_own(self._own(z))
+        own = dict(
+            zip(("hidden", "gmf", "bias"), self._parts(torch.addmm(self._mean, z, self._axes)), strict=True)
+        )
+        own["bias"] = own["bias"][:, 0]
+        laid_out: dict[str, Any] = {f"{self.side}_{part}": value for part, value in own.items()}
+        there = {name: value for name, value in laid_out.items() if getattr(self._tables, name) is not None}
         return FoldedRows(
             side=self.side,
             rows=rows,
@@ -277,7 +282,7 @@ class FoldIn:
             converged=converged,
             known=known,
             unknown=unknown,
-            tables=tables,
+            tables=replace(self._tables, **there),
             **{f"{self._other_side}_ids": self._ids},
         )
 
@@ -285,7 +290,7 @@ class FoldIn:
         """Return the number of problems with histories of up to this length that are solved at a time."""
         rank, hidden, background = len(self._axes), self._other_parts[0].shape[1], len(self._background)
         width = max(background, rank**2, longest * rank)
-        if hidden or not self._is_linear:
+        if hidden or self._prepared is None:
             width = (background + longest) * (rank + 2 * hidden)
         if self.loss == "bpr":
             width = max(width, background * longest)
@@ -315,159 +320,47 @@ class FoldIn:
     def _parts(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The own side's parts of `ScoringTables` for rows ``[B, D]``: hidden, gmf, bias, perhaps of no columns."""
         nobody = {name: weight[:0] for name, weight in self._others.items()}
-        return _parts_of(self._model.scoring_tables({**self._split(rows), **nobody}), self.side, len(rows))
-
-    def _own(self, z: Tensor) -> tuple[Tensor, ...]:
-        """The own side's parts for points ``[B, r]``."""
-        if not self._is_linear:
-            return self._parts(self._mean + z @ self._axes)
-        return tuple(start + z @ slope for start, slope in zip(self._start, self._slopes, strict=True))
-
-    def _with_own(self, own: tuple[Tensor, ...]) -> ScoringTables:
-        """The model's tables with other rows of the own side."""
-        hidden, gmf, bias = (f"{self.side}_{part}" for part in ("hidden", "gmf", "bias"))
-        parts = {hidden: own[0], gmf: own[1], bias: own[2][:, 0]}
-        there: dict[str, Any] = {
-            name: value for name, value in parts.items() if getattr(self._tables, name) is not None
-        }
-        return replace(self._tables, **there)
+        return parts_of(self._model.scoring_tables({**self._split(rows), **nobody}), self.side, len(rows))
 
     def _solve_alone(self, history: Tensor) -> tuple[Tensor, float, int, bool]:
         """Minimise for one history of distinct ids, ``[n]``, on a CPU."""
         if not len(history):
             return torch.zeros_like(self._unit[0]), 0.0, 0, True
+        assert self._prepared is not None
         places = self._position[history]
         weights = self._weights.clone()  # [S]
         weights[places[places >= 0]] = 0.0
-        weights *= self.negatives * len(history) / max(float(weights.sum()), torch.finfo(weights.dtype).tiny)
+        unseen = float(weights.sum())
+        weights *= self.negatives * len(history) / unseen if unseen else 0.0
         weights = torch.cat([weights, weights.new_ones(len(history))])
-        logits = _SignedLogits(self, history)
+        logits = OneHistoryLogits(self._prepared, history)
         return newton_alone(logits, weights, self._unit, tolerance=self.tolerance)
 
     def _solve(self, listed: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Minimise for one block: ids ``[B, n]``, of which some are padding."""
-        lengths = real.sum(1, keepdim=True).to(self._mean.dtype)
-        weights = self._weights.expand(len(listed), -1).clone()  # [B, S]
         places = self._position[listed]
+        drawn = self._weights[places] * (places >= 0)  # [B, n]
+        total = self._weights.sum()
+        unseen = total - drawn.sum(1, keepdim=True)
+        unseen = unseen.where(unseen > 1e-6 * total, torch.inf)  # nobody is left: no negative counts
+        scale = self.negatives * real.sum(1, keepdim=True) / unseen  # [B, 1]
+        listed = listed.clamp(max=self._num_others - 1)
+        if self._prepared is not None:
+            logits = BlockLogits(self._prepared, listed)
+            return newton(logits, self._weights, scale, scale * drawn, real, tolerance=self.tolerance)
+        loss, others = _LOSSES[self.loss], tuple(part[listed] for part in self._other_parts)
+        weights = scale * self._weights  # [B, S]
         rows, columns = (places >= 0).nonzero(as_tuple=True)
         weights[rows, places[rows, columns]] = 0.0
-        total = weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-        weights *= self.negatives * lengths / total
-        logits = _Logits(self, listed.clamp(max=self._num_others - 1))
-        if self.loss == "bce" and self._is_linear:
-            return newton(logits, weights, real, len(self._axes), tolerance=self.tolerance)
-        loss = _LOSSES[self.loss]
 
         def objective(z: Tensor, active: Tensor) -> Tensor:
-            outside, inside = logits(z, active)
+            own = self._parts(torch.addmm(self._mean, z, self._axes))
+            outside = logits_of(self._tables, own, self._outside)
+            inside = logits_of(self._tables, own, tuple(part[active] for part in others))
             return loss(inside, real[active], outside, weights[active]) + 0.5 * z.square().sum(1)
 
         start = torch.zeros(len(listed), len(self._axes), dtype=weights.dtype, device=weights.device)
         return lbfgs(objective, start, tolerance=self.tolerance)
-
-
-class _Logits:
-    """Logits of the background and of the histories of a block, as functions of its z; see `minimizers.Logits`."""
-
-    def __init__(self, fold: FoldIn, listed: Tensor) -> None:
-        self.fold = fold
-        self.outside = fold._outside  # [S, ...] each
-        self.inside = tuple(part[listed] for part in fold._other_parts)  # [B, n, ...] each
-        self.has_tower = fold._other_parts[0].shape[1] > 0
-        # Their derivatives by z without the tower's, [S, r] and [B, n, r].
-        self.flat = fold._outside_features, fold._features[listed]
-
-    def __call__(self, z: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        inside = self.inside if active is None else tuple(part[active] for part in self.inside)
-        own = self.fold._own(z)
-        return self._of(own, self.outside)[0], self._of(own, inside)[0]
-
-    def slopes(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """See `minimizers.Logits`."""
-        if not self.has_tower:
-            return self.flat
-        own = self.fold._own(z)
-        by_hidden = (self._of(own, others, slopes=True)[1] for others in (self.outside, self.inside))
-        outside, inside = (
-            (slopes @ self.fold._slopes[0].T).add_(flat)
-            for slopes, flat in zip(by_hidden, self.flat, strict=True)
-        )
-        return outside, inside
-
-    def _of(
-        self, own: tuple[Tensor, ...], others: tuple[Tensor, ...], *, slopes: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, S]``, and on request their derivatives by the own half of the first layer, ``[B, S, H]``."""
-        (hidden, gmf, bias), (other_hidden, other_gmf, other_bias) = own, others
-        product = gmf @ other_gmf.T if other_gmf.dim() == 2 else (other_gmf @ gmf[:, :, None])[:, :, 0]
-        logits = product + (self.fold._tables.bias + bias + other_bias[..., 0])
-        if not self.has_tower:
-            return logits, logits
-        inner = [F.relu(hidden[:, None] + other_hidden)]  # [B, S, H]
-        for weight, offset in self.fold._tables.layers:
-            inner.append(F.relu(F.linear(inner[-1], weight, offset)))
-        head = self.fold._tables.mlp_head
-        assert head is not None
-        logits = logits + inner[-1] @ head
-        if not slopes:
-            return logits, logits
-        back = (inner[-1] > 0) * head
-        for (weight, _), below in zip(reversed(self.fold._tables.layers), reversed(inner[:-1]), strict=True):
-            back = (back @ weight) * (below > 0)
-        return logits, back
-
-
-class _SignedLogits:
-    """Logits of one history, and of the background before it with the other sign; see `minimizers.SignedLogits`."""
-
-    def __init__(self, fold: FoldIn, history: Tensor) -> None:
-        self.fold = fold
-        self.hidden, gmf, bias = (
-            torch.cat([outside, part[history]])
-            for outside, part in zip(fold._outside, fold._other_parts, strict=True)
-        )
-        self.signs = torch.ones(len(bias), dtype=bias.dtype, device="cpu")
-        self.signs[len(fold._outside_features) :] = -1.0
-        _, own_gmf, own_bias = fold._start
-        self.base = torch.addmv(fold._tables.bias + own_bias[0] + bias[:, 0], gmf, own_gmf[0])  # [M]
-        self.flat = torch.cat([fold._outside_features, fold._features[history]])  # [M, r]
-        if not self.hidden.shape[1]:
-            self.base *= self.signs
-            self.flat *= self.signs[:, None]
-
-    def __call__(self, z: Tensor) -> tuple[Tensor, Any]:
-        logits = torch.addmv(self.base, self.flat, z)
-        if not self.hidden.shape[1]:
-            return logits, None
-        tables = self.fold._tables
-        own = torch.addmv(self.fold._start[0][0], self.fold._slopes[0].T, z)  # [H]
-        inner = [torch.relu_(self.hidden + own)]
-        for weight, offset in tables.layers:
-            inner.append(torch.relu_(torch.addmm(offset, inner[-1], weight.T)))
-        assert tables.mlp_head is not None
-        return torch.addmv(logits, inner[-1], tables.mlp_head).mul_(self.signs), inner
-
-    def slopes(self, inner: Any) -> Tensor:
-        """See `minimizers.SignedLogits`."""
-        if inner is None:
-            return self.flat
-        tables = self.fold._tables
-        assert tables.mlp_head is not None
-        back = (inner[-1] > 0) * (self.signs[:, None] * tables.mlp_head)
-        for (weight, _), below in zip(reversed(tables.layers), reversed(inner[:-1]), strict=True):
-            back = (back @ weight).mul_(below > 0)
-        return torch.addmm(self.signs[:, None] * self.flat, back, self.fold._slopes[0].T)
-
-
-def _parts_of(tables: ScoringTables, side: str, rows: int) -> tuple[Tensor, ...]:
-    """A side's hidden, gmf and bias, ``[R, ...]``; of no columns, or zero, where the model has none."""
-    hidden, gmf, bias = (getattr(tables, f"{side}_{part}") for part in ("hidden", "gmf", "bias"))
-    nothing = tables.bias.new_zeros(rows, 0)
-    return (
-        nothing if hidden is None else hidden,
-        nothing if gmf is None else gmf,
-        tables.bias.new_zeros(rows, 1) if bias is None else bias[:, None],
-    )
 
 
 @overload
@@ -500,63 +393,9 @@ def fold_in(model: Any, histories: Interactions | Sequence[Any], **settings: Any
         tensor([1, 0])
     """
     if isinstance(model, ItemPop | ItemKNN | EASE):
-        offsets, items, _ = _encoded(histories, model.item_ids, model.num_items)
+        offsets, items, _ = encoded_histories(histories, model.item_ids, model.num_items)
         return model.for_histories(offsets, items)
     return FoldIn(model, **settings)(histories)
-
-
-def _encoded(
-    histories: Interactions | Sequence[Any], vocabulary: Vocabulary | None, size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Offsets and distinct ids of each history, ascending, and how many were unknown."""
-    if isinstance(histories, Interactions):
-        offsets, ids = histories.csr()
-        side = "item"
-        theirs: Vocabulary | None = histories.item_ids
-        if vocabulary is not None and theirs is not None and vocabulary is not theirs:
-            ids = _lookup(theirs.values, vocabulary)[ids]
-        else:
-            check_ids(ids, f"histories.{side}s", size, f"the model's num_{side}s")
-        lengths = offsets.diff()
-    else:
-        if isinstance(histories, str) or any(isinstance(one, str | int) for one in histories):
-            raise ValueError("histories must be one list of ids for each user: give [[id, id], ...]")
-        if len(histories) == 1 and isinstance(histories[0], Tensor):
-            check_ids(histories[0], "histories", size, "the number of ids of the model")
-            ids = histories[0].cpu().unique()
-            offsets = torch.tensor([0, len(ids)], dtype=torch.int64, device="cpu")
-            return offsets, ids, torch.zeros(1, dtype=torch.int64, device="cpu")
-        lengths = torch.tensor([len(one) for one in histories], dtype=torch.int64, device="cpu")
-        if all(isinstance(one, Tensor) for one in histories):
-            ids = torch.cat([one.cpu() for one in histories]) if len(lengths) else lengths
-            check_ids(ids, "histories", size, "the number of ids of the model")
-        else:
-            column = id_column([raw for one in histories for raw in one], "histories")
-            if vocabulary is not None:
-                ids = _lookup(column, vocabulary)
-            elif len(column) and kind(column) == "strings":
-                raise ValueError(
-                    f"histories holds strings, but the model has no raw ids: give numbers below {size}"
-                )
-            else:
-                ids = to_tensor(column)
-                ids = ids.where((ids >= 0) & (ids < size), -1)
-    users = torch.arange(len(lengths), dtype=torch.int64, device="cpu").repeat_interleave(lengths)
-    known = ids >= 0
-    unknown = users[~known].bincount(minlength=len(lengths))
-    keys = (users[known] * size + ids[known]).unique()
-    return lengths_to_offsets((keys // size).bincount(minlength=len(lengths))), keys % size, unknown
-
-
-def _lookup(column: Any, vocabulary: Vocabulary) -> Tensor:
-    """Numbers of raw ids, ``-1`` for those that the vocabulary does not have."""
-    if len(column) and column.type != vocabulary.values.type:
-        raise ValueError(
-            f"histories holds {kind(column)}, the model's raw ids are {kind(vocabulary.values)}: convert them"
-        )
-    return to_tensor(
-        pc.index_in(column.cast(vocabulary.values.type), value_set=vocabulary.values).fill_null(-1)
-    )
 
 
 def _cross_entropy(inside: Tensor, real: Tensor, outside: Tensor, weights: Tensor) -> Tensor:

@@ -14,13 +14,22 @@ FEW = 8  # problems whose Hessians are cheaper as products of their own than fro
 
 
 class Logits(Protocol):
-    """The logits of B problems as functions of z, piecewise linear in it."""
+    """The logits of B problems as functions of z, piecewise linear in it.
+
+    Attributes:
+        start: z = 0, ``[1, r]``.
+        packed: where the derivatives of the negatives are the same in all problems, the products of two of them,
+            ``[S, r (r + 1) / 2]``: row by row the lower half of a matrix.
+    """
+
+    start: Tensor
+    packed: Tensor | None
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the negatives ``[B, S]`` and of the positives ``[B, n]`` at ``[B, r]``."""
+        """Logits of the negatives ``[b, S]`` and of the positives ``[B, n]`` at ``[b, r]``, where b is B or 1."""
 
     def slopes(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Their derivatives by z: ``[S, r]``, the same in all problems, or ``[B, S, r]``; and ``[B, n, r]``."""
+        """Their derivatives by z: ``[S, r]``, the same in all problems, or ``[b, S, r]``; and ``[B, n, r]``."""
 
 
 class SignedLogits(Protocol):
@@ -74,58 +83,62 @@ def newton_alone(
 
 
 def newton(
-    logits: Logits, weights: Tensor, real: Tensor, rank: int, *, tolerance: float
+    logits: Logits, weights: Tensor, scale: Tensor, drawn: Tensor, real: Tensor, *, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Logistic regressions with a standard normal prior, by Newton's method with step halving.
 
-    Minimises ½‖z‖² + Σ w · softplus(negative logit) + Σ softplus(−positive logit) from z = 0. The Hessian is exact,
-    since the logits have no curvature, and positive definite.
+    Minimises ½‖z‖² + s Σ w · softplus(negative logit) + Σ softplus(−positive logit) from z = 0. A positive may be one
+    of the negatives as well; its loss as a negative is taken off. So all problems have the same weights, and share what
+    is computed of the negatives at z = 0. The Hessian is exact, since the logits have no curvature, and positive
+    definite.
 
     Args:
         logits: the model.
-        weights: of each negative in each problem, ``[B, S]``.
+        weights: of each negative, ``[S]``.
+        scale: of these in each problem, ``[B, 1]``.
+        drawn: the weight that each positive has as a negative, times the scale, ``[B, n]``.
         real: the positives that are no padding, ``[B, n]``, bool.
-        rank: of z.
         tolerance: stop after a step that lowers the objective by no more than this.
 
     Returns:
         z ``[B, r]``, the objective ``[B]``, steps ``[B]`` and convergence ``[B]``.
     """
-    z = weights.new_zeros(len(weights), rank)
-    steps = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-    active = torch.ones(len(z), dtype=torch.bool, device=z.device)
-    unit = torch.eye(rank, dtype=z.dtype, device=z.device)
-    packed: Tensor | None = None
 
     def value(z: Tensor, negative: Tensor, positive: Tensor) -> Tensor:
-        losses = (F.softplus(negative) * weights).sum(1) + (F.softplus(-positive) * real).sum(1)
-        return losses + 0.5 * z.square().sum(1)
+        of_positives = F.softplus(-positive) - drawn * F.softplus(positive)
+        return (
+            scale[:, 0] * (F.softplus(negative) @ weights)
+            + (of_positives * real).sum(1)
+            + 0.5 * z.square().sum(1)
+        )
 
+    z = logits.start  # the same in all problems
+    rank = z.shape[1]
+    unit = torch.eye(rank, dtype=z.dtype, device=z.device)
+    steps = torch.zeros(len(scale), dtype=torch.int64, device=z.device)
+    active = torch.ones(len(scale), dtype=torch.bool, device=z.device)
     negative, positive = logits(z)
     objective = value(z, negative, positive)
     for _ in range(_MOST_NEWTON_STEPS):
         outside, inside = logits.slopes(z)
         probability = torch.sigmoid(negative)
-        weighted = probability * weights
+        weighted = probability * weights  # [b, S]
         curved = weighted * (1 - probability)
-        pull = torch.sigmoid(-positive) * real
+        right = torch.sigmoid(positive)
+        pull = ((1 - right) + drawn * right) * real
         gradient = z - (pull[:, None] @ inside)[:, 0]
         if outside.dim() == 3:
-            gradient = gradient + (weighted[:, None] @ outside)[:, 0]
-            hessian = outside.mT @ (curved[:, :, None] * outside)
+            gradient = gradient + scale * (weighted[:, None] @ outside)[:, 0]
+            hessian = scale[:, :, None] * (outside.mT @ (curved[:, :, None] * outside))
         else:
-            gradient = torch.addmm(gradient, weighted, outside)
-            if len(z) < FEW:
-                hessian = outside.T @ (curved[:, :, None] * outside)
-            else:
-                if packed is None:
-                    lower = torch.tril_indices(rank, rank, device=z.device)
-                    packed = outside[:, lower[0]] * outside[:, lower[1]]  # [S, r (r + 1) / 2]
-                hessian = z.new_zeros(len(z), rank, rank)
-                rows = (curved @ packed).split([*range(1, rank + 1)], dim=1)
-                for row, values in enumerate(rows):  # the lower half, which is all that is read
-                    hessian[:, row, : row + 1] = values
-        hessian = torch.baddbmm(hessian, inside.mT, (pull * torch.sigmoid(positive))[:, :, None] * inside)
+            assert logits.packed is not None
+            gradient = gradient + scale * (weighted @ outside)
+            hessian = z.new_empty(len(scale), rank, rank)
+            rows = ((curved @ logits.packed) * scale).split([*range(1, rank + 1)], dim=1)
+            for row, values in enumerate(rows):  # the lower half, which is all that is read
+                hessian[:, row, : row + 1] = values
+        bent = right * (1 - right) * (1 - drawn) * real
+        hessian = torch.baddbmm(hessian, inside.mT, bent[:, :, None] * inside)
         factor = torch.linalg.cholesky(hessian.add_(unit))
         step = torch.cholesky_solve(gradient[:, :, None], factor)[:, :, 0]
         slope = (gradient * step).sum(1)

@@ -128,6 +128,31 @@ def test_a_users_rows_do_not_depend_on_the_other_users(name: str) -> None:
             assert torch.equal(rows, FoldIn(MODELS[name](), background=20, seed=3)([history]).rows[table])
 
 
+@pytest.mark.parametrize("copies", [1, 3])  # alone, and in a block
+@pytest.mark.parametrize("name", ["GMF", "MLP"])
+def test_a_history_of_all_items_has_no_negatives(name: str, copies: int) -> None:
+    model = MODELS[name]()
+    histories = [list(range(ITEMS)), list(range(1, ITEMS)), [3]] * copies
+    folded = fold_in(model, histories, tolerance=1e-6)
+    rows = torch.cat([folded.rows[t.name] for t in model.embeddings.tables if t.side == "user"], dim=1)
+    assert bool(rows.isfinite().all())
+    for number in (1, 2):
+        reached = float(objective(model, histories[number], rows[number].double()).detach())
+        assert reached == pytest.approx(float(folded.objective[number]), abs=1e-2)
+    copy = type(model)(**model.config).double().eval()
+    copy.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for table in model.embeddings.tables:
+            if table.side == "user":
+                copy.embeddings.weight(table.name)[0] = folded.rows[table.name][0]
+    losses = F.softplus(-copy(torch.zeros(ITEMS, dtype=torch.int64), torch.arange(ITEMS))).sum()
+    trained = side_rows(model, "user")
+    moved = rows[0].double() - trained.mean(0)
+    inverse = torch.linalg.pinv(torch.cov(trained.T, correction=0), hermitian=True, rtol=1e-9)
+    expected = float((losses + 0.5 * moved @ inverse @ moved).detach())
+    assert float(folded.objective[0]) == pytest.approx(expected, abs=1e-2)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_no_history_gives_the_mean_row(name: str) -> None:
     model = MODELS[name]()
@@ -224,7 +249,7 @@ def test_histories_of_the_wrong_form_are_named() -> None:
     with pytest.raises(ValueError, match="holds strings, but the model has no raw ids"):
         fold_in(model, [["ann"]])
     model.item_ids = Vocabulary(list("abcdefg"))
-    with pytest.raises(ValueError, match="histories holds whole numbers, the model's raw ids are strings"):
+    with pytest.raises(ValueError, match="histories holds whole numbers, the vocabulary strings"):
         fold_in(model, [[1]])
     with pytest.raises(ValueError, match="out of range"):
         fold_in(model, [torch.tensor([7])])
