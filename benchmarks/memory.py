@@ -31,7 +31,7 @@ peak("load")
 split = ncf.leave_one_out(interactions)
 model = ncf.NeuMF(interactions.num_users, interactions.num_items, factors=8, layers=(32, 16, 8))
 peak("split, model")
-ncf.Trainer(model, epochs=3, progress=False, optimizer='adam'{compiled}).fit(split)
+ncf.Trainer(model, epochs=3, progress=False, optimizer='adam').fit(split)
 peak("train")
 ncf.evaluate(model, ncf.sample_candidates(split))
 peak("rank 1 + 100")
@@ -43,14 +43,13 @@ peak("rank the catalogue")
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument("--compile", action="store_true", help="with the compiled training step")
-    options = parser.parse_args()
+    parser.parse_args()
     measure(
         "import ncf; from ncf.datasets import movielens; movielens.load('100k')"
     )  # fetched once, not counted
     bare = measure(_BARE)["import torchrec"]
     print(f"{'import torchrec':20} {bare:6.0f} MB")
-    for name, value in measure(_RUN.format(compiled=", compile=True" if options.compile else "")).items():
+    for name, value in measure(_RUN).items():
         print(f"{name:20} {value:6.0f} MB  {value - bare:+5.0f}")
 
 

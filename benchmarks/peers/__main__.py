@@ -20,11 +20,10 @@ ROOT = Path(__file__).parents[2]
 # Contestant: (folder of its work.py, more arguments)
 CONTESTANTS: dict[str, tuple[str, list[str]]] = {
     "ncf": (OURS, []),
-    "ncf-compiled": (OURS, ["--compile"]),
     "ncf-eager": (OURS, ["--eager"]),
     **{peer: (peer, []) for peer in PEERS},
 }
-LABELS = {"ncf": "ncf", "ncf-compiled": "ncf, compile=True", "ncf-eager": "ncf, compile=False"}
+LABELS = {"ncf": "ncf", "ncf-eager": "ncf, compile=False"}
 
 
 def main() -> None:

@@ -1,10 +1,7 @@
-"""One training step, forward, backward and update: eager, or compiled as a single region."""
+"""One training step in PyTorch: forward, backward and update."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -16,7 +13,7 @@ from ncf.distributed.collectives import world_size
 from ncf.models.base import EmbeddingModel
 from ncf.training.batches import Batch
 from ncf.training.losses import Corrections, Loss, SampledSoftmax
-from ncf.training.optimizers import RowSparse, adam_scales, started
+from ncf.training.optimizers import RowSparse
 
 
 class Step(Protocol):
@@ -183,135 +180,12 @@ class CollectiveStep(EagerStep):
         (users,), (items,), (rate,) = chunk.users, chunk.items, rates
         assert chunk.weights is not None
         set_rate(self.optimizer, rate)
-        self.optimizer.zero_grad()  # tells the tables, which are updated in the backward, the rate
+        self.optimizer.zero_grad()  # also hands the rate to the tables, which the backward pass updates
         logits = self._rounded(self.model, users, items)
         part = self.loss(logits) * chunk.weights[0] if len(users) else logits.sum()
         (part * world_size()).backward()  # since the gradient is averaged over the processes
         self.optimizer.step()
         return part.detach()[None]
-
-
-class CompiledStep:
-    """Several steps, with their Adam updates, compiled by ``torch.compile`` into one call.
-
-    Nothing returns to Python between the lookups and the updated parameters, nor between the batches of a
-    chunk. The numbers are those of `EagerStep` with `torch.optim.Adam` up to rounding, and Adam's state stays
-    in the optimizer, so one can take over from the other. Compiling takes tens of seconds the first time.
-
-    Args:
-        model: what to train; without dropout.
-        optimizer: holder of Adam's settings and state.
-        loss: of logits ``[P, 1 + n]``.
-        positives_per_batch: rows of the batches that are compiled for; others run eagerly.
-
-    Raises:
-        ValueError: if the optimizer is not Adam, or the model has dropout.
-
-    Example::
-
-        >>> from ncf import GMF
-        >>> from ncf.training.losses import LOSSES
-        >>> from ncf.training.optimizers import make_optimizer
-        >>> from ncf.training.steps import CompiledStep
-        >>> model = GMF(10, 20)
-        >>> optimizer = make_optimizer(model, "adam", learning_rate=0.01)
-        >>> CompiledStep(model, optimizer, LOSSES["bce"], positives_per_batch=100).batches_per_call
-        4
-    """
-
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, *, positives_per_batch: int
-    ) -> None:
-        if not isinstance(optimizer, torch.optim.Adam):
-            raise ValueError(f"compile=True works with Adam, not with {type(optimizer).__name__}")
-        if getattr(model, "config", {}).get("dropout"):
-            raise ValueError("compile=True works without dropout: its random numbers would not be the seed's")
-        if _has_features(model):
-            raise ValueError("compile=True works without features, whose lists have different lengths")
-        # Below some thousand samples a step costs less than its call: let a call take several.
-        self.batches_per_call = max(1, min(4, 400 // positives_per_batch))
-        self.positives_per_batch = positives_per_batch
-        self.optimizer = optimizer
-        self._eager = EagerStep(model, optimizer, loss)
-        self._group: dict[str, Any] = optimizer.param_groups[0]
-        self._names = [name for name, _ in model.named_parameters()]
-        self._leaves = [parameter for _, parameter in model.named_parameters()]
-        self._compiled = torch.compile(self._steps, fullgraph=True, dynamic=False)
-        self._loss_of = lambda parameters, users, items: loss(
-            torch.func.functional_call(model, dict(zip(self._names, parameters, strict=True)), (users, items))
-        )
-
-    def __call__(self, chunk: Batch, rates: Sequence[float]) -> Tensor:
-        """See `Step`."""
-        if chunk.users.shape != (self.batches_per_call, self.positives_per_batch):
-            return torch.cat(
-                [
-                    self._eager(Batch(chunk.users[k : k + 1], chunk.items[k : k + 1]), rates[k : k + 1])
-                    for k in range(len(rates))
-                ]
-            )
-        state = [started(self.optimizer, leaf) for leaf in self._leaves]
-        scales = adam_scales(self._group, int(state[0]["step"]), rates)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler's own deprecations
-            losses: Tensor = self._compiled(
-                [leaf.detach() for leaf in self._leaves],
-                [each["exp_avg"] for each in state],
-                [each["exp_avg_sq"] for each in state],
-                chunk.users,
-                chunk.items,
-                *torch.tensor(scales, dtype=torch.float32, device=chunk.users.device).unbind(),
-            )
-        for each in state:
-            each["step"] += len(rates)
-        return losses
-
-    def _steps(
-        self,
-        parameters: list[Tensor],
-        means: list[Tensor],
-        squares: list[Tensor],
-        users: Tensor,  # [K, P]
-        items: Tensor,  # [K, P, 1 + n]
-        rates: Tensor,  # [K], with Adam's first bias correction
-        corrections: Tensor,  # [K], Adam's second
-    ) -> Tensor:
-        beta1, beta2 = self._group["betas"]
-        decay, eps = self._group["weight_decay"], self._group["eps"]
-        losses = []
-        for k in range(len(users)):
-            gradients, loss = torch.func.grad_and_value(self._loss_of)(parameters, users[k], items[k])
-            for value, gradient, mean, square in zip(parameters, gradients, means, squares, strict=True):
-                if decay:
-                    gradient = gradient + decay * value
-                mean.lerp_(gradient, 1 - beta1)
-                square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-                value.sub_(rates[k] * mean / (square.sqrt() * corrections[k] + eps))
-            losses.append(loss)
-        return torch.stack(losses)
-
-
-def can_be_compiled(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether `CompiledStep` takes a model, and this machine has a compiler for PyTorch.
-
-    Example::
-
-        >>> from ncf import GMF
-        >>> from ncf.training.optimizers import make_optimizer
-        >>> from ncf.training.steps import can_be_compiled
-        >>> model = GMF(10, 20)
-        >>> can_be_compiled(model, make_optimizer(model, "sgd", learning_rate=0.01))
-        False
-    """
-    on_cpu = all(parameter.is_cpu for parameter in model.parameters())
-    dropout = getattr(model, "config", {}).get("dropout")
-    compiler = any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
-    fits = not dropout and not _has_features(model)
-    return on_cpu and compiler and fits and isinstance(optimizer, torch.optim.Adam)
-
-
-def _has_features(model: Any) -> bool:
-    return bool(getattr(getattr(model, "embeddings", None), "features", ()))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:

@@ -34,13 +34,11 @@ from ncf.training.losses import LOSSES, Loss, SampledSoftmax
 from ncf.training.native_step import NativeStep, can_be_native
 from ncf.training.optimizers import learning_rate_at, make_optimizer
 from ncf.training.run import TrainingRun, check_memory
-from ncf.training.steps import CollectiveStep, CompiledStep, EagerStep, Step, can_be_compiled
+from ncf.training.steps import CollectiveStep, EagerStep, Step
 from ncf.utils.checks import whole, whole_or_none
 from ncf.utils.threads import cpu_threads
 
 __all__ = ["History", "Trainer"]
-
-_WORTH_COMPILING = 100_000_000  # samples of a whole run; measured, see docs/performance.md
 
 
 class Trainer:
@@ -80,10 +78,10 @@ class Trainer:
         patience: stop after so many epochs without a better one; never by default.
         k: length of the list that HR and NDCG look at.
         seed: of the batches and of dropout.
-        compile: ``True`` compiles the training step with ``torch.compile``, ``False`` runs it operation by operation.
-            By default a kernel in C that came with ncf does the step on a CPU, where it can (`native_step`), and
-            Triton kernels in a CUDA graph on an NVIDIA GPU (`fused_step`), which ``True`` compiles as well; where
-            neither can, the step is compiled if that repays its half minute: on a CPU, from a hundred million samples.
+        compile: ``False`` runs the training step operation by operation in PyTorch. By default a kernel in C does the
+            step on a CPU (`native_step`), and Triton kernels in a CUDA graph on an NVIDIA GPU (`fused_step`), where
+            they have the model, the loss and the optimizer. ``True`` compiles the step of the GPU with
+            ``torch.compile`` as well.
         precision: of products in training: ``"fp32"``; ``"tf32"``, on NVIDIA GPUs alone; or ``"bf16"``. Parameters,
             sums and the optimizer's state are fp32 always. See the page *Kernels* for its effect on quality.
         threads: CPU threads during `fit`, with the same numbers for any number of them. By default as many as PyTorch
@@ -336,8 +334,7 @@ class Trainer:
             return CollectiveStep(self.wrapped, optimizer, loss, autocast=autocast)
         shared = self.shared_negatives is not None
         corrections = batches.corrections if isinstance(loss, SampledSoftmax) else None
-        native = self.compile is None and autocast is None
-        if native and can_be_native(model, optimizer, loss, shared=shared):
+        if self.compile is None and autocast is None and can_be_native(model, optimizer, loss, shared=shared):
             return NativeStep(
                 model,
                 optimizer,
@@ -357,16 +354,12 @@ class Trainer:
                 compiled=self.compile is True,
                 autocast=autocast,
             )
-        if shared or corrections is not None:
-            if self.compile:
-                raise ValueError("compile=True works with neither shared_negatives nor the softmax")
-            return EagerStep(model, optimizer, loss, corrections, autocast)
-        long = self.epochs * batches.samples >= _WORTH_COMPILING
-        if self.compile or (native and long and can_be_compiled(model, optimizer)):
-            if autocast is not None:
-                raise ValueError('compile=True works in fp32 here: leave out precision="bf16"')
-            return CompiledStep(model, optimizer, loss, positives_per_batch=positives)
-        return EagerStep(model, optimizer, loss, autocast=autocast)
+        if self.compile:
+            raise ValueError(
+                "compile=True is for the fused step of NVIDIA GPUs, which does not have this model, optimizer, loss or "
+                "device: leave compile out"
+            )
+        return EagerStep(model, optimizer, loss, corrections, autocast)
 
     def _lr_factor(self, steps: int) -> Callable[[int], float]:
         schedule = self.schedule

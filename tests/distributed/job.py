@@ -27,7 +27,7 @@ PLAN = {
 def run(folder: Path, epochs: int, ready: Callable[[], object] = lambda: None, kind: str = "sharded") -> None:
     """Train, and leave ``digest-<rank>``: a hash of all weights and losses.
 
-    ``"sharded"`` is a job of several processes; ``"local"`` uses the kernel in C, ``"compiled"`` torch.compile.
+    ``"sharded"`` is a job of several processes; ``"local"`` uses the kernel in C, ``"eager"`` PyTorch.
     """
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
@@ -54,7 +54,7 @@ def run(folder: Path, epochs: int, ready: Callable[[], object] = lambda: None, k
         batch_size=500,
         optimizer="adam",
         seed=2,
-        compile=True if kind == "compiled" else None,
+        compile=False if kind == "eager" else None,
         progress=False,
         checkpoint=folder / "checkpoints",
         checkpoint_every=7,

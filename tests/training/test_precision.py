@@ -29,7 +29,6 @@ def test_bf16_rounds_products_alone() -> None:
     [
         ("fp16", {}, "precision = 'fp16': choose one of 'fp32', 'tf32', 'bf16'"),
         ("tf32", {}, "is for NVIDIA GPUs: the model is on cpu"),
-        ("bf16", {"compile": True, "optimizer": "adam"}, "works in fp32 here"),
     ],
 )
 def test_what_cannot_be_done_is_said(precision: str, settings: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Our NeuMF; with ``--eager`` or ``--compile`` the training step runs in PyTorch, as it is or compiled."""
+"""Our NeuMF; with ``--eager`` the training step runs in PyTorch."""
 
 # ruff: noqa: D102 -- methods are documented where `Contestant` is
 
@@ -28,10 +28,10 @@ from ncf.datasets import read_ncf
 class Ours:
     """`Contestant` over ncf."""
 
-    def __init__(self, data: Data, prefix: str, compiled: bool | None) -> None:
+    def __init__(self, data: Data, prefix: str, eager: bool) -> None:
         self.split, self.candidates = read_ncf(prefix)
         self.shape = data.candidates.shape
-        self.compiled = compiled
+        self.eager = eager
 
     def fit(self, setting: Setting, seed: int, clock: Clock) -> None:
         self.model = NeuMF(
@@ -48,7 +48,7 @@ class Ours:
             selection="last",
             seed=seed,
             optimizer="adam",
-            compile=self.compiled,
+            compile=False if self.eager else None,
             progress=False,
         )
         clock.start()
@@ -66,5 +66,6 @@ class Ours:
 
 
 if __name__ == "__main__":
-    compiled = True if "--compile" in sys.argv else False if "--eager" in sys.argv else None
-    main(lambda data, prefix: Ours(data, prefix, compiled), version=ncf.__version__, model="NeuMF")
+    main(
+        lambda data, prefix: Ours(data, prefix, "--eager" in sys.argv), version=ncf.__version__, model="NeuMF"
+    )
