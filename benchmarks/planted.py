@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from examples.weight_decay import weight_decay_for
 from ncf import (
     EASE,
     GMF,
@@ -33,7 +34,6 @@ from ncf import (
     leave_one_out,
     sample_candidates,
 )
-from ncf.training.optimizers import weight_decay_for
 
 MODELS = ("ItemPop", "EASE", "MatrixFactorization", "GMF", "MLP", "NeuMF")
 

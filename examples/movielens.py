@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from report import Result, footnote, show_films, table, write
+from weight_decay import weight_decay_for
 
 import ncf
 from ncf import (
@@ -38,7 +39,6 @@ from ncf import (
 )
 from ncf.datasets import movielens
 from ncf.distributed.collectives import raise_on_all_ranks, rank, world_size
-from ncf.training.optimizers import weight_decay_for
 
 MODELS = (
     "ItemPop",

@@ -129,7 +129,7 @@ PUBLISHED = """
     whole_catalogue training.losses.binary_cross_entropy training.losses.bpr
     evaluation.significance.paired_test evaluation.significance.holm
     evaluation.significance.sign_flip_p_value evaluation.significance.wilson_interval
-    evaluation.significance.bootstrap_interval evaluation.sampled_metrics.correct_for_sampling datasets.movielens
+    evaluation.sampled_metrics.correct_for_sampling datasets.movielens
 """
 
 

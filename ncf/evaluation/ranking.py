@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ncf.evaluation.intervals import Interval, bootstrap_interval, normal_interval, wilson_interval
+from ncf.evaluation.intervals import Interval, normal_interval, wilson_interval
 from ncf.evaluation.metrics import ALONE, SEVERAL, UNCUT, Metric, metric_label, metric_values
 from ncf.utils.checks import check_k
 from ncf.utils.html import html_table
@@ -160,29 +159,19 @@ class Ranking:
         """The same ranks, cut at another ``k``: nothing is scored again."""
         return dataclasses.replace(self, k=k)
 
-    def interval(
-        self,
-        metric: Metric = "hr",
-        *,
-        confidence: float = 0.95,
-        method: Literal["formula", "bootstrap"] = "formula",
-    ) -> Interval:
+    def interval(self, metric: Metric = "hr", *, confidence: float = 0.95) -> Interval:
         """Confidence interval of a metric, over users as if drawn at random.
+
+        It is Wilson's interval for HR, and the normal one, cut to [0, 1], for the others.
 
         Args:
             metric: ``"hr"``, ``"ndcg"``, ``"mrr"``, ``"auc"``, ``"recall"``, ``"precision"``, ``"f1"`` or ``"map"``.
             confidence: coverage, between 0 and 1.
-            method: ``"formula"`` is Wilson's interval for HR and the normal one, cut to [0, 1], for the
-                others; ``"bootstrap"`` draws the users anew 2,000 times.
 
         Raises:
-            ValueError: for an unknown metric, method or confidence.
+            ValueError: for an unknown metric or confidence.
         """
         values = self.values(metric)
-        if method == "bootstrap":
-            return bootstrap_interval(values, confidence=confidence)
-        if method != "formula":
-            raise ValueError(f'method = {method!r}: choose "formula" or "bootstrap"')
         if metric == "hr":
             return wilson_interval(int(values.sum()), len(self), confidence=confidence)
         if len(self) == 1:  # one value says nothing of the spread

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ncf.evaluation.intervals import (
     Interval,
-    bootstrap_interval,
     draws_at_once,
     normal_interval,
     one_per_user,
@@ -22,7 +21,6 @@ from ncf.evaluation.ranking import Ranking
 __all__ = [
     "Interval",
     "PairedTest",
-    "bootstrap_interval",
     "holm",
     "normal_interval",
     "paired_test",

@@ -10,11 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncf.data.interactions import Interactions
 from ncf.kernels.dispatch import can_update_rows, update_rows_adamw
-
-_DECAY_OF_ONE = 0.00315  # by the number of interactions
-_DECAY_OF_GMF = 0.000355  # by the size of the tables
 
 _RULES = ("adamw", "adagrad", "rowwise_adagrad", "sgd")
 _CHOICES = (*_RULES, "adam")
@@ -291,44 +287,6 @@ def _of_parts(argument: str, setting: Setting, parts: Mapping[str, Any]) -> dict
         if part not in given and "default" not in given:
             raise ValueError(f'{argument} has no number for the part {part!r}: name it, or give a "default"')
     return {part: float(given[part] if part in given else given["default"]) for part in parts}
-
-
-def weight_decay_for(train: Interactions, model: nn.Module | None = None) -> float:
-    """An L2 penalty for data of this size.
-
-    The penalty on user and item rows is one on the nuclear norm of their product (Srebro, Rennie & Jaakkola, NIPS
-    2004): it has to outweigh what is noise in the data, which grows more slowly than N interactions do, while a loss
-    that is a mean divides by N. Between 1e-5, best on the validation part of MovieLens-100K, and three times 1e-6,
-    best on drawn data of MovieLens-1M's shape (`benchmarks.planted`), 1 / √N fits.
-
-    In `ncf.GMF` a third factor, the head, takes part in the product. That makes the penalty weaker on what has
-    grown and stronger on what is small, so that other strengths are right: 1e-5 on MovieLens-100K again, five to six
-    times 1e-6 on the drawn data. Too strong a penalty drives all rows to zero; on sparser draws 1 / √N was too strong.
-    Hence 1 / √M, for M rows in the geometric mean of the two sides.
-
-    Args:
-        train: the training interactions.
-        model: what is to be trained on them; it matters only whether it is a `ncf.GMF`.
-
-    Returns:
-        ``weight_decay`` for `ncf.Trainer`, to two digits: 0.00315 / √N, for a `GMF` 0.000355 / √M.
-
-    Example::
-
-        >>> from ncf import GMF, Interactions
-        >>> from ncf.training.optimizers import weight_decay_for
-        >>> train = Interactions.from_arrays(range(10_000), range(10_000))
-        >>> weight_decay_for(train)
-        3.1e-05
-        >>> weight_decay_for(train, GMF(10_000, 10_000))
-        3.5e-06
-    """
-    towers = getattr(getattr(model, "module", model), "towers", ())
-    if list(towers) == ["gmf"]:
-        decay = _DECAY_OF_GMF / (train.num_users * train.num_items) ** 0.25
-    else:
-        decay = _DECAY_OF_ONE / len(train) ** 0.5
-    return float(f"{decay:.1e}")
 
 
 def _combined(model: nn.Module, fused: Any, dense: Callable[[Any], torch.optim.Optimizer]) -> Any:
