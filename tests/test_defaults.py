@@ -75,6 +75,7 @@ MODELS: dict[str, Callable[[Split], Any]] = {
     "NeuMF": lambda split: NeuMF(40, 60, init_std=1.0),
     "MatrixFactorization": lambda split: MatrixFactorization(40, 60, init_std=1.0),
     "EASE": lambda split: EASE(split.train),
+    "EASE of neighbours": lambda split: EASE(split.train, neighbours=9),
 }
 
 

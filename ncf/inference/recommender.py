@@ -539,9 +539,10 @@ class Recommender:
 
     def _relations(self, rows: Tensor, toward: bool = False) -> Tensor:
         """Return the relation of some items to all items, ``[n, num_items]``, or of all items to them."""
-        weights: Any = getattr(self.model, "weights", None)
-        if isinstance(weights, Tensor):  # [I, I], from row to column
-            return (weights.T if toward else weights)[rows.to(weights.device), : self.num_items].cpu()
+        model: Any = self.model
+        if hasattr(model, "weights_of"):
+            weights: Tensor = model.weights_of(rows.to(model.device), toward=toward)
+            return weights[:, : self.num_items].cpu()
         cosines: Tensor = self._vectors[rows] @ self._vectors.T
         return cosines
 

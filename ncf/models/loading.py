@@ -186,6 +186,9 @@ def _load(folder: Path, description: dict[str, Any], device: torch.device, mmap:
             model.num_users,
             model.num_items,
         )
+    if "weight_offsets" in state:
+        places = state["weight_offsets"], state["weight_items"]
+        check_lists(f"{files['model']}: weights", *places, model.num_items, model.num_items)
     for side, bags in model.embeddings.features.items() if tables else ():
         place_of = f"{files['model']}: {side}_features"
         check_lists(place_of, bags.offsets, bags.rows, bags.size, bags.sizes["rows"])

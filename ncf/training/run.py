@@ -7,9 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +21,7 @@ from ncf.training.batches import TrainingBatches
 from ncf.training.history import History, evaluate_epoch
 from ncf.training.optimizers import make_state, state_tensors
 from ncf.training.steps import Step
+from ncf.utils.checks import free_memory
 from ncf.utils.seeding import stream
 
 if TYPE_CHECKING:
@@ -378,17 +377,3 @@ def check_memory(model: EmbeddingModel, optimizer: str, *, copies: int) -> None:
             "copy of the weights, fewer columns, or several processes (ncf.distributed.shard)"
         )
     _log.warning("%s", text)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a GPU or, on Linux, for this process; ``None`` where nobody knows."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    found = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
-    with suppress(OSError, ValueError):  # a container's own limit; "max" is no number
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        found.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return min(found, default=None)

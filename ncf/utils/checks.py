@@ -1,8 +1,10 @@
-"""Checks of arguments: kind, size, ids in range."""
+"""Checks of arguments: kind, size, ids in range; and how much memory is free for what they ask."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from numbers import Integral
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -170,3 +172,17 @@ def check_k(k: int, most: int) -> None:
             f"k = {k!r}: a user has at most {most} candidates, choose a whole number from 1 to {most} "
             "(k is an argument of evaluate and of Trainer, 10 by default)"
         )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a GPU or, on Linux, for this process; ``None`` where nobody knows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    with suppress(OSError, ValueError):  # a container's own limit; "max" is no number
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        found.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return min(found, default=None)

@@ -31,10 +31,16 @@ def select_lists(offsets: Tensor, values: Tensor, chosen: Tensor) -> tuple[Tenso
     Returns:
         Offsets, ``[R + 1]``, and values of the chosen lists.
     """
+    taken, places = places_of_lists(offsets, chosen)
+    return taken, values[places]
+
+
+def places_of_lists(offsets: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Offsets, ``[R + 1]``, of the chosen lists, and the places of their values; see `select_lists`."""
     counts = offsets.diff()[chosen]
     taken = lengths_to_offsets(counts)
     moved = (offsets[chosen] - taken[:-1]).repeat_interleave(counts)  # by how much each value moves
-    return taken, values[torch.arange(len(moved), dtype=torch.int64, device=moved.device) + moved]
+    return taken, torch.arange(len(moved), dtype=torch.int64, device=moved.device).add_(moved)
 
 
 def check_lists(name: str, offsets: Tensor, values: Tensor, count: int, below: int) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -203,7 +204,7 @@ def test_raw_ids_repeats_and_unknown_ids() -> None:
     assert torch.equal(again.rows["user_gmf"][0], folded.rows["user_gmf"][0])
 
 
-@pytest.mark.parametrize("baseline", [EASE, ItemKNN, ItemPop])
+@pytest.mark.parametrize("baseline", [EASE, partial(EASE, neighbours=9), ItemKNN, ItemPop])
 def test_baselines_fold_in_without_fitting_anything(baseline: Any, interactions: Interactions) -> None:
     model = baseline(interactions)
     offsets, items = interactions.csr()

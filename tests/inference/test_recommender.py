@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ MODELS: dict[str, Any] = {
     "ItemPop": ItemPop,
     "ItemKNN": ItemKNN,
     "EASE": EASE,
+    "EASE of neighbours": partial(EASE, neighbours=8),
 }
 
 
@@ -193,7 +195,7 @@ def test_lists_as_a_table(recommender: Recommender) -> None:
     assert frame["score"].tolist() == pytest.approx([*lists.scores[0].tolist(), *lists.scores[2].tolist()])
 
 
-@pytest.mark.parametrize("name", ["MatrixFactorization", "NeuMF", "EASE", "ItemPop"])
+@pytest.mark.parametrize("name", ["MatrixFactorization", "NeuMF", "EASE", "EASE of neighbours", "ItemPop"])
 def test_a_history_in_place_of_a_user(name: str, bought: Interactions) -> None:
     recommender = Recommender(MODELS[name](bought), seen=bought)
     baskets = [["i00", "i05", "unheard of"], ["i01"]]
@@ -211,11 +213,12 @@ def test_a_history_in_place_of_a_user(name: str, bought: Interactions) -> None:
         recommender.recommend("u1", history=["i00"])
 
 
-def test_neighbours_and_reasons() -> None:
+@pytest.mark.parametrize("neighbours", [None, 18])
+def test_neighbours_and_reasons(neighbours: int | None) -> None:
     people = [n for n in range(30) for _ in range(4)]
     films = [(n % 2) * 10 + k for n in range(30) for k in (0, 1, 2, 3 + n % 5)]  # two tastes
     watched = Interactions.from_arrays(people, films)
-    recommender = Recommender(EASE(watched, regularization=1.0), seen=watched)
+    recommender = Recommender(EASE(watched, regularization=1.0, neighbours=neighbours), seen=watched)
     near, scores = recommender.similar([1, 11], k=3)
     assert set(near[0]) <= set(range(10))
     assert set(near[1]) <= set(range(10, 20))

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import logging
+import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from ncf import EASE, Interactions, ItemKNN, ItemPop, evaluate, leave_one_out, recommend, sample_candidates
 from ncf.data.candidates import whole_catalogue
-from ncf.models.baselines import ALS, Baseline, base
+from ncf.models.baselines import ALS, Baseline, base, gram, item_to_item
 
 
 def random_interactions(num_users: int = 40, num_items: int = 25, seed: int = 0) -> Interactions:
@@ -37,7 +40,11 @@ def als(train: Interactions) -> ALS:
     return ALS(train, factors=4)
 
 
-MODELS: list[Callable[[Interactions], Baseline]] = [ItemPop, ItemKNN, EASE, als]
+def ease_of_neighbours(train: Interactions) -> EASE:
+    return EASE(train, neighbours=6)
+
+
+MODELS: list[Callable[[Interactions], Baseline]] = [ItemPop, ItemKNN, EASE, ease_of_neighbours, als]
 
 
 def test_popularity_is_the_number_of_interactions() -> None:
@@ -169,15 +176,102 @@ def test_arguments_out_of_range() -> None:
         ItemKNN(train, shrinkage=-1)
     with pytest.raises(ValueError, match="regularization = 0"):
         EASE(train, regularization=0)
+    with pytest.raises(ValueError, match="neighbours = 0"):
+        EASE(train, neighbours=0)
 
 
-@pytest.mark.parametrize("model", [ItemKNN, EASE])
-def test_too_many_items_are_refused_before_the_memory_is_gone(model: Callable[..., Baseline]) -> None:
-    wide = Interactions(torch.tensor([0]), torch.tensor([0]), None, 1, 10**6)
-    with pytest.raises(ValueError, match=r"1000000 items would need about \d+\.\d GB.*min_item_count"):
-        model(wide)
-    with pytest.raises(ValueError, match="max_items = 24"):
-        model(random_interactions(), max_items=24)
+def test_ease_compares_its_memory_with_what_is_free_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = random_interactions()  # 25 items: 2,500 bytes in single precision, 7,500 where double is needed
+    free = 10_000
+    monkeypatch.setattr(item_to_item, "free_memory", lambda device: free)
+    with caplog.at_level(logging.WARNING, "ncf"):
+        EASE(train)
+        assert not caplog.messages
+        free = 4_999
+        EASE(train)
+        assert re.search(r"25 items need 0.0 GB, of 0.0 GB that are free.*neighbours=200", caplog.messages[0])
+        EASE(train, neighbours=5)
+        assert len(caplog.messages) == 1
+    free = 2_499
+    with pytest.raises(MemoryError, match="neighbours=200"):
+        EASE(train)
+    free = 7_499
+    with pytest.raises(MemoryError, match="neighbours=200"):
+        EASE(train, regularization=1e-6)
+
+
+@pytest.mark.parametrize("regularization", [0.5, 20.0])
+@pytest.mark.parametrize("neighbours", [1, 4])
+def test_ease_of_neighbours_is_a_ridge_regression_on_them(
+    neighbours: int, regularization: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_to_item, "_NUMBERS_SOLVED", 7 * neighbours**2)  # several passes over XᵀX
+    monkeypatch.setattr(item_to_item, "_NUMBERS_AT_ONCE", 40)
+    monkeypatch.setattr(gram, "_NUMBERS_PER_BLOCK", 100)
+    train = random_interactions()
+    near, _ = item_to_item._nearest(train, neighbours, 0.0)
+    X = matrix(train)
+    expected = np.zeros_like(X)
+    for item in range(train.num_items):
+        some = [other for other in near[item].tolist() if other >= 0]
+        features = np.concatenate([X[:, some], regularization**0.5 * np.eye(len(some))])
+        target = np.concatenate([X[:, item], np.zeros(len(some))])
+        expected[:, item] = X[:, some] @ np.linalg.lstsq(features, target, rcond=None)[0]
+    model = EASE(train, regularization=regularization, neighbours=neighbours)
+    np.testing.assert_allclose(scores_of_all(model).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_ease_of_all_neighbours_is_ease() -> None:
+    dense = matrix(random_interactions())
+    dense[0] = 1  # each two items have a user in common
+    users, items = dense.nonzero()
+    train = Interactions.from_arrays(users, items)
+    models = EASE(train, regularization=3.0), EASE(train, regularization=3.0, neighbours=24)
+    torch.testing.assert_close(scores_of_all(models[1]), scores_of_all(models[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_small_regularization_takes_double_precision() -> None:
+    train = random_interactions(num_users=20)  # fewer users than items: XᵀX has no inverse
+    X = matrix(train)
+    inverse = np.linalg.inv(X.T @ X + 1e-7 * np.eye(25))
+    expected = X - X @ (inverse / np.diag(inverse))
+    scores = scores_of_all(EASE(train, regularization=1e-7)).numpy()
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "panel"), [(1, 4), (4, 4), (23, 4), (23, 64)])
+def test_the_inverse_in_place_is_the_inverse(size: int, panel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gram, "_PANEL", panel)
+    half = torch.randn(size + 5, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    full = half.T @ half
+    given = full.triu()  # what is below the diagonal is not read
+    inverse = gram.invert_(given)
+    assert inverse is given
+    torch.testing.assert_close(inverse, torch.linalg.inv(full))
+    assert torch.equal(inverse, inverse.T)
+    with pytest.raises(torch.linalg.LinAlgError):
+        gram.invert_(-torch.eye(size, dtype=torch.float64))
+
+
+def test_blocks_of_co_occurrence_are_rows_of_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = random_interactions()
+    expected = matrix(train).T @ matrix(train)
+    for most in (1, 60, 1 << 20):
+        monkeypatch.setattr(gram, "_NUMBERS_PER_BLOCK", most)
+        found = torch.cat([common for _, common in gram.co_occurrence(train)])
+        assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("make", [ItemKNN, ease_of_neighbours])
+def test_sparse_weights_are_those_of_the_scores(make: Callable[[Interactions], Any]) -> None:
+    train = random_interactions()
+    model, every = make(train), torch.arange(25)
+    weights = model.weights_of(every)
+    torch.testing.assert_close(scores_of_all(model), torch.from_numpy(matrix(train)).float() @ weights)
+    assert torch.equal(model.weights_of(every[3:9], toward=True), weights.T[3:9])
+    assert torch.equal(model.weights_of(every[[4, 2, 4]]), weights[[4, 2, 4]])
 
 
 def test_als_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

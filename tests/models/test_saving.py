@@ -531,13 +531,25 @@ def test_a_value_that_is_not_in_the_state_is_named(tmp_path: Path) -> None:
         ncf.load(tmp_path)
 
 
-@pytest.mark.parametrize("kind", [ItemPop, ItemKNN, EASE, ALS, Spectral])
-def test_baselines_are_saved_and_loaded_as_every_model(tmp_path: Path, kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (ItemPop, {}),
+        (ItemKNN, {}),
+        (EASE, {}),
+        (EASE, {"neighbours": 4}),
+        (ALS, {"factors": 4}),
+        (Spectral, {}),
+    ],
+)
+def test_baselines_are_saved_and_loaded_as_every_model(
+    tmp_path: Path, kind: Any, settings: dict[str, int]
+) -> None:
     bought = random_interactions(20, 30, 6)
     train = Interactions.from_arrays([f"u{user}" for user in bought.users.tolist()], bought.items)
     if kind is ALS:
         pytest.importorskip("implicit")
-    model = kind(train, **({"factors": 4} if kind is ALS else {}))
+    model = kind(train, **settings)
     model.save(tmp_path)
     again: Any = ncf.load(tmp_path)
     assert type(again) is kind

@@ -6,7 +6,7 @@ import torch
 
 from ncf import EASE, Interactions, ItemKNN, ItemPop, Split, leave_one_out, recommend, sample_candidates
 from ncf.models.baselines import ALS
-from ncf.utils.checks import of_type, whole
+from ncf.utils.checks import free_memory, of_type, whole
 
 
 @pytest.mark.parametrize("value", [3, np.int32(3), np.uint8(3)])
@@ -48,3 +48,9 @@ def test_public_functions_say_what_they_want_in_place_of_what_they_got(
         sample_candidates(split, num_negatives=2.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"k = 2\.5: give a whole number of at least 1"):
         recommend(ItemPop(split.train), [0], k=2.5)  # type: ignore[arg-type]
+
+
+def test_free_memory_is_that_of_this_machine() -> None:
+    free = free_memory(torch.device("cpu"))
+    assert free is not None
+    assert 1e6 < free < 1e15

@@ -166,8 +166,8 @@ class DotProduct(Baseline):
         return scores
 
 
-def blocks_of(rows: int, width: int) -> Iterator[slice]:
-    """Cut rows so that a block of ``width`` columns stays small."""
-    step = max(1, _SCORES_PER_BLOCK // max(1, width))
+def blocks_of(rows: int, width: int, most: int | None = None) -> Iterator[slice]:
+    """Cut rows of ``width`` numbers into blocks of at most ``most`` numbers, by default few; one row at least."""
+    step = max(1, (_SCORES_PER_BLOCK if most is None else most) // max(1, width))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
