@@ -39,7 +39,7 @@ kernel = Extension(
     ["ncf/kernels/native.c"],
     depends=[
         f"ncf/kernels/{name}.h"
-        for name in ("crew", "draw", "lanes", "learn", "rank", "rows", "score", "train")
+        for name in ("crew", "draw", "lanes", "learn", "rank", "rows", "score", "sift", "train")
     ],
     extra_compile_args=["-O3", "-fno-math-errno", "-Wno-psabi", "-pthread"],
     extra_link_args=["-pthread"],

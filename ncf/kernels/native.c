@@ -30,7 +30,7 @@
 #define PREFETCHED_ROWS 8        /* rows that memory is asked for before they are read */
 #define MIN_LENGTH 1e-12f        /* length that a cosine divides by at least, as PyTorch's normalize does */
 #define MAX_LAYERS 16
-#define NCF_ABI 4 /* ABI of native.py: raise both when a function's arguments or a structure's meaning change */
+#define NCF_ABI 5 /* ABI of native.py: raise both when a function's arguments or a structure's meaning change */
 
 typedef float float4 __attribute__((vector_size(16), aligned(4), may_alias));
 
@@ -159,18 +159,6 @@ static Score score_of(int lanes) {
     return score4;
 }
 
-typedef void (*Products)(const float *users, int64_t factors, const float *panel, const float *biases, int64_t columns,
-                         float *out);
-
-static Products products_of(int lanes) {
-#ifdef __x86_64__
-    if (lanes == 16) return products16;
-    if (lanes == 8) return products8;
-#endif
-    (void)lanes;
-    return products4;
-}
-
 static float *scratch_of(const Tables *t, int lanes) { return malloc(sizeof(float) * PAIRS * (2 * t->widest + lanes)); }
 
 /* The place of the first user without a row, or -1. */
@@ -197,6 +185,7 @@ int64_t ncf_score(const Tables *t, int lanes, const int64_t *users, int64_t num_
     return -1;
 }
 
+#include "sift.h"
 #include "rank.h"
 
 /* Train on a chunk with so many threads, at the same bits for any number of them. Returns -1; or where the first unknown

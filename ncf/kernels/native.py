@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ABI = 4  # NCF_ABI of native.c: raise both when a function's arguments or a structure's meaning change
+ABI = 5  # NCF_ABI of native.c: raise both when a function's arguments or a structure's meaning change
 MAX_LAYERS = 16  # of native.c
 
 
@@ -101,7 +101,7 @@ def library(folder: Path = Path(__file__).parent) -> Any:
         if not _is_current(found):
             stale.append(path.name)
             continue
-        ranking = found.ncf_rank, found.ncf_rank_catalogue, found.ncf_top_k
+        ranking = found.ncf_rank, found.ncf_rank_catalogue, found.ncf_top_k, found.ncf_bytes
         for function in (found.ncf_score, *ranking, found.ncf_train):
             function.restype = c_int64
         return found

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from ncf.kernels.native import Tables, lanes_for, library, refuse
 from ncf.kernels.scoring_tables import ScoringTables, check_pairs
 
+_COLUMNS = 64  # COLUMNS of sift.h
+_USERS_FOR_BYTES = 16  # for fewer, to lay some of the items out takes longer than it saves
 _PAIRS_PER_THREAD = 1 << 14  # fewer are not worth starting a thread for
 
 
@@ -84,6 +86,7 @@ class PackedTables:
             len(outputs),
         )
         self._numbers = (*sizes, max([hidden, *outputs]), float(tables.bias))
+        self._of_all: tuple[Tensor, Tensor] | None = None
         self._tables = self._described()
 
     def _described(self) -> Tables:
@@ -98,10 +101,13 @@ class PackedTables:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_kernel", "_tables")}
+        return {
+            name: value for name, value in vars(self).items() if name not in ("_kernel", "_tables", "_of_all")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self._of_all = None
         self._kernel = library()
         if self._kernel is None or self._kernel.ncf_lanes() < self._lanes:
             raise RuntimeError(
@@ -226,6 +232,11 @@ class PackedTables:
             check_pairs(users, offsets, self._users.device, "offsets")
             if len(offsets) != len(users) + 1:
                 raise ValueError(f"left_out has {len(offsets)} offsets for {len(users)} users: give one more")
+        bytes_of = self._bytes(items, len(users))
+        if bytes_of is None:
+            first_pass: tuple[Tensor | int | None, ...] = None, None, 0
+        else:
+            first_pass = *bytes_of, len(bytes_of[0])
         scores = torch.empty(len(users), k, dtype=torch.float32, device="cpu")
         selected, done = torch.empty(len(users), k, dtype=torch.int64, device="cpu"), []
 
@@ -235,11 +246,30 @@ class PackedTables:
                 if offsets is None or hidden is None
                 else (offsets[mine.start : mine.stop + 1], hidden, len(hidden))
             )
-            parts = (items, len(items), *lists, k, scores[mine], selected[mine])
+            parts = (items, len(items), *lists, k, *first_pass, scores[mine], selected[mine])
             done.append(self._call("ncf_top_k", users[mine], *parts))
 
         _in_parts(work, len(users), len(items))
         return (scores, selected) if all(done) else None
+
+    def _bytes(self, items: Tensor, num_users: int) -> tuple[Tensor, Tensor] | None:
+        """Lay items out for the first pass of a selection; all of them once, some for many users only.
+
+        ``None`` where there is no such pass: the scores are not those of a product alone.
+        """
+        every, factors = len(items) == len(self._items), self._items.shape[1]
+        if self._numbers[2] or not len(items) or not (every or num_users >= _USERS_FOR_BYTES):
+            return None
+        if every and self._of_all is not None:
+            return self._of_all
+        columns = len(items) + -len(items) % _COLUMNS
+        panel = torch.empty(columns, factors, dtype=torch.uint8, device="cpu")
+        numbers = torch.empty(4 * columns + 1, dtype=torch.float32, device="cpu")
+        if not self._call("ncf_bytes", items, columns, panel, numbers):  # an unknown item
+            return None
+        if every:
+            self._of_all = panel, numbers
+        return panel, numbers
 
     def _call(self, function: str, users: Tensor, *arguments: Tensor | int | None) -> int:
         """Call a function of the library; ctypes lets other threads run meanwhile."""

@@ -79,12 +79,15 @@ int64_t ncf_rank_catalogue(const Tables *t, int lanes, const int64_t *users, int
     return done;
 }
 
-#define QUERIES 480 /* users for whom a panel of items is laid out once; a multiple of six */
+#define QUERIES 480                /* users for whom a part of a panel is read; a multiple of TOGETHER */
+#define PANEL_CACHED (128 * 1024) /* bytes of a panel that stay in the second-level cache */
 
-/* The best items so far: a heap whose first is the worst. Of equal scores the item with the lower number is better. */
+/* The best items so far: a heap whose first is the worst. Of equal scores the item with the lower number is better.
+   left_out to left_end: the items that are left out, ascending, less those that the scan has passed. */
 typedef struct {
     float *scores;
     int64_t *items, size, count;
+    const int64_t *left_out, *left_end;
 } Best;
 
 static int worse(const Best *b, int64_t i, int64_t j) {
@@ -127,139 +130,124 @@ static void finish(Best *b) {
     for (int64_t i = b->count; i < b->size; i++) b->scores[i] = -INFINITY, b->items[i] = -1;
 }
 
-static int holds(const int64_t *items, int64_t count, int64_t item) {
-    int64_t first = 0, end = count;
-    while (first < end) {
-        const int64_t middle = first + (end - first) / 2;
-        if (items[middle] < item)
-            first = middle + 1;
-        else
-            end = middle;
-    }
-    return first < count && items[first] == item;
+/* Whether an item is left out; items come in ascending order. */
+static int left_out_of(Best *b, int64_t item) {
+    while (b->left_out < b->left_end && *b->left_out < item) b->left_out++;
+    return b->left_out < b->left_end && *b->left_out == item;
 }
 
-typedef struct {
-    const Tables *tables;
-    Score score;
-    float *scratch;
-    const int64_t *user, *left_out;
-    int64_t num_left_out;
-    float base, error; /* a score that is not exact lacks `base`, and is wrong by at most `error` */
-    int exact;
-} Query;
-
-/* A score below this cannot be among the best. */
-static float least(const Query *q, const Best *b) {
-    if (b->count < b->size) return -INFINITY;
-    if (q->exact) return b->scores[0];
-    return b->scores[0] - q->base - (q->error + 4.0f * FLT_EPSILON * fabsf(b->scores[0]));
-}
-
-/* Offer what may be among the best of `count` items. Returns whether every score that counts is a number. */
-static int scan(const Query *q, Best *b, const int64_t *items, const float *scores, int64_t count) {
-    float cut = least(q, b);
+/* Offer items with their scores, but for those that are left out. Returns whether every score that counts is a number. */
+static int scan(Best *b, const int64_t *items, const float *scores, int64_t count) {
+    float worst = b->count < b->size ? -INFINITY : b->scores[0];
     for (int64_t start = 0; start < count; start += 16) {
         const int64_t end = start + 16 < count ? start + 16 : count;
         int some = 0; /* written so that a NaN is found, too */
-        for (int64_t c = start; c < end; c++) some |= !(scores[c] < cut);
+        for (int64_t c = start; c < end; c++) some |= !(scores[c] < worst);
         for (int64_t c = start; c < end && some; c++) {
-            if (scores[c] < cut || holds(q->left_out, q->num_left_out, items[c])) continue;
-            float score = scores[c];
-            if (!q->exact) q->score(q->tables, q->user, 1, items + c, 0, 1, q->scratch, &score);
-            if (score != score) return 0;
-            offer(b, score, items[c]);
-            cut = least(q, b);
+            if (scores[c] < worst || left_out_of(b, items[c])) continue;
+            if (scores[c] != scores[c]) return 0;
+            offer(b, scores[c], items[c]);
+            worst = b->count < b->size ? -INFINITY : b->scores[0];
         }
     }
     return 1;
 }
 
-static float norm(const float *row, int64_t size) {
-    float sums[4] = {0.0f};
-    for (int64_t f = 0; f < size; f += 4) /* rows are padded to whole vectors */
-        for (int l = 0; l < 4; l++) sums[l] += row[f + l] * row[f + l];
-    return sqrtf(sums[0] + sums[1] + sums[2] + sums[3]);
+/* The same for those items of a user that are marked, whose scores are made here. */
+static int scan_marked(const Tables *t, Score score, const int64_t *user, Best *b, const int64_t *items,
+                       const uint16_t *marks, int64_t count, float *scratch) {
+    int64_t some[PAIRS], found = 0;
+    float scores[PAIRS];
+    int done = 1;
+    for (int64_t part = 0; part < count && done; part += COLUMNS) {
+        uint64_t any;
+        memcpy(&any, marks + part / BLOCK, sizeof any);
+        for (int64_t start = part; any && start < part + COLUMNS; start += BLOCK)
+            for (unsigned mark = marks[start / BLOCK]; mark && done; mark &= mark - 1) {
+                const int64_t c = start + __builtin_ctz(mark);
+                if (c >= count) break;
+                some[found++] = items[c];
+                if (found < PAIRS) continue;
+                score(t, user, 1, some, 0, found, scratch, scores);
+                done = scan(b, some, scores, found);
+                found = 0;
+            }
+    }
+    if (found) score(t, user, 1, some, 0, found, scratch, scores);
+    return done && scan(b, some, scores, found);
 }
 
-/* Lay some items out as a panel for `products`; returns the largest norm of a row plus the largest bias. */
-static float lay_out(const Tables *t, const int64_t *items, int64_t count, int64_t columns, int64_t block, float *panel,
-                     float *biases) {
-    const int64_t factors = t->factors;
-    float largest = 0.0f, bias = 0.0f;
-    for (int64_t c = 0; c < columns; c++) {
-        const int64_t item = items[c < count ? c : 0];
-        const float *row = t->items + item * factors, length = norm(row, factors);
-        float *to = panel + c / block * block * factors + c % block;
-        for (int64_t f = 0; f < factors; f++) to[f * block] = row[f];
-        biases[c] = t->item_bias ? t->item_bias[item] : 0.0f;
-        if (!(length <= largest)) largest = length; /* a NaN stays */
-        if (!(fabsf(biases[c]) <= bias)) bias = fabsf(biases[c]);
-        if (largest != largest || bias != bias) largest = bias = INFINITY;
-    }
-    return largest + bias;
+/* Bytes of a user, and what its products are compared with. */
+static Asked ask(const Tables *t, const Bytes *b, float longest, int64_t user, int8_t *whole) {
+    float rest, length;
+    const float scale = in_steps(t->users + user * b->size, b->size, 127, whole, &rest, &length);
+    Asked asked = {scale, length + rest, rest, 0.0f, 0};
+    for (int64_t f = 0; f < b->size; f++) asked.offset -= (STEPS + 1) * whole[f];
+    if (!(asked.norm * longest < 1e37f)) asked.norm = INFINITY; /* a sum may overflow on the way */
+    return asked;
+}
+
+/* What a bound of the product and the item's bias must reach. */
+static float cut(const Tables *t, const Best *b, int64_t user) {
+    if (b->count < b->size) return -INFINITY;
+    const float base = t->bias + (t->user_bias ? t->user_bias[user] : 0.0f), worst = b->scores[0];
+    return worst - base - (rounding(t->factors) * fabsf(base) + 4.0f * FLT_EPSILON * fabsf(worst));
 }
 
 /* The k items of `items` (ascending) with the highest scores, best first, without those that are left out: of user u
    left_out[offsets[u]] to left_out[offsets[u + 1] - 1], ascending; offsets may be absent. best_scores, best_items:
-   [num_users, k]. No score leaves the cache. Of a product alone, six users at a time are multiplied with a panel of
-   items, in another order of sums than ncf_score; what that error leaves open is then scored as ncf_score does.
-   Returns as ncf_rank does. */
+   [num_users, k]. No score leaves the cache. Of a product alone, `panel` and `numbers` may be what ncf_bytes made of the
+   items: then only those are scored that it leaves open. Returns as ncf_rank does. */
 int64_t ncf_top_k(const Tables *t, int lanes, const int64_t *users, int64_t num_users, const int64_t *items,
                   int64_t num_items, const int64_t *offsets, const int64_t *left_out, int64_t num_left_out, int64_t k,
-                  float *best_scores, int64_t *best_items) {
+                  const uint8_t *panel, const float *numbers, int64_t columns, float *best_scores,
+                  int64_t *best_items) {
     const Score score = score_of(lanes);
-    const int64_t factors = t->factors, block = 2 * lanes, chunk = (cached_items(t) + block - 1) / block * block;
-    const int panels = !t->hidden && num_users >= 6;
-    const int64_t rows = panels ? 6 : 1, group = panels ? (num_users < QUERIES ? (num_users + 5) / 6 * 6 : QUERIES) : 1;
-    float *scratch = scratch_of(t, lanes), *scores = malloc(sizeof(float) * chunk * (rows + 1)), *biases = 0, *panel = 0;
-    float *queries = 0;
-    int64_t *counts = calloc(num_users + 1, sizeof(*counts));
-    int done = scratch && scores && counts && unknown_user(t, users, num_users) == -1;
-    if (panels && done) {
-        biases = scores + 6 * chunk;
-        panel = malloc(sizeof(float) * chunk * factors);
-        queries = malloc(sizeof(float) * group * (factors + 1));
-        done = panel && queries;
-    }
-    for (int64_t c = 0; c < num_items && done; c++) done = items[c] >= 0 && items[c] < t->num_items;
+    const Sift sift = sift_of(lanes);
+    const int64_t factors = t->factors, tile = panel ? TOGETHER : 1, group = panel ? QUERIES : num_users;
+    const int64_t fits = panel ? PANEL_CACHED / factors / COLUMNS * COLUMNS + COLUMNS : cached_items(t);
+    const int64_t short_part = panel ? (k + COLUMNS - 1) / COLUMNS * COLUMNS : fits; /* of which all are scored */
+    const int64_t longest_part = short_part > fits ? short_part : fits;
+    Bytes bytes = {0};
+    if (panel) bytes = (Bytes){panel, numbers, numbers + columns, numbers + 2 * columns, numbers + 3 * columns, factors};
+    float *scratch = scratch_of(t, lanes), *scores = malloc(sizeof(*scores) * longest_part);
+    uint16_t *marks = malloc(sizeof(*marks) * TOGETHER * longest_part / BLOCK);
+    int8_t *whole = malloc(panel ? QUERIES * factors : 1);
+    Asked *asked = malloc(sizeof(*asked) * QUERIES);
+    Best *best = malloc(sizeof(*best) * (num_users + 1));
+    int done = scratch && scores && marks && whole && asked && best && unknown_user(t, users, num_users) == -1;
+    done = done && ascend(t, items, num_items);
     for (int64_t u = 0; u < num_users && offsets && done; u++)
         done = offsets[u] >= 0 && offsets[u] <= offsets[u + 1] && offsets[u + 1] <= num_left_out;
-    const int64_t step = panels ? QUERIES : num_users;
-    for (int64_t first = 0; first < num_users && done; first += step) {
-        const int64_t last = first + step < num_users ? first + step : num_users;
-        float *norms = panels ? queries + group * factors : 0;
-        for (int64_t u = 0; panels && u < group; u++) {
-            const float *row = t->users + users[first + u < last ? first + u : first] * factors;
-            memcpy(queries + u * factors, row, sizeof(float) * factors);
-            norms[u] = norm(row, factors);
-        }
-        for (int64_t start = 0; start < num_items && done; start += chunk) {
-            const int64_t count = start + chunk < num_items ? chunk : num_items - start;
-            const int64_t columns = (count + block - 1) / block * block;
-            const float length = panels ? lay_out(t, items + start, count, columns, block, panel, biases) : 0.0f;
-            for (int64_t u = first; u < last && done; u++) {
-                const int64_t from = offsets ? offsets[u] : 0, row = panels ? (u - first) % 6 : 0;
-                Best best = {best_scores + u * k, best_items + u * k, k, counts[u]};
-                Query q = {t, score, scratch, users + u, offsets ? left_out + from : 0,
-                           offsets ? offsets[u + 1] - from : 0, 0.0f, 0.0f, !panels};
-                if (panels) {
-                    if (!row) products_of(lanes)(queries + (u - first) * factors, factors, panel, biases, columns, scores);
-                    q.base = t->bias + (t->user_bias ? t->user_bias[users[u]] : 0.0f);
-                    q.error = 4.0f * (factors + 8) * FLT_EPSILON *
-                              (norms[u - first] * length + length + fabsf(q.base));
-                } else {
-                    score(t, users + u, 1, items + start, 0, count, scratch, scores);
+    for (int64_t u = 0; u < num_users && done; u++) {
+        best[u] = (Best){best_scores + u * k, best_items + u * k, k, 0, left_out, left_out};
+        if (offsets) best[u].left_out = left_out + offsets[u], best[u].left_end = left_out + offsets[u + 1];
+    }
+    for (int64_t first = 0; first < num_users && done; first += group) {
+        const int64_t last = first + group < num_users ? first + group : num_users;
+        for (int64_t u = first; u < last && panel; u++)
+            asked[u - first] = ask(t, &bytes, numbers[4 * columns], users[u], whole + (u - first) * factors);
+        for (int64_t start = 0, size = short_part; start < num_items && done; start += size) {
+            if (start) size = start < fits ? start : fits; /* so that a cut is made anew while it rises most */
+            const int64_t end = start + size < columns ? start + size : columns;
+            const int64_t count = start + size < num_items ? size : num_items - start;
+            for (int64_t u = first; u < last && done; u += tile) {
+                const int rows = (int)(last - u < tile ? last - u : tile);
+                for (int r = 0; r < rows && panel; r++) {
+                    asked[u - first + r].cut = cut(t, best + u + r, users[u + r]);
+                    __builtin_prefetch(best[u + r].left_out);
                 }
-                done = scan(&q, &best, items + start, scores + row * columns, count);
-                counts[u] = best.count;
+                if (panel) sift(&bytes, rows, whole + (u - first) * factors, asked + u - first, start, end, marks);
+                for (int r = 0; r < rows && done && panel; r++)
+                    done = scan_marked(t, score, users + u + r, best + u + r, items + start,
+                                       marks + r * (end - start) / BLOCK, count, scratch);
+                if (panel) continue;
+                score(t, users + u, 1, items + start, 0, count, scratch, scores);
+                done = scan(best + u, items + start, scores, count);
             }
         }
     }
-    for (int64_t u = 0; u < num_users && done; u++) {
-        Best best = {best_scores + u * k, best_items + u * k, k, counts[u]};
-        finish(&best);
-    }
-    free(scratch), free(scores), free(counts), free(panel), free(queries);
+    for (int64_t u = 0; u < num_users && done; u++) finish(best + u);
+    free(scratch), free(scores), free(marks), free(whole), free(asked), free(best);
     return done;
 }

@@ -86,17 +86,3 @@ TARGET static void NAMED(score)(const Tables *t, const int64_t *users, int64_t n
                              end - c < PAIRS ? (int)(end - c) : PAIRS, scratch, scores + u * width + c);
         }
 }
-
-/* Products of six users' rows, [6, factors], and the columns of a panel of items, [columns / (2 · LANES)] blocks of
-   [factors, 2 · LANES], plus the columns' biases: [6, columns]. */
-TARGET static void NAMED(products)(const float *users, int64_t factors, const float *panel, const float *biases,
-                                   int64_t columns, float *out) {
-    for (int64_t c = 0; c < columns; c += 2 * LANES, panel += factors * 2 * LANES) {
-        vec acc[12][2];
-        UNROLL for (int p = 0; p < 6; p++)
-            UNROLL for (int v = 0; v < 2; v++) acc[p][v] = NAMED(load)(biases + c + v * LANES);
-        NAMED(multiply)(acc, 6, 2, factors, users, factors, 1, panel, 2 * LANES);
-        UNROLL for (int p = 0; p < 6; p++)
-            UNROLL for (int v = 0; v < 2; v++) NAMED(store)(out + p * columns + c + v * LANES, acc[p][v]);
-    }
-}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ncf import Candidates, Catalogue
+from ncf.kernels import ScoringTables
 from ncf.kernels.native_scoring import PackedTables
 from ncf.models.scoring import Ranker, Scorer
 from ncf.utils.jagged import lengths_to_offsets
@@ -245,6 +247,69 @@ def test_the_best_are_those_of_the_scores_to_the_bit(
         rest = k - len(order)
         assert best[1][row].tolist() == items[free][order].tolist() + [-1] * rest
         assert best[0][row].tolist() == scores[row, free][order].tolist() + [-torch.inf] * rest
+
+
+@settings(max_examples=150)
+@given(
+    st.data(),
+    st.sampled_from(["this processor", "this processor, 8 lanes", "plain"]),
+    st.integers(1, 70),
+    st.sampled_from([1, 5, 6, 7, 16, 25]),
+    st.integers(1, 700),
+    st.sampled_from([1, 3, 10, 64, 65, 200]),
+    st.integers(0, 10_000),
+)
+def test_the_first_pass_in_bytes_leaves_the_best_as_they_are(
+    any_processor: Any,
+    data: st.DataObject,
+    how: str,
+    factors: int,
+    num_users: int,
+    num_items: int,
+    k: int,
+    seed: int,
+) -> None:
+    """Rows that differ by less than a byte can tell, rows of any magnitude, ties, items that are not offered."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    apart, magnitude = data.draw(st.sampled_from([0.0, 1e-6, 1e-3, 1.0])), data.draw(st.integers(-30, 15))
+    rows = normal(1, factors) + apart * normal(num_items, factors)
+    if data.draw(st.booleans()):
+        rows *= 10.0 ** torch.randint(magnitude, magnitude + 4, (num_items, 1), generator=random)
+    users = normal(9, factors) * 10.0 ** data.draw(st.integers(-30, 15))
+    tables = ScoringTables(user_gmf=users, item_gmf=rows, bias=normal(1))
+    if data.draw(st.booleans()):
+        tables = replace(tables, user_bias=normal(9), item_bias=apart * normal(num_items))
+    narrow = min(8, any_processor.ncf_lanes())
+    packed = PackedTables(
+        tables, *((4, any_processor) if how == "plain" else (narrow,) if "8" in how else ())
+    )
+    some, items = torch.randint(9, (num_users,), generator=random), torch.arange(num_items)
+    if data.draw(st.booleans()):
+        items = items[torch.rand(num_items, generator=random) < 0.7]
+    hidden = torch.rand(num_users, num_items, generator=random) < data.draw(st.sampled_from([0.0, 0.3, 1.0]))
+    best = packed.top_k(some, k, items, (lengths_to_offsets(hidden.sum(1)), hidden.nonzero()[:, 1]))
+    scores = packed.score(some, items.expand(num_users, -1).contiguous())
+    assert best is not None
+    for row in range(num_users):
+        free = ~hidden[row, items]
+        order = scores[row, free].sort(descending=True, stable=True).indices[:k]
+        rest = k - len(order)
+        assert best[1][row].tolist() == items[free][order].tolist() + [-1] * rest
+        assert best[0][row].tolist() == scores[row, free][order].tolist() + [-torch.inf] * rest
+
+
+def test_items_out_of_order_are_selected_without_the_kernel() -> None:
+    scorer, users = Scorer(random_tables(factors=3, num_items=4)), torch.arange(7)
+    expected = scorer.top_k(users, 2, torch.arange(4))
+    assert torch.equal(
+        scorer.top_k(users, 2, torch.tensor([0, 1, 1, 3]))[0],
+        Ranker.top_k(scorer, users, 2, torch.tensor([0, 1, 1, 3]))[0],
+    )
+    assert torch.equal(scorer.top_k(users, 2, torch.arange(4))[1], expected[1])
 
 
 @pytest.mark.parametrize(
