@@ -32,11 +32,11 @@ static float rounding(int64_t size) { return 4.0f * (float)(size + 8) * FLT_EPSI
 /* The whole numbers of a row, and bounds of ‖e‖ and ‖s q‖; returns the scale. A row with a number that is not finite has
    no bound. Norms are of multiples of the scale: their squares neither vanish nor overflow. */
 static float in_steps(const float *row, int64_t size, int steps, int8_t *whole, float *rest, float *length) {
-    quad largest = {0.0f}, odd = {0.0f}, rests = {0.0f}, squares = {0.0f};
+    float4 largest = {0.0f}, odd = {0.0f}, rests = {0.0f}, squares = {0.0f};
     for (int64_t f = 0; f < size; f += 4) { /* rows are padded to whole vectors */
-        const wholes x = (wholes)*(const quad *)(row + f) & 0x7fffffff, more = (wholes)((quad)x > largest);
-        largest = (quad)((x & more) | ((wholes)largest & ~more));
-        odd += (quad)x * 0.0f;
+        const wholes x = (wholes)*(const float4 *)(row + f) & 0x7fffffff, more = (wholes)((float4)x > largest);
+        largest = (float4)((x & more) | ((wholes)largest & ~more));
+        odd += (float4)x * 0.0f;
     }
     float most = largest[0];
     for (int l = 1; l < 4; l++) most = largest[l] > most ? largest[l] : most;
@@ -47,10 +47,10 @@ static float in_steps(const float *row, int64_t size, int steps, int8_t *whole, 
     }
     const float least = 1e-30f, step = most / (float)steps, scale = step > least ? step : least, by = 1.0f / scale;
     for (int64_t f = 0; f < size; f += 4) {
-        const quad x = *(const quad *)(row + f) * by;
-        const quad half = (quad)(((wholes)x & (int32_t)0x80000000) | 0x3f000000); /* ½ with the sign of x */
+        const float4 x = *(const float4 *)(row + f) * by;
+        const float4 half = (float4)(((wholes)x & (int32_t)0x80000000) | 0x3f000000); /* ½ with the sign of x */
         const wholes q = __builtin_convertvector(x + half, wholes);
-        const quad near = __builtin_convertvector(q, quad);
+        const float4 near = __builtin_convertvector(q, float4);
         for (int l = 0; l < 4; l++) whole[f + l] = (int8_t)q[l];
         rests += (x - near) * (x - near);
         squares += near * near;
