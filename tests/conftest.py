@@ -23,7 +23,7 @@ settings.load_profile("untimed")
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
-    # `NCF_TEST_DTYPE=float64 pytest`: nothing may depend on what a script has made PyTorch's default.
+    # `NCF_TEST_DTYPE=float64 make test`: nothing may depend on what a script has made PyTorch's default.
     torch.set_default_dtype(getattr(torch, os.environ.get("NCF_TEST_DTYPE", "float32")))
 
 

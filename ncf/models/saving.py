@@ -87,7 +87,8 @@ def save(
         record: what the model was trained on and how good it was; anything that JSON can hold.
 
     Raises:
-        ValueError: if the class is unknown, the tables have no values, or an argument does not fit the model.
+        ValueError: if the class is unknown, the tables have no values, the weights are in two precisions, or an
+            argument does not fit the model.
         FileExistsError: if ``path`` is a file.
         OSError: if a file cannot be written; of a sharded model, in every process.
 
@@ -118,8 +119,18 @@ def save(
         if vocabulary is not None:
             tables[name] = _table({"id": vocabulary.values})
     state = model.state_dict()
+    quantized: set[str] = set()
     if rows is not None:
-        state = _with_rows(model, state, rows, sharded)
+        quantized = _tables_of(model, rows, sharded)
+        state |= {name: quantize_rows(state[name], rows) for name in quantized}
+    precisions = {
+        value.dtype: name
+        for name, value in state.items()
+        if value.dtype.is_floating_point and name not in quantized
+    }
+    if len(precisions) > 1:
+        of = ", ".join(f"{name} holds {dtype}" for dtype, name in precisions.items())
+        raise ValueError(f"{of}: bring the model into one precision first, such as model.float()")
     description = {
         "format": FORMAT,
         "versions": {"ncf": __version__, "torch": str(torch.__version__)},
@@ -204,16 +215,15 @@ def _write_table(file: Path, table: Any) -> None:
         pq.write_table(table, beside)
 
 
-def _with_rows(model: Any, state: dict[str, Tensor], rows: str, sharded: bool) -> dict[str, Tensor]:
-    """The model's tensors with the embedding tables' rows in another format."""
+def _tables_of(model: Any, rows: str, sharded: bool) -> set[str]:
+    """The names of the tensors whose rows are to be in another format: the embedding tables."""
     if sharded:
         raise ValueError(
             "rows cannot be changed while a model is sharded: save it, load it and save it again"
         )
     if not hasattr(model, "embeddings"):
         raise ValueError(f"{type(model).__name__} has no embedding tables: leave out rows = {rows!r}")
-    names = {table_weight(table.name) for table in model.embeddings.tables}
-    return {name: quantize_rows(value, rows) if name in names else value for name, value in state.items()}
+    return {table_weight(table.name) for table in model.embeddings.tables}
 
 
 def table_weight(table: str) -> str:

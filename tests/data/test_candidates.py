@@ -148,7 +148,7 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"users": [0.0, 3.0]}, r"users must be int64 of shape \(2,\), got torch.float32"),
+        ({"users": [0.0, 3.0]}, r"users must be int64 of shape \(2,\), got torch.float"),
         ({"users": [[0, 3]]}, r"users must be int64 of shape \(2,\), got torch.int64 \(1, 2\)"),
         ({"users": [0, -3]}, r"users\[1\] = -3 is out of range: ids are 0 or more"),
         ({"positives": [2]}, r"positives must be int64 of shape \(2,\)"),

@@ -94,7 +94,7 @@ def test_same_seed_same_negatives() -> None:
     [
         ([0, -1], 2, r"users\[1\] = -1 is out of range for num_users = 2: ids go from 0 to 1"),
         ([0, 2], 2, r"users\[1\] = 2 is out of range for num_users = 2"),
-        ([0.0], 2, r"users must be an int64 tensor \[B\], got torch.float32"),
+        ([0.0], 2, r"users must be an int64 tensor \[B\], got torch.float"),
         ([[0]], 2, r"users must be an int64 tensor \[B\], got torch.int64 \(1, 1\)"),
         ([0], -1, "num = -1"),
     ],

@@ -97,7 +97,7 @@ def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     for each in everyones:
         for name, (shape, pieces) in each.items():
-            result.setdefault(name, torch.full(shape, torch.nan))
+            result.setdefault(name, torch.full(shape, torch.nan, dtype=torch.float32))
             for values, place in pieces:
                 result[name][place] = values
     return result

@@ -168,10 +168,12 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_model_is_an_error_that_names_the_tensors(tmp_path: Path) -> None:
-    Checkpoints(tmp_path).save({"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(4)}, {}, step=1)
+    Checkpoints(tmp_path).save(
+        {"a": torch.zeros(2), "b": torch.zeros(3).float(), "c": torch.zeros(4).float()}, {}, step=1
+    )
     checkpoint = Checkpoints(tmp_path).latest()
     assert checkpoint is not None
-    wrong = {"a": torch.ones(2), "b": torch.ones(5), "c": torch.ones(4).long(), "d": torch.ones(1)}
+    wrong = {"a": torch.ones(2), "b": torch.ones(5).float(), "c": torch.ones(4).long(), "d": torch.ones(1)}
     with pytest.raises(ValueError, match="is of another model") as raised:
         checkpoint.read(wrong)
     for said in (

@@ -9,7 +9,7 @@ from ncf.distributed.checkpoint import Checkpoints
 
 
 def test_a_tensor_of_many_pieces(tmp_path: Path) -> None:
-    table = torch.randn(3 * 2**17 + 1, 20)  # 31 MB: two pieces, the last one short
+    table = torch.randn(3 * 2**17 + 1, 20, dtype=torch.float32)  # 31 MB: two pieces, the last one short
     Checkpoints(tmp_path).save({"table": table}, {}, step=1)
     checkpoint = Checkpoints(tmp_path).latest()
     assert checkpoint is not None

@@ -32,7 +32,7 @@ def random_tables(
     def normal(*shape: int) -> Tensor:
         if integers:
             return torch.randint(-1, 2, shape, generator=generator).to(dtype)
-        return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
 
     parts: dict[str, Any] = {"bias": normal(1)}
     if hidden:

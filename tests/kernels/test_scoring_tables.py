@@ -67,7 +67,7 @@ def test_detached_tables_share_memory_and_carry_no_graph() -> None:
     tables = random_tables(hidden=(4, 3), factors=2)
     weight, bias = tables.layers[0]
     tables = replace(
-        tables, layers=((weight.requires_grad_(), bias),), bias=torch.zeros(1, requires_grad=True)
+        tables, layers=((weight.requires_grad_(), bias),), bias=weight.new_zeros(1).requires_grad_()
     )
     detached = tables.detach()
     assert not detached.bias.requires_grad

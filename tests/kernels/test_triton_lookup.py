@@ -273,7 +273,7 @@ def _strided(device: str, users: Tensor, items: Tensor, arguments: Arguments, we
 def test_tables_that_are_columns_of_another(run: Callable[..., Any]) -> None:
     users, items = _ids(5, 4)
     wide = _arguments(7, 7, 11)
-    arguments = [*(t[:, 1:] for t in wide[:4] if t is not None), torch.randn(11, 12), torch.randn(11)]
+    arguments = [*(t[:, 1:] for t in wide[:4] if t is not None), *_arguments(0, 6, 11)[4:]]
     weights = _weights(users, items, arguments)
     found = run(_strided, users, items.T.contiguous(), [*wide[:4], *arguments[4:]], weights)
     expected = _outputs_and_gradients(lookup_reference, users, items, arguments, weights)

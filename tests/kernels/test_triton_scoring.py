@@ -169,12 +169,12 @@ def _views(user: Tensor, item: Tensor) -> ScoringTables:
         mlp_head=item[:4, 6],
         user_bias=user[:, 5],
         item_bias=item[:, 5],
-        bias=torch.zeros((), device=user.device),
+        bias=user.new_zeros(()),
     )
 
 
 def test_strided_tables_and_candidates(run: Callable[..., Any]) -> None:
-    user, item = torch.randn(7, 12), torch.randn(8, 12)
+    user, item = (torch.randn(count, 12, dtype=torch.float32) for count in (7, 8))
     users, candidates = torch.tensor([2, 0, 6]), torch.randint(-1, 8, (13, 3))
     scores = run(_score_views, user, item, users, candidates)
     _check(scores, _views(user, item), users, candidates.T)

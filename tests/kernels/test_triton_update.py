@@ -20,7 +20,7 @@ State = list[Tensor]
 
 def _train(device: str, fused: bool, table: Tensor, batches: list[tuple[Tensor, Tensor]]) -> State:
     """A table and its moments after a step of `RowSparse` for each batch of ids and gradients."""
-    value = torch.nn.Parameter(table.to(device))
+    value = torch.nn.Parameter(table.to(device, copy=True))
     groups = [{"params": [value], "rows": True, "lr": 0.05, "weight_decay": 0.3}]
     optimizer = RowSparse(groups, rule="adamw", betas=(0.8, 0.99))
     with mock.patch("ncf.kernels.dispatch._has_triton", return_value=fused):
@@ -36,7 +36,7 @@ def _train(device: str, fused: bool, table: Tensor, batches: list[tuple[Tensor, 
 @pytest.mark.parametrize("width", [1, 8, 33, 300])
 def test_fused_update_is_row_sparse_adamws(run: Callable[..., Any], width: int) -> None:
     generator = torch.Generator().manual_seed(width)
-    draw = partial(torch.randn, generator=generator)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float32)
     batches = [
         (torch.randint(5, 12, (pairs,), generator=generator), draw(pairs, width))
         for pairs in (40, 0, 1, 7, 40)

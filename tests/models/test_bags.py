@@ -107,7 +107,7 @@ def test_sparse_gradients_train_as_dense_ones_do(optimizer: str) -> None:
     """The oracle makes each row from a product with the matrix of features, and lets PyTorch differentiate it."""
     users, items = torch.tensor([0, 1, 2, 3, 0]), torch.tensor([0, 1, 2, 0, 0])
     model = BUILD["GMF"](4, 3, item_features=ITEMS)
-    matrix = torch.zeros(3, 7)
+    matrix = torch.zeros(3, 7, dtype=torch.float32)
     matrix[range(3), range(3)] = 1.0
     matrix[0, 3], matrix[0, 5], matrix[0, 6] = 1.0, 1.0, ITEMS.of("Alien")[("hours", None)]
     matrix[1, 4], matrix[1, 6] = 1.0, ITEMS.of("Brazil")[("hours", None)]

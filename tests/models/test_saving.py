@@ -488,8 +488,8 @@ class Doubled(GMF):
     def __init__(self, num_users: int, num_items: int, *, factors: int = 2, device: Any = None) -> None:
         super().__init__(num_users, num_items, factors=2 * factors, device=device)
         self.config = {"num_users": num_users, "num_items": num_items, "factors": factors}
-        self.extra = torch.nn.Linear(3, 2)
-        self.register_buffer("scale", torch.full((2,), 5.0))
+        self.extra = torch.nn.Linear(3, 2, dtype=torch.float32)
+        self.register_buffer("scale", torch.full((2,), 5.0, dtype=torch.float32))
 
 
 def test_a_registered_class_of_ones_own_is_saved_and_loaded(tmp_path: Path) -> None:
@@ -517,6 +517,21 @@ def test_what_cannot_be_registered_or_built_again_is_refused(tmp_path: Path) -> 
     model.config["factors"] = {1, 2}
     with pytest.raises(ValueError, match="is nothing that JSON can hold"):
         model.save(tmp_path)
+
+
+def test_a_model_in_two_precisions_is_refused_before_it_replaces_one(tmp_path: Path) -> None:
+    """`load` refuses such a folder. A layer of one's own is float64 where a script makes that the default."""
+    model = Doubled(5, 7)
+    model.save(tmp_path)
+    model.extra.double()
+    with pytest.raises(ValueError, match=r"extra.bias holds torch.float64.*such as model.float\(\)"):
+        model.save(tmp_path)
+    assert type(ncf.load(tmp_path)) is Doubled
+    model.float().save(tmp_path)
+    ncf.load(tmp_path)
+    model.embeddings.double()  # a format of their own is named for the tables' rows
+    model.save(tmp_path, rows="float32")
+    ncf.load(tmp_path)
 
 
 class Forgetful(GMF):

@@ -9,7 +9,7 @@ from ncf.models.towers import GMFTower, MLPTower, SumHead, linear_head
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, dtype=torch.float32, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("layers", [(8,), (8, 5), (8, 5, 7, 3)])

@@ -19,7 +19,8 @@ matrices = st.tuples(
 
 
 def matrix(rows: int, columns: int, std: float, mean: float, seed: int) -> torch.Tensor:
-    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * std + mean
+    drawn = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    weight = drawn * std + mean
     if rows > 2:
         weight[0], weight[1] = 0.0, 0.125  # constant rows
     return weight
