@@ -5,7 +5,7 @@ from pathlib import Path
 
 import ncf
 
-sys.path.insert(0, str(Path(__file__).parent))  # for the three extensions of our own
+sys.path.insert(0, str(Path(__file__).parent))  # for the four extensions of our own
 
 project = "ncf"
 author = "the ncf authors"
@@ -19,6 +19,7 @@ extensions = [
     "executed",
     "linked",
     "mathml",
+    "reference",
 ]
 myst_enable_extensions = ["deflist", "dollarmath", "colon_fence", "attrs_inline"]
 myst_heading_anchors = 3
@@ -34,6 +35,11 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 84
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True}
+autodoc_default_options = {
+    "members": True,
+    "special-members": "__call__",
+    "show-inheritance": True,
+    "exclude-members": "extra_repr",
+}
 napoleon_google_docstring = True
 default_role = "code"

@@ -18,10 +18,13 @@ def reference_names(objects: dict[str, Any]) -> dict[str, str]:
         objects: Sphinx's Python objects by full name.
 
     Returns:
-        ``Trainer`` and ``Trainer.fit`` to ``ncf.Trainer`` and ``ncf.Trainer.fit``; the shortest full name wins.
+        ``Trainer`` and ``Trainer.fit`` to ``ncf.Trainer`` and ``ncf.Trainer.fit``; the shortest full name wins. A
+        module has its full name only.
     """
     short: dict[str, str] = {}
     for name in sorted(objects, key=lambda name: (name.count("."), name)):
+        if objects[name].objtype == "module":
+            continue
         parts = name.split(".")
         if objects[name].objtype in ("class", "function", "exception"):
             short.setdefault(parts[-1], name)
@@ -34,14 +37,12 @@ def _link(app: Any, document: nodes.document, page: str) -> None:
     objects = app.env.get_domain("py").objects
     names = reference_names(objects)
     for literal in list(document.findall(nodes.literal)):
-        found = _NAME.fullmatch(literal.astext())
-        if (
-            found is None
-            or found[1] not in names
-            or isinstance(literal.parent, nodes.reference | nodes.title)
-        ):
+        text = literal.astext()
+        found = _NAME.fullmatch(text)
+        full = text if text in objects else names.get(found[1]) if found else None
+        if full is None or isinstance(literal.parent, nodes.reference | nodes.title):
             continue
-        target = objects[names[found[1]]]
+        target = objects[full]
         if target.docname == page and not page.startswith("api"):
             continue
         link = make_refnode(app.builder, page, target.docname, target.node_id, literal.deepcopy())

@@ -24,11 +24,13 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
 
 import figures  # noqa: E402
+import reference  # noqa: E402
 from executed import executed  # noqa: E402
 from linked import reference_names  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PAGES = [page for page in PAGES if "_build" not in page.parts]
+# What `reference` writes is of the docstrings.
+PAGES = [page for page in PAGES if not {"_build", "api"} & set(page.parts)]
 
 
 @pytest.mark.parametrize(
@@ -51,12 +53,34 @@ def test_links_between_files_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
-def names_of_the_reference() -> list[str]:
-    """The names that the API pages describe one by one; parts are described module by module."""
-    pages = "\n".join(
-        page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs" / "api").glob("*.md"))
-    )
-    return re.findall(r"^\.\. auto(?:class|function):: (\S+)$", pages, flags=re.MULTILINE)
+# The names of everyday work are those that a package offers, and these. The rest are parts.
+ALSO_PUBLIC = """
+    datasets.movielens.load datasets.movielens.MovieLens evaluation.beyond_accuracy.ListStatistics
+    evaluation.intervals.Interval evaluation.intervals.wilson_interval evaluation.intervals.normal_interval
+    evaluation.intervals.bootstrap_interval evaluation.metrics.metric_values evaluation.plots.learning_curves
+    evaluation.plots.rank_histogram evaluation.plots.comparison evaluation.sampled_metrics.correct_for_sampling
+    evaluation.sampled_metrics.CorrectedMetric evaluation.sampled_metrics.sampled_rank_law
+    evaluation.significance.paired_test evaluation.significance.PairedTest evaluation.significance.holm
+    evaluation.significance.sign_flip_p_value inference.fold_in.FoldIn inference.fold_in.FoldedRows
+    models.growing.Grown models.saving.save training.losses.binary_cross_entropy training.losses.bpr
+    training.losses.SampledSoftmax training.losses.CosineContrastive training.recipes.Recipe
+    training.recipes.recipe_for
+"""
+
+
+def public_names() -> list[str]:
+    """The names of everyday work, each by the shortest name that imports it."""
+    offered = {
+        getattr(module, name)
+        for module in (ncf, *reference.modules().values())
+        if hasattr(module, "__path__")
+        for name in getattr(module, "__all__", ())
+        if name[0] != "_"
+    }
+    there = [name for module in reference.modules().values() for name in reference.names_of(module)]
+    also = [f"ncf.{name}" for name in ALSO_PUBLIC.split()]
+    assert set(also) <= set(there)
+    return sorted({name for name in there if found(name) in offered} | set(also))
 
 
 def found(name: str) -> Any:
@@ -118,7 +142,7 @@ def errors_raised_by(function: Any) -> set[str]:
     return {call.func.id for call in raises if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)}
 
 
-@pytest.mark.parametrize("name", names_of_the_reference())
+@pytest.mark.parametrize("name", public_names())
 def test_every_public_name_says_what_a_caller_needs(name: str) -> None:
     assert shortcomings(found(name), name) == [], f"the docstring of {name} owes these"
 
@@ -138,16 +162,20 @@ def test_a_published_method_names_its_source(name: str) -> None:
     assert re.search(r"\b(19|20)\d\d\b", found(f"ncf.{name}").__doc__ or ""), f"ncf.{name} names no source"
 
 
-def test_the_reference_has_every_public_name() -> None:
-    from ncf import datasets
-    from ncf.models import baselines
-
-    there = {found(name) for name in names_of_the_reference()}
-    public = {
-        getattr(home, name) for home in (ncf, baselines, datasets) for name in home.__all__ if name[0] != "_"
+def test_the_reference_has_a_page_for_each_module_with_each_of_its_names() -> None:
+    pages = reference.pages()
+    sources = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for file in (ROOT / "ncf").rglob("*.py")
     }
-    missing = {thing for thing in public if not inspect.ismodule(thing)} - there - {baselines.Baseline}
-    assert not missing
+    assert set(pages) == {name for name in sources if not name.endswith("__main__")} - {"ncf"}
+    shown = re.findall(r"^\.\. auto(?:class|function):: (\S+)$", "\n".join(pages.values()), flags=re.M)
+    assert len(set(shown)) == len(shown)
+    assert {found(name) for name in public_names()} <= {found(name) for name in shown}
+    assert "ncf.datasets.movielens.load" in shown  # another one than ncf.load
+    overview = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    reached = re.findall(r"^(?:api/)?(ncf\.[\w.]+)$", "\n".join((overview, *pages.values())), flags=re.M)
+    assert sorted(reached) == sorted(pages)  # each in the menu, once
 
 
 def test_what_a_docstring_owes_is_found() -> None:
@@ -190,12 +218,14 @@ def test_a_name_in_prose_leads_to_the_reference() -> None:
             "ncf.load": Documented("function"),
             "ncf.Trainer": Documented("class"),
             "ncf.Trainer.fit": Documented("method"),
+            "ncf.data": Documented("module"),
         }
     )
     assert names["load"] == "ncf.load"
     assert names["movielens.load"] == "ncf.datasets.movielens.load"
     assert names["Trainer.fit"] == "ncf.Trainer.fit"
     assert "fit" not in names
+    assert "data" not in names
 
 
 def test_code_on_pages_fits_a_page() -> None:

@@ -88,6 +88,13 @@ class Neighbours(NamedTuple):
     Args:
         items: raw item ids, one list for each item that was asked for.
         scores: ``[n, k]``, float32; ``-inf`` past the end of a shorter list.
+
+    Example::
+
+        >>> from ncf import GMF, Recommender
+        >>> near = Recommender(GMF(5, 20)).similar([3], k=4)
+        >>> len(near.items[0]), near.scores.shape
+        (4, torch.Size([1, 4]))
     """
 
     items: list[list[Any]]

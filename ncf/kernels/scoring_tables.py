@@ -29,7 +29,7 @@ class ScoringTables:
         item_gmf: item rows, ``[num_items, F]``.
         user_bias: ``[num_users]``.
         item_bias: ``[num_items]``.
-        bias: the head's, one element.
+        bias: the head's, ``[1]`` or ``[]``.
 
     Raises:
         ValueError: if a part is there without its counterpart, or shapes, types or devices do not fit.

@@ -99,6 +99,7 @@ class EmbeddingModel(nn.Module):
 
     Raises:
         ValueError: if a size is no positive whole number, or features are of another number of ids.
+        TypeError: for a keyword argument that no model has.
 
     Example::
 
