@@ -57,7 +57,7 @@ def test_links_between_files_lead_somewhere(page: Path) -> None:
 ALSO_PUBLIC = """
     datasets.movielens.load datasets.movielens.MovieLens evaluation.beyond_accuracy.ListStatistics
     evaluation.intervals.Interval evaluation.intervals.wilson_interval evaluation.intervals.normal_interval
-    evaluation.intervals.bootstrap_interval evaluation.metrics.metric_values evaluation.plots.learning_curves
+    evaluation.metrics.metric_values evaluation.plots.learning_curves
     evaluation.plots.rank_histogram evaluation.plots.comparison evaluation.sampled_metrics.correct_for_sampling
     evaluation.sampled_metrics.CorrectedMetric evaluation.sampled_metrics.sampled_rank_law
     evaluation.significance.paired_test evaluation.significance.PairedTest evaluation.significance.holm

@@ -114,7 +114,7 @@ def test_rows_of_format_2_are_read_as_fbgemm_reads_them(drawn: tuple[int, int, f
 )
 @pytest.mark.parametrize("columns", [1, 7, 64])
 def test_each_number_is_near_and_the_shape_is_as_said(rows: str, bound: float, columns: int) -> None:
-    weight = torch.rand(50, columns, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    weight = torch.rand(50, columns, generator=torch.Generator().manual_seed(1), dtype=torch.float32) * 2 - 1
     stored = quantize_rows(weight, rows)
     assert (stored.dtype, stored.shape[1]) == stored_rows(rows, columns)
     again = dequantize_rows(stored, rows, columns)
