@@ -26,6 +26,7 @@ from triton.runtime import driver
 from ncf.kernels import ScoringTables
 from ncf.kernels.triton_launch import Launch
 from ncf.kernels.triton_operators import Lookup, adamw_rows_launch
+from ncf.kernels.triton_ranking import catalogue_launch, rank_launch, select_launch
 from ncf.kernels.triton_scoring import scoring_launch
 
 TARGETS = (80, 90, 100)
@@ -96,6 +97,12 @@ def launches(factors: int, layers: tuple[int, ...], dtype: torch.dtype) -> Itera
     lists = torch.empty(num_users, 101, dtype=torch.int64)
     yield "scores, a list per user", scoring_launch(tables, users, lists, scores)
     yield "scores, a common list", scoring_launch(tables, users, lists[0], scores)
+    ranks = torch.empty_like(users)
+    yield "ranks among a list", rank_launch(tables, users, users, lists, ranks, ranks)
+    seen = torch.empty(num_users + 1, dtype=torch.int64), users
+    yield "ranks in the catalogue", catalogue_launch(tables, users, users, num_items, *seen)[0]
+    every = torch.empty(num_items, dtype=torch.int64)
+    yield "the best 10", select_launch(tables, users, 10, every, seen)[0]
     batch, items = users.new_empty(8192), users.new_empty(8192, 5)
     pairs = items.numel()
     rows = (*gmf.values(), empty(num_users, dim), empty(num_items, dim))

@@ -65,6 +65,91 @@ def score_candidates(tables: ScoringTables, users: Tensor, candidates: Tensor) -
     return _score_blocks(tables, users, candidates)
 
 
+def can_rank(tables: ScoringTables) -> bool:
+    """Return whether `rank_candidates`, `rank_catalogue` and `select` take tables, with rows on both sides."""
+    if not can_fuse(tables.device) or tables.num_users is None or tables.num_items is None:
+        return False
+    from ncf.kernels.triton_scoring import fits
+
+    return fits(tables)
+
+
+@torch.no_grad()
+def rank_candidates(
+    tables: ScoringTables, users: Tensor, positives: Tensor, negatives: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rank held-out items among negatives in a Triton kernel, without a table of scores, where `can_rank` holds.
+
+    Args:
+        tables: the model's parameters laid out for ranking.
+        users: ``[U]``, int64, on the tables' device, as the rest.
+        positives: the held-out item of each, ``[U]``, int64.
+        negatives: items, ``[U, C]``, int64; a negative one is padding.
+
+    Returns:
+        Ranks and numbers of distinct candidates, both ``[U]``, int64, on the device. A rank below zero stands for an
+        unknown id or a score that is NaN, which a look at the scores tells.
+    """
+    from ncf.kernels.triton_ranking import rank_triton
+
+    with _on(tables.device):
+        return rank_triton(tables, users, positives, negatives)
+
+
+@torch.no_grad()
+def rank_catalogue(
+    tables: ScoringTables,
+    users: Tensor,
+    positives: Tensor,
+    num_items: int,
+    seen_offsets: Tensor,
+    seen_items: Tensor,
+) -> Tensor:
+    """Rank held-out items among the first ``num_items`` items, less those that a user has seen; see `rank_candidates`.
+
+    Args:
+        tables: see there.
+        users: see there.
+        positives: see there.
+        num_items: how many items are ranked.
+        seen_offsets: where each user's items begin in ``seen_items``, ``[U + 1]``, int64.
+        seen_items: the items to leave out, int64, ascending within a user, without the held-out one.
+
+    Returns:
+        Ranks, ``[U]``; see there.
+    """
+    from ncf.kernels.triton_ranking import rank_catalogue_triton
+
+    with _on(tables.device):
+        return rank_catalogue_triton(tables, users, positives, num_items, seen_offsets, seen_items)
+
+
+@torch.no_grad()
+def select(
+    tables: ScoringTables, users: Tensor, k: int, items: Tensor, left_out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Select the best items of each user in a Triton kernel, without a table of scores, where `can_rank` holds.
+
+    Args:
+        tables: the model's parameters laid out for ranking.
+        users: ``[U]``, int64, on the tables' device, as the rest.
+        k: length of a list.
+        items: what may be selected, ``[C]``, int64, ascending.
+        left_out: items that a user is not offered: offsets ``[U + 1]`` and items, ascending within a user.
+
+    Returns:
+        Scores, ``[U, k]``, fp32, and items, ``[U, k]``, int64, as `ncf.kernels.reference.largest_k` selects them;
+        past the end of a list ``-inf`` and -1. Then one element that is true if an id is unknown or a score NaN.
+        ``None`` for lists longer than the kernel keeps.
+    """
+    from ncf.kernels.triton_ranking import most_selected, top_k_triton
+
+    if k > most_selected(tables):
+        return None
+    with _on(tables.device):
+        return top_k_triton(tables, users, k, items, left_out)
+
+
 def fused_lookup(
     users: Tensor,
     items: Tensor,

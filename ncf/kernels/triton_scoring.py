@@ -66,19 +66,19 @@ def _mlp(
     for first in range(0, WIDTHS[0], CHUNK):
         chunk = _rows(item_hidden, items, item_stride, first, item_valid, WIDTHS[0], CHUNK)
         chunk += _rows(user_hidden, users, user_stride, first, user_valid, WIDTHS[0], CHUNK)
-        chunk = tl.maximum(chunk, 0.0)  # [BLOCK, CHUNK]
+        chunk = tl.maximum(chunk, 0.0, propagate_nan=tl.PropagateNan.ALL)  # [BLOCK, CHUNK]
         if LAST > 0:
             hidden = _layer(chunk, layers[0][0], hidden, first, WIDTHS[0], WIDTHS[1], ROUND, DOT, PRECISION)
         else:
             score += tl.sum(chunk * _vector(head, first, WIDTHS[0], CHUNK)[None, :], 1)
     if LAST > 0:
         for layer in tl.static_range(2, LAST + 1):
-            hidden = tl.maximum(hidden, 0.0)  # [BLOCK, PADDED[layer - 1]]
+            hidden = tl.maximum(hidden, 0.0, propagate_nan=tl.PropagateNan.ALL)  # [BLOCK, PADDED[layer - 1]]
             bias = _vector(layers[layer - 1][1], 0, WIDTHS[layer], PADDED[layer])
             total = tl.zeros([BLOCK, PADDED[layer]], tl.float32) + bias[None, :]
             weight = layers[layer - 1][0]
             hidden = _layer(hidden, weight, total, 0, WIDTHS[layer - 1], WIDTHS[layer], ROUND, DOT, PRECISION)
-        hidden = tl.maximum(hidden, 0.0)  # [BLOCK, PADDED[LAST]]
+        hidden = tl.maximum(hidden, 0.0, propagate_nan=tl.PropagateNan.ALL)  # [BLOCK, PADDED[LAST]]
         score += tl.sum(hidden * _vector(head, 0, WIDTHS[LAST], PADDED[LAST])[None, :], 1)
     return score
 
@@ -177,6 +177,47 @@ def _widest(tables: ScoringTables) -> int:
     return max((padded(len(bias)) for _, bias in tables.layers), default=0)
 
 
+def network_arguments(tables: ScoringTables) -> dict[str, Any]:
+    """The arguments of a kernel that say how a pair is scored, and in how large a tile.
+
+    Example::
+
+        >>> from ncf import MLP
+        >>> from ncf.kernels.triton_scoring import network_arguments
+        >>> arguments = network_arguments(MLP(num_users=2, num_items=3, layers=(64, 32, 16)).scoring_tables())
+        >>> arguments["WIDTHS"], arguments["BLOCK"], arguments["num_warps"]
+        ((32, 16), 128, 8)
+    """
+    size = tables.dtype.itemsize
+    item_hidden, item_gmf = tables.item_hidden, tables.item_gmf
+    widths = () if item_hidden is None else (item_hidden.shape[1], *(len(bias) for _, bias in tables.layers))
+    factors = 0 if item_gmf is None else item_gmf.shape[1]
+    rows = [
+        t if t is None or t.stride(1) == 1 else t.contiguous()
+        for t in (tables.user_hidden, item_hidden, tables.user_gmf, item_gmf)
+    ]
+    biases = (tables.user_bias, tables.item_bias)
+    # Beyond 256 bytes of hidden layer a pair, larger blocks spill: docs/kernels.md has the figures.
+    block, warps = (128, 8) if _widest(tables) * size <= 256 else (32, 4)
+    return {
+        "tables": (*rows, *biases),
+        "strides": tuple(0 if t is None else t.stride(0) for t in (*rows, *biases)),
+        "layers": tuple((weight.contiguous(), bias.contiguous()) for weight, bias in tables.layers),
+        "head": None if tables.mlp_head is None else tables.mlp_head.contiguous(),
+        "bias": tables.bias,
+        "WIDTHS": widths,
+        "PADDED": tuple(padded(width) for width in widths),
+        "CHUNK": max(16, 64 // size),  # 64 bytes of a row: two whole sectors
+        "FACTORS": factors,
+        "FACTOR_CHUNK": min(128, padded(factors, 1)),
+        "BLOCK": block,
+        "PRECISION": dot_precision(),
+        **dot_types(tables.dtype),
+        "num_warps": warps,
+        "num_stages": 2,
+    }
+
+
 def scoring_launch(tables: ScoringTables, users: Tensor, candidates: Tensor, scores: Tensor) -> Launch:
     """Return the launch that computes the scores, ready to run or to compile.
 
@@ -201,37 +242,12 @@ def scoring_launch(tables: ScoringTables, users: Tensor, candidates: Tensor, sco
         (300, 128, (3,))
     """
     num_users, num_candidates = scores.shape
-    size = tables.dtype.itemsize
-    item_hidden, item_gmf = tables.item_hidden, tables.item_gmf
-    widths = () if item_hidden is None else (item_hidden.shape[1], *(len(bias) for _, bias in tables.layers))
-    factors = 0 if item_gmf is None else item_gmf.shape[1]
-    rows = [
-        t if t is None or t.stride(1) == 1 else t.contiguous()
-        for t in (tables.user_hidden, item_hidden, tables.user_gmf, item_gmf)
-    ]
-    biases = (tables.user_bias, tables.item_bias)
-    # Beyond 256 bytes of hidden layer a pair, larger blocks spill: docs/kernels.md has the figures.
-    block, warps = (128, 8) if _widest(tables) * size <= 256 else (32, 4)
-    arguments: dict[str, Any] = {
+    arguments = network_arguments(tables) | {
         "scores": scores,
         "users": users.contiguous(),
         "num_candidates": num_candidates,
-        "tables": (*rows, *biases),
-        "strides": tuple(0 if t is None else t.stride(0) for t in (*rows, *biases)),
-        "layers": tuple((weight.contiguous(), bias.contiguous()) for weight, bias in tables.layers),
-        "head": None if tables.mlp_head is None else tables.mlp_head.contiguous(),
-        "bias": tables.bias,
-        "WIDTHS": widths,
-        "PADDED": tuple(padded(width) for width in widths),
-        "CHUNK": max(16, 64 // size),  # 64 bytes of a row: two whole sectors
-        "FACTORS": factors,
-        "FACTOR_CHUNK": min(128, padded(factors, 1)),
-        "BLOCK": block,
-        "PRECISION": dot_precision(),
-        **dot_types(tables.dtype),
-        "num_warps": warps,
-        "num_stages": 2,
     }
+    block = arguments["BLOCK"]
     if candidates.dim() == 1:
         arguments |= {"candidates": candidates.contiguous(), "num_users": num_users, "USERS": USERS}
         # Items on the first axis, which alone may be longer than 65,535 programs.

@@ -64,7 +64,7 @@ def _forward(
             total = _product(
                 rows, tl.load(of_user + DIM, mask=inside, other=0.0), total, ROUND, DOT, PRECISION
             )
-        _put(hidden, pairs, units, valid, tl.maximum(total, 0.0), HIDDEN)
+        _put(hidden, pairs, units, valid, tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL), HIDDEN)
     if tl.program_id(1) == 0:
         for factor in tl.static_range(0, FACTORS, FACTOR_TILE):
             columns = factor + tl.arange(0, FACTOR_TILE)

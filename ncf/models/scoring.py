@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ncf.data.candidates import Candidates, Catalogue
 from ncf.distributed.collectives import all_gather_object, raise_on_all_ranks
 from ncf.kernels import ScoringTables, score_candidates
+from ncf.kernels.dispatch import can_rank, rank_candidates, rank_catalogue, select
 from ncf.kernels.native_scoring import PackedTables, fits
 from ncf.kernels.reference import distinct_negatives, largest_k, merge_largest, num_at_least
 from ncf.utils.checks import check_known, whole
@@ -344,11 +345,13 @@ class Scorer(Ranker):
     def rank(
         self, candidates: Candidates | Catalogue, *, block_users: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Ranker.rank`: where the kernel can, no table of scores is made."""
+        """See `Ranker.rank`: where a kernel can, no table of scores is made."""
         ranked = None
         if getattr(candidates, "positive_offsets", None) is not None:
             return super().rank(candidates, block_users=block_users)
-        if self._packed is not None and not isinstance(candidates, Catalogue):
+        if self._tables is not None and can_rank(self._tables):
+            ranked = self._rank_fused(self._tables, candidates, block_users)
+        elif self._packed is not None and not isinstance(candidates, Catalogue):
             lists = candidates.users, candidates.positives, candidates.negatives
             ranked = self._packed.ranks(*(tensor.cpu() for tensor in lists))
         elif self._packed is not None and self._tables is None and isinstance(candidates, Catalogue):
@@ -361,15 +364,60 @@ class Scorer(Ranker):
         # The kernel has no ranks for an unknown id or NaN: the scores then give an exact error.
         return super().rank(candidates, block_users=block_users) if ranked is None else ranked
 
+    def _rank_fused(
+        self, tables: ScoringTables, candidates: Candidates | Catalogue, block_users: int | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Ranks by the Triton kernel, ``None`` as by the kernel in C; the device is waited for once, at the end."""
+        whole_catalogue = isinstance(candidates, Catalogue)
+        width = candidates.num_items if whole_catalogue else 1 + candidates.negatives.shape[1]  # type: ignore[union-attr]
+        ids = 1 if whole_catalogue else width  # of a user, that go to the device
+        step = max(1, _PAIRS_PER_BLOCK["cuda"] // ids) if block_users is None else block_users
+        ranks, counts = [], []
+        for block in self._blocks(len(candidates.users), whole("block_users", step)):
+            users, positives = (t[block].to(self.device) for t in (candidates.users, candidates.positives))
+            if isinstance(candidates, Catalogue):
+                offsets = candidates.seen_offsets[block.start : block.stop + 1]
+                seen = candidates.seen_items[int(offsets[0]) : int(offsets[-1])].to(self.device)
+                offsets = (offsets - offsets[0]).to(self.device)
+                ranks.append(rank_catalogue(tables, users, positives, width, offsets, seen))
+            else:
+                found = rank_candidates(tables, users, positives, candidates.negatives[block].to(self.device))
+                ranks.append(found[0])
+                counts.append(found[1])
+        if not ranks:
+            return None
+        of_all = torch.cat(ranks).cpu()
+        if bool((of_all < 0).any()):
+            last = torch.tensor([width - 1], dtype=torch.int64, device="cpu")
+            others = last if isinstance(candidates, Catalogue) else candidates.negatives
+            self._check_known(candidates.users, candidates.positives, others)
+            return None
+        if isinstance(candidates, Catalogue):
+            return of_all, width - candidates.seen_offsets.diff().cpu()
+        return of_all, torch.cat(counts).cpu()
+
     def top_k(
         self, users: Tensor, k: int, items: Tensor, left_out: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Ranker.top_k`: where the kernel can, the scores never leave the cache."""
+        """See `Ranker.top_k`: where a kernel can, no table of scores is made."""
         selected = None
         if self._packed is not None and k:
             lists = None if left_out is None else (left_out[0].cpu(), left_out[1].cpu())
             selected = self._packed.top_k(users.cpu(), k, items.cpu(), lists)
+        elif self._tables is not None and k and can_rank(self._tables):
+            here = None if left_out is None else (left_out[0].to(self.device), left_out[1].to(self.device))
+            found = select(self._tables, users.to(self.device), k, items.to(self.device), here)
+            if found is not None and not bool(found[2]):
+                selected = found[0].cpu(), found[1].cpu()
+            elif found is not None:
+                self._check_known(users, items)
         return super().top_k(users, k, items, left_out) if selected is None else selected
+
+    def _check_known(self, users: Tensor, *items: Tensor) -> None:
+        """Raise for the first unknown id: on a GPU an index out of range is an abort without a message."""
+        check_known(users, "user", self.num_users)
+        for some in items:
+            check_known(some, "item", self.num_items, lowest=None)
 
 
 class ShardedScorer(Ranker):

@@ -12,6 +12,9 @@ ROOT = Path(__file__).parents[2]
 KERNELS = [
     "scores, a list per user",
     "scores, a common list",
+    "ranks among a list",
+    "ranks in the catalogue",
+    "the best 10",
     "lookup, forward",
     "lookup, backward of rows",
     "lookup, backward of the weight",

@@ -197,6 +197,20 @@ def test_nothing_outside_the_tables_is_read(run: Callable[..., Any]) -> None:
     _check(run(_score_amid_nans, tables, users, candidates), tables, users, candidates)
 
 
+def test_not_a_number_reaches_the_score(run: Callable[..., Any]) -> None:
+    """A GPU's maximum of NaN and 0 is 0, where PyTorch's rectifier keeps NaN: a model that diverged must show."""
+    tables = random_tables(hidden=(20, 8, 4), factors=2)
+    assert tables.item_hidden is not None
+    users, candidates = torch.tensor([3]), torch.tensor([[0, 5]])
+    for place in (tables.item_hidden[5], tables.layers[0][1], tables.layers[1][1]):
+        kept = place.clone()
+        place[2] = torch.nan
+        found = run(_score, tables, users, candidates)
+        assert torch.equal(found.isnan(), score_reference(tables, users, candidates).isnan())
+        assert found[0, 1].isnan()
+        place.copy_(kept)
+
+
 def test_scores_do_not_depend_on_the_batch(run: Callable[..., Any]) -> None:
     """Results that change with the evaluation batch size: a user alone and among others, to the bit."""
     tables = random_tables(hidden=(33, 21), factors=8, integers=True)
