@@ -6,6 +6,8 @@ The learning curves are not among them: `examples/movielens.py` draws those from
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,27 @@ from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
 
 USER, ITEM, BOTH, HEAD = "#0072B2", "#D55E00", "#7B5EA7", "#009E73"  # Okabe & Ito's, and a purple
 INK, FAINT = "#2B2B2B", "#767676"
+HERE = Path(__file__).parent
 
 
-class Canvas:
+class Drawing:
+    """A figure that can be written."""
+
+    def __init__(self, figure: Any) -> None:
+        self.figure = figure
+
+    def save(self, path: Path) -> None:
+        """Write the drawing as SVG; the same drawing is the same file."""
+        FigureCanvasSVG(self.figure)
+        with rc_context({"svg.hashsalt": "ncf"}):
+            self.figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+class Canvas(Drawing):
     """A drawing in plain units, 100 to the inch, from the lower left corner."""
 
     def __init__(self, width: float, height: float) -> None:
-        self.figure = Figure(figsize=(width / 100, height / 100), facecolor="white")
+        super().__init__(Figure(figsize=(width / 100, height / 100), facecolor="white"))
         self.axis: Any = self.figure.add_axes((0, 0, 1, 1))
         self.axis.set_axis_off()
         self.axis.set_xlim(0, width)
@@ -82,12 +98,6 @@ class Canvas:
         """From a point to a point."""
         style = {"arrowstyle": "-|>,head_width=0.22,head_length=0.4", "color": colour, "linewidth": 1.2}
         self.axis.annotate("", end, start, arrowprops=style | {"shrinkA": 0, "shrinkB": 0})
-
-    def save(self, path: Path) -> None:
-        """Write the drawing as SVG; the same drawing is the same file."""
-        FigureCanvasSVG(self.figure)
-        with rc_context({"svg.hashsalt": "ncf"}):
-            self.figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _rows(canvas: Canvas, x: tuple[float, float], tables: tuple[str, str], count: int) -> None:
@@ -247,19 +257,40 @@ def _ranked(canvas: Canvas, right: float) -> None:
     canvas.text(right + 640, 36, "then the mean over users", size=9, colour=FAINT, ha="left")
 
 
+_ROW = r"^(.+?), (\d+) factors +([\d.]+) +([\d.]+)  ± ([\d.]+), ± ([\d.]+)"
+
+
+def factors(narrow: bool = False) -> Drawing:
+    """The study of factors, as its table on the page of results has it; the panels below each other if narrow."""
+    sys.path.insert(0, str(HERE.parent / "examples"))
+    import paper
+
+    text = (HERE / "results.md").read_text(encoding="utf-8").split("--part factors")[1]
+    (popularity,) = re.findall(r"^ItemPop +([\d.]+) +([\d.]+)", text, re.MULTILINE)[:1]
+    curves: Any = {}
+    for model, count, *values in re.findall(_ROW, text, re.MULTILINE):
+        hr, ndcg, hr_error, ndcg_error = map(float, values)
+        curves.setdefault(("hr", model), {})[int(count)] = hr, hr_error
+        curves.setdefault(("ndcg", model), {})[int(count)] = ndcg, ndcg_error
+    level = {"hr": [float(popularity[0])], "ndcg": [float(popularity[1])]}
+    return Drawing(paper.draw_lines("factors", curves, level, paper.published("ml-1m"), narrow))
+
+
 FIGURES = {
     "gmf": gmf,
     "mlp": mlp,
     "neumf": neumf,
     "leave_one_out": leave_one_out,
     "leave_one_out_narrow": lambda: leave_one_out(narrow=True),
+    "factors": factors,
+    "factors_narrow": lambda: factors(narrow=True),
 }
 
 
 def main() -> None:
     """Draw them all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default=Path(__file__).parent / "figures", type=Path, help="the folder")
+    parser.add_argument("--out", default=HERE / "figures", type=Path, help="the folder")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():

@@ -52,6 +52,8 @@ MODELS = ("GMF", "MLP", "NeuMF", "NeuMF pre-trained")
 NEGATIVES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 DRAWN = ("factors", "top-k", "epochs", "negatives")
 Trained = dict[tuple[str, int, int, int], EmbeddingModel]
+# By metric and model, and then by place: the mean over seeds, and its standard error.
+Curves = dict[tuple[str, str], dict[int, tuple[float, float]]]
 
 
 def main() -> int:
@@ -194,6 +196,7 @@ def draw(
     paper: dict[tuple[str, int], tuple[float, float]],
 ) -> list[Path]:
     """Draw the figure of a part, for wide and for narrow pages."""
+    from ncf.evaluation.figures import save_figure
     from ncf.evaluation.plots import learning_curves
 
     paths = []
@@ -213,24 +216,33 @@ def draw(
                     stacked=stacked,
                 )
             else:
-                draw_lines(
-                    path, args.part, factors, runs, popularity, paper, stacked
-                )
+                curves: Curves = {
+                    (metric, model): points_of(
+                        args.part, factors, model, metric, runs
+                    )
+                    for metric in ("hr", "ndcg")
+                    for model in MODELS
+                }
+                ks = range(1, 11) if args.part == "top-k" else [popularity.k]
+                level = {
+                    metric: [popularity.at(k).mean(metric) for k in ks]  # type: ignore[arg-type]
+                    for metric in ("hr", "ndcg")
+                }
+                figure = draw_lines(args.part, curves, level, paper, stacked)
+                save_figure(figure, path)
             paths.append(path)
     return paths
 
 
 def draw_lines(
-    path: Path,
     part: str,
-    factors: int | None,
-    runs: dict[tuple[str, int, int], list[tuple[Ranking, History]]],
-    popularity: Ranking,
+    curves: Curves,
+    level: dict[str, list[float]],
     paper: dict[tuple[str, int], tuple[float, float]],
     stacked: bool,
-) -> None:
+) -> Any:
     """Draw HR and NDCG, a line per model with a band of a standard error."""
-    from ncf.evaluation.figures import FAINT, INK, new_figure, save_figure
+    from ncf.evaluation.figures import FAINT, INK, new_figure
 
     label = {"top-k": "length of the list", "negatives": "negatives per positive"}
     shape = (
@@ -249,8 +261,8 @@ def draw_lines(
     ]
     for axis, metric in zip(axes, ("hr", "ndcg"), strict=True):
         for model, colour, marker in looks:
-            points = points_of(part, factors, model, metric, runs)
-            means = [mean(values) for values in points.values()]
+            points = curves[metric, model]
+            means = [value for value, _ in points.values()]
             axis.plot(
                 [*points],
                 means,
@@ -259,17 +271,13 @@ def draw_lines(
                 markersize=4,
                 label=model,
             )
-            if len(next(iter(points.values()))) > 1:
-                errors = [
-                    stdev(values) / len(values) ** 0.5 for values in points.values()
-                ]
-                low, high = (
-                    [m + s * e for m, e in zip(means, errors, strict=True)]
-                    for s in (-1, 1)
-                )
-                axis.fill_between(
-                    [*points], low, high, color=colour, alpha=0.18, linewidth=0
-                )
+            low, high = (
+                [value + sign * error for value, error in points.values()]
+                for sign in (-1, 1)
+            )
+            axis.fill_between(
+                [*points], low, high, color=colour, alpha=0.18, linewidth=0
+            )
             if part == "factors":
                 theirs = {
                     n: paper[model, n][metric == "ndcg"]
@@ -283,12 +291,10 @@ def draw_lines(
                     linestyle="dotted",
                     linewidth=1.2,
                 )
-        ks = range(1, 11) if part == "top-k" else [popularity.k]
-        level = [popularity.at(k).mean(metric) for k in ks]  # type: ignore[arg-type]
         if part == "top-k":
             axis.plot(
-                [*ks],
-                level,
+                range(1, 11),
+                level[metric],
                 color=FAINT,
                 linewidth=1,
                 linestyle="dashed",
@@ -296,14 +302,14 @@ def draw_lines(
             )
         else:
             axis.axhline(
-                level[0],
+                level[metric][0],
                 color=FAINT,
                 linewidth=1,
                 linestyle="dashed",
                 label="ItemPop",
             )
         axis.set_title(
-            f"{metric.upper()}@{'K' if part == 'top-k' else popularity.k}",
+            f"{metric.upper()}@{'K' if part == 'top-k' else 10}",
             loc="left",
             fontsize=11,
         )
@@ -327,7 +333,7 @@ def draw_lines(
             fontsize=9,
             color=FAINT,
         )
-    save_figure(figure, path)
+    return figure
 
 
 def points_of(
@@ -336,19 +342,21 @@ def points_of(
     model: str,
     metric: Any,
     runs: dict[tuple[str, int, int], list[tuple[Ranking, History]]],
-) -> dict[int, list[float]]:
-    """Return the values of each seed by the place on the horizontal axis."""
-    if part == "top-k":
-        rankings = [ranking for ranking, _ in runs[model, factors, 4]]  # type: ignore[index]
-        return {
-            k: [ranking.at(k).mean(metric) for ranking in rankings]
-            for k in range(1, 11)
-        }
-    place = 1 if part == "factors" else 2
+) -> dict[int, tuple[float, float]]:
+    """Return mean and standard error by the place on the horizontal axis."""
+    values: dict[int, list[float]] = {}
+    for (name, count, negatives), found in runs.items():
+        if name != model or factors not in (None, count):
+            continue
+        if part == "top-k":
+            for k in range(1, 11):
+                values[k] = [ranking.at(k).mean(metric) for ranking, _ in found]
+        else:
+            place = count if part == "factors" else negatives
+            values[place] = [ranking.mean(metric) for ranking, _ in found]
     return {
-        key[place]: [ranking.mean(metric) for ranking, _ in found]
-        for key, found in runs.items()
-        if key[0] == model and factors in (None, key[1])
+        x: (mean(each), stdev(each) / len(each) ** 0.5 if len(each) > 1 else 0.0)
+        for x, each in values.items()
     }
 
 

@@ -266,11 +266,25 @@ def test_the_figures_are_those_of_the_script(tmp_path: Path) -> None:
         )
 
 
+def test_the_figure_of_factors_has_the_numbers_of_its_table_wide_and_narrow() -> None:
+    drawn = []
+    for narrow in (False, True):
+        axes = figures.factors(narrow).figure.axes
+        drawn.append([line.get_xydata().tolist() for axis in axes for line in axis.get_lines()])
+        assert len({axis.get_position().x0 for axis in axes}) == (1 if narrow else 2)
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 2 * (4 + 4 + 1)  # a line for each model, the paper's, and popularity's
+    of_hr = [y for line in drawn[0][:8:2] for _, y in line]
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^[\w -]+, \d+ factors +(\S+)", text.split("--part factors")[1], flags=re.M)
+    assert sorted(of_hr) == sorted(map(float, shown))
+    assert len(of_hr) == 16
+
+
 def test_every_figure_has_a_script() -> None:
     made = {f"{name}.svg" for name in figures.FIGURES} | {
         "learning_curves.png",
         "learning_curves_narrow.png",
-        "factors.png",
     }
     assert {file.name for file in (ROOT / "docs" / "figures").iterdir()} == made
 
