@@ -55,6 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
             factory=given.workers > 1,
             log_config=None,
             access_log=False,
+            # Callers keep idle connections, proxies for a minute. A server that closes one first, uvicorn after five
+            # seconds, may do so while a request is on its way, which is then lost.
+            timeout_keep_alive=75,
             timeout_graceful_shutdown=30,
             timeout_worker_healthcheck=60,  # on a crowded machine a busy worker is silent for uvicorn's five seconds
             server_header=False,
