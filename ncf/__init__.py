@@ -19,6 +19,7 @@ __all__ = [
     "Candidates",
     "Catalogue",
     "Features",
+    "HashedVocabulary",
     "History",
     "Interactions",
     "ItemKNN",
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
         split_by_ratio,
         split_by_time,
     )
-    from ncf.data.vocabulary import Vocabulary
+    from ncf.data.vocabulary import HashedVocabulary, Vocabulary
     from ncf.evaluation.beyond_accuracy import list_statistics
     from ncf.evaluation.comparison import compare
     from ncf.evaluation.evaluator import evaluate
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Features": "data.features",
+    "HashedVocabulary": "data.vocabulary",
     "Interactions": "data.interactions",
     "Split": "data.splitting",
     "leave_one_out": "data.splitting",

@@ -13,12 +13,13 @@ from ncf.data.splitting import (
     split_by_ratio,
     split_by_time,
 )
-from ncf.data.vocabulary import Vocabulary, check_same_ids
+from ncf.data.vocabulary import HashedVocabulary, Vocabulary, check_same_ids
 
 __all__ = [
     "Candidates",
     "Catalogue",
     "Features",
+    "HashedVocabulary",
     "Interactions",
     "NegativeSampler",
     "Split",

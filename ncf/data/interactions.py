@@ -21,7 +21,7 @@ from ncf.data.filters import (
     sorted_keys,
 )
 from ncf.data.readers import Wanted, read_files, read_table
-from ncf.data.vocabulary import Vocabulary, encode_column, fingerprint_of
+from ncf.data.vocabulary import HashedVocabulary, Vocabulary, encode_column, fingerprint_of
 from ncf.utils.checks import check_ids, whole
 from ncf.utils.html import html_table
 
@@ -44,6 +44,7 @@ class Interactions:
         user_ids: the raw ids behind the users.
         item_ids: the raw ids behind the items.
         dropped: numbers of rows that were left out while reading, by reason.
+        shared: distinct users who share a row with another one, where ``user_ids`` is a `HashedVocabulary`.
 
     Raises:
         ValueError: if lengths differ, an id is no int64 or out of range, or there are no rows; the argument,
@@ -67,6 +68,7 @@ class Interactions:
     user_ids: Vocabulary | None = None
     item_ids: Vocabulary | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    shared: int = 0
     _csr: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -113,7 +115,8 @@ class Interactions:
                 the time.
             missing: ``"raise"`` for a row without a user, an item or a time, or ``"drop"`` to leave such rows out;
                 `dropped` counts them.
-            user_ids: number users as this vocabulary does, for instance as a model does; by default by the rows.
+            user_ids: number users as this vocabulary does, for instance as a model does; by default by the rows. A
+                `HashedVocabulary` gives any number of users a fixed number of rows.
             item_ids: number items as this vocabulary does.
             unknown: ``"raise"`` for an id that is not in the given vocabulary, or ``"drop"`` to leave its rows out.
             min_user_count: leave out users with fewer items; repeated, with the next, until all that is
@@ -147,6 +150,8 @@ class Interactions:
         for name, value in (("missing", missing), ("unknown", unknown)):
             if value not in ("raise", "drop"):
                 raise ValueError(f'{name} = {value!r}: choose "raise" or "drop"')
+        if isinstance(item_ids, HashedVocabulary):
+            raise ValueError("item_ids is hashed, and a list could not name its items: hash users only")
         min_user_count = whole("min_user_count", min_user_count, least=0)
         min_item_count = whole("min_item_count", min_item_count, least=0)
         gaps = missing == "drop"
@@ -167,6 +172,9 @@ class Interactions:
             }
             there = reduce(pc.and_, [column.is_valid() for column in parsed])
             parsed = [column.filter(there) for column in parsed]
+        shared = 0
+        if isinstance(user_ids, HashedVocabulary):
+            shared = user_ids.shared(parsed[0].dictionary.take(parsed[0].indices.unique()))
         given = user_ids is not None, item_ids is not None
         ids, numbers = [user_ids, item_ids], []
         for place, vocabulary in enumerate((user_ids, item_ids)):
@@ -210,7 +218,15 @@ class Interactions:
         if len(user_numbers) == 0 and dropped:
             raise ValueError(f"there are no interactions left: {_reasons(dropped)} of {num_rows} rows")
         return cls(
-            user_numbers, item_numbers, times, len(user_ids), len(item_ids), user_ids, item_ids, dropped
+            user_numbers,
+            item_numbers,
+            times,
+            len(user_ids),
+            len(item_ids),
+            user_ids,
+            item_ids,
+            dropped,
+            shared,
         )
 
     @classmethod
@@ -314,6 +330,7 @@ class Interactions:
 
     def __repr__(self) -> str:
         note = f"; left out: {_reasons(self.dropped)}" if self.dropped else ""
+        note += f"; {self.shared} users share a row" if self.shared else ""
         return f"Interactions({len(self)} rows, {self.num_users} users, {self.num_items} items{note})"
 
     @cached_property
@@ -372,7 +389,7 @@ class Interactions:
             rows = rows.nonzero()[:, 0]  # found once, not once per column
         timestamps = None if self.timestamps is None else self.timestamps[rows]
         return replace(
-            self, users=self.users[rows], items=self.items[rows], timestamps=timestamps, dropped={}
+            self, users=self.users[rows], items=self.items[rows], timestamps=timestamps, dropped={}, shared=0
         )
 
 

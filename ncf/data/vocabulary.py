@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ncf.data.columns import codes_of, from_tensor, id_column, is_text, kind, to_tensor
-from ncf.utils.checks import check_ids
+from ncf.utils.checks import check_ids, whole
 
 _IDS_PER_BLOCK = 1 << 16
 
@@ -160,6 +160,67 @@ class Vocabulary:
 
     def _take(self, ids: Tensor) -> Any:
         return self.values.take(from_tensor(ids))
+
+
+class HashedVocabulary(Vocabulary):
+    """A fixed number of rows for any number of users: an id's number is a hash of its text.
+
+    Two ids may share a row for good; `shared` counts such ids, and `Interactions.shared` holds their number. Every id
+    has a row, also one that was never seen, so that no user is unknown. The ids themselves are not kept. Items have
+    to be named in a list and cannot be hashed.
+
+    Args:
+        rows: how many there are.
+
+    Raises:
+        ValueError: if ``rows`` is no positive whole number; for what needs the ids, such as `decode`.
+
+    Example::
+
+        >>> from ncf import HashedVocabulary, Interactions
+        >>> visits = Interactions.from_arrays(["ann", "bob", "cat"], ["a", "a", "b"], user_ids=HashedVocabulary(4))
+        >>> visits.num_users, visits.shared
+        (4, 2)
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = whole("rows", rows)
+
+    @property
+    def values(self) -> Any:  # type: ignore[override]
+        """Raise: there is no list of the ids."""
+        raise ValueError(
+            "hashed ids are not kept: a row stands for any number of ids, and none can be listed"
+        )
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __contains__(self, raw: object) -> bool:
+        return isinstance(raw, str | Integral) and not isinstance(raw, bool)
+
+    def __repr__(self) -> str:
+        return f"HashedVocabulary({self.rows} rows)"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Vocabulary.fingerprint`; equal for equal numbers of rows."""
+        return hashlib.blake2b(f"hashed {self.rows}".encode(), digest_size=16).hexdigest()
+
+    def find(self, column: Any, name: str) -> Tensor:
+        """See `Vocabulary.find`; whole numbers and their texts have the same row."""
+        if isinstance(column, pa.DictionaryArray):
+            return self.find(column.dictionary, name)[codes_of(column)]
+        hashes = [
+            int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") % self.rows
+            for text in column.cast(pa.large_string()).to_pylist()
+        ]
+        return torch.tensor(hashes, dtype=torch.int64, device="cpu")
+
+    def shared(self, raw: Any) -> int:
+        """The number of distinct ids, of raw ones ``[N]``, that share their row with another of them."""
+        counts = self.encode(pc.unique(id_column(raw, "raw"))).bincount()
+        return int(counts[counts > 1].sum())
 
 
 def encode_column(column: Any) -> tuple[Tensor, Vocabulary]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ncf.data.columns import from_tensor, id_column, kind, to_tensor
 from ncf.data.interactions import Interactions
 from ncf.data.splitting import Split
-from ncf.data.vocabulary import Vocabulary
+from ncf.data.vocabulary import HashedVocabulary, Vocabulary
 from ncf.distributed.collectives import raise_on_all_ranks
 from ncf.kernels.reference import largest_k
 from ncf.models.scoring import SupportsScore, inference_scorer, unwrap_model
@@ -165,7 +165,9 @@ class Recommender:
         return self._items.size
 
     def some_user(self) -> Any:
-        """Return the raw id of the first user."""
+        """Return a raw user id: the first, or any where they are hashed."""
+        if isinstance(self._users.vocabulary, HashedVocabulary):
+            return "0"
         return self._users.decode(torch.zeros(1, dtype=torch.int64, device="cpu"))[0]
 
     @property
@@ -622,6 +624,8 @@ class _Ids:
                 )
             numbers = to_tensor(column)
             return torch.where((numbers >= 0) & (numbers < self.size), numbers, -1)
+        if isinstance(self.vocabulary, HashedVocabulary):
+            return self.vocabulary.find(column, name)
         values = self.vocabulary.values
         if column.type != values.type:
             raise ValueError(f"{name} holds {kind(column)}, the vocabulary {kind(values)}: convert them")

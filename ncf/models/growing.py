@@ -14,7 +14,7 @@ from torch import Tensor
 from ncf.data.columns import from_tensor, to_tensor
 from ncf.data.features import Features
 from ncf.data.interactions import Interactions
-from ncf.data.vocabulary import Vocabulary
+from ncf.data.vocabulary import HashedVocabulary, Vocabulary
 from ncf.models.base import EmbeddingModel
 from ncf.models.embeddings import Side, TableFiller
 from ncf.models.saving import table_weight
@@ -327,6 +327,8 @@ def _placed(
     """The number that each of ``count`` ids has now or gets, and the vocabulary with the new ones."""
     if own is None or theirs is None:
         return torch.arange(count, dtype=torch.int64, device="cpu"), own if theirs is None else theirs
+    if isinstance(own, HashedVocabulary) and own.fingerprint == theirs.fingerprint:
+        return torch.arange(count, dtype=torch.int64, device="cpu"), own
     if own.values.type != theirs.values.type:
         raise ValueError(
             f"{side}_ids holds {theirs.values.type} in the {name} and {own.values.type} in the model: convert them"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ncf.data.vocabulary import Vocabulary
+from ncf.data.vocabulary import HashedVocabulary, Vocabulary
 from ncf.models.base import EmbeddingModel
 from ncf.models.baselines.base import Baseline
 from ncf.models.embeddings import local_tables
@@ -437,6 +437,8 @@ def _read_answers(file: Path, model: Any) -> tuple[tuple[Tensor, Tensor] | None,
 
 def _read_vocabulary(file: Path, size: int) -> Vocabulary:
     table = _read_table(file, size, dictionaries=True)
+    if table.column_names == ["hashed"] and table["hashed"].to_pylist() == [size]:
+        return HashedVocabulary(size)
     if table.column_names != ["id"]:
         raise ValueError(f"{file} is not a vocabulary: its columns are {', '.join(table.column_names)}")
     try:

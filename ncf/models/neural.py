@@ -242,7 +242,7 @@ class NeuMF(EmbeddingModel):
                 raise ValueError(f"{name} differs: {getattr(gmf, name)} in gmf, {getattr(mlp, name)} in mlp")
         for name in ("user_ids", "item_ids"):
             ids, others = getattr(gmf, name), getattr(mlp, name)
-            if ids is not None and others is not None and not ids.values.equals(others.values):
+            if ids is not None and others is not None and ids.fingerprint != others.fingerprint:
                 raise ValueError(
                     f"{name} differs: gmf and mlp were trained on other raw ids, or in another order"
                 )

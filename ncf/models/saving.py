@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ncf.data.vocabulary import HashedVocabulary
 from ncf.distributed.collectives import raise_on_all_ranks, rank
 from ncf.distributed.sharded_safetensors import write_sharded_tensors
 from ncf.utils.files import atomic_write, file_hash, write_tensors, write_text
@@ -117,7 +118,8 @@ def save(
     for name in VOCABULARIES:
         vocabulary: Vocabulary | None = getattr(model, name)
         if vocabulary is not None:
-            tables[name] = _table({"id": vocabulary.values})
+            hashed = isinstance(vocabulary, HashedVocabulary)
+            tables[name] = _table({"hashed": [len(vocabulary)]} if hashed else {"id": vocabulary.values})
     state = model.state_dict()
     quantized: set[str] = set()
     if rows is not None:
