@@ -141,9 +141,7 @@ def leave_one_out(interactions: Interactions, *, validation: bool = True, min_in
         `Split`, each set in file order.
 
     Raises:
-        TypeError: if ``interactions`` is something else.
-        ValueError: if ``min_interactions`` would leave a user without a training interaction, or no user
-            has enough.
+        ValueError: as `leave_last` raises it.
 
     Example::
 

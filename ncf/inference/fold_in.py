@@ -92,14 +92,9 @@ class FoldedRows:
         return Scorer(self.tables)
 
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
-        """Score each user's candidates.
+        """Return scores ``[U, C]`` of users ``[U]`` and candidates ``[U, C]`` or ``[C]``.
 
-        Args:
-            users: ``[U]``, int64.
-            candidates: items, ``[U, C]``, or ``[C]`` for one list for all users, int64; ``-1`` is padding.
-
-        Returns:
-            Scores, ``[U, C]``; padding has ``-inf``.
+        See `ncf.models.scoring.SupportsScore.score`.
 
         Raises:
             ValueError: if an id is out of range.

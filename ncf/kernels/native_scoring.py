@@ -209,13 +209,9 @@ class PackedTables:
     def top_k(
         self, users: Tensor, k: int, items: Tensor, left_out: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor] | None:
-        """Select the best items of each user; no table of scores is made.
+        """Select the best items of each user, with the arguments of `ncf.models.scoring.Ranker.top_k`.
 
-        Args:
-            users: ``[U]``, int64.
-            k: length of a list.
-            items: what may be selected, ``[C]``, int64, ascending.
-            left_out: items that a user is not offered: offsets ``[U + 1]`` and items, ascending within a user.
+        No table of scores is made.
 
         Returns:
             Scores, ``[U, k]``, fp32, and items, ``[U, k]``, int64, as `ncf.kernels.reference.largest_k` selects them

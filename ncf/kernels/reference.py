@@ -64,24 +64,7 @@ def lookup_reference(
     summed: int = 0,
     sparse: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Look up a training batch, and make the GMF product and the MLP's first hidden layer of it.
-
-    Args:
-        users: ``[B]``, int64.
-        items: ``[B]``, or ``[B, C]`` for several items of each user, int64.
-        user_gmf: ``[num_users, W]``; ``None``, as ``item_gmf``, without a GMF part.
-        item_gmf: ``[num_items, W]``.
-        user_mlp: ``[num_users, D]``; ``None``, as the three that follow, without an MLP.
-        item_mlp: ``[num_items, D]``.
-        weight: of the first layer, over the user's and the item's row side by side, ``[H, 2 D]``.
-        bias: of the first layer, ``[H]``.
-        factors: leading columns of the GMF tables that the product has, F; all by default.
-        summed: how many of them, the last ones, are added in place of multiplied, as biases are.
-        sparse: gradients of tables are of the rows looked up alone.
-
-    Returns:
-        The product, ``[B, F]`` or ``[B, C, F]``, and the rectified hidden layer, ``[B, H]`` or ``[B, C, H]``;
-        ``None`` in place of an absent part.
+    """Compute what `ncf.kernels.fused_lookup` does, with the same arguments, operation by operation.
 
     Example::
 

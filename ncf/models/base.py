@@ -286,14 +286,9 @@ class EmbeddingModel(nn.Module):
         return _is_written_for(type(self), "scoring_tables", _LOGITS)
 
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
-        """Logits of each user's candidates, for ranking.
+        """Return logits ``[U, C]`` for ranking, of users ``[U]`` and candidates ``[U, C]`` or ``[C]``.
 
-        Args:
-            users: ``[U]``, int64.
-            candidates: items, ``[U, C]``, or ``[C]`` for one list for all users, int64; ``-1`` is padding.
-
-        Returns:
-            Scores, ``[U, C]``; padding has ``-inf``.
+        See `ncf.models.scoring.SupportsScore.score`.
 
         Raises:
             ValueError: if an id is out of range, or the shapes do not fit.

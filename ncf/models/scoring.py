@@ -49,7 +49,15 @@ class SupportsScore(Protocol):
     """
 
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
-        """Score each user's candidates: ``[U]`` and ``[U, C]`` to ``[U, C]``; ``-1`` is padding."""
+        """Score each user's candidates.
+
+        Args:
+            users: ``[U]``, int64.
+            candidates: items, ``[U, C]``, int64; ``-1`` is padding. `Ranker` also takes one list for all, ``[C]``.
+
+        Returns:
+            Scores, ``[U, C]``; padding has ``-inf``.
+        """
         ...
 
 
@@ -321,14 +329,7 @@ class Scorer(Ranker):
 
     @torch.no_grad()
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
-        """Scores of each user's candidates.
-
-        Args:
-            users: ``[U]``, int64.
-            candidates: items, ``[U, C]``, or ``[C]`` for one list for all users, int64; ``-1`` is padding.
-
-        Returns:
-            Scores, ``[U, C]``; padding has ``-inf``.
+        """See `SupportsScore.score`.
 
         Raises:
             IndexError: on a CPU, if an id is unknown; see `EmbeddingModel.score` for ids that were not checked.

@@ -158,21 +158,6 @@ class CollectiveStep(EagerStep):
         model: what `ncf.distributed.sharding.shard` returned.
         optimizer: updates the model's parameters.
         loss: of logits ``[P, 1 + n]``.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf import GMF
-        >>> from ncf.training.batches import Batch
-        >>> from ncf.training.losses import LOSSES
-        >>> from ncf.training.optimizers import make_optimizer
-        >>> from ncf.distributed.sharding import shard
-        >>> from ncf.training.steps import CollectiveStep
-        >>> model = shard(GMF(10, 20, device="meta"), "table_wise", verbose=False)  # a world of one
-        >>> step = CollectiveStep(model, make_optimizer(model, "adam", learning_rate=0.01), LOSSES["bce"])
-        >>> chunk = Batch(torch.tensor([[3, 8]]), torch.tensor([[[7, 0], [2, 9]]]), weights=torch.ones(1))
-        >>> step(chunk, rates=[1.0]).shape
-        torch.Size([1])
     """
 
     def __call__(self, chunk: Batch, rates: Sequence[float]) -> Tensor:

@@ -93,14 +93,9 @@ class Baseline(nn.Module, Ranker):
 
     @torch.no_grad()
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
-        """Score each user's candidates.
+        """Return scores ``[U, C]``, float32, of users ``[U]`` and candidates ``[U, C]`` or ``[C]``.
 
-        Args:
-            users: ``[U]``, int64.
-            candidates: items, ``[U, C]``, or ``[C]`` for one list for all users, int64; ``-1`` is padding.
-
-        Returns:
-            Scores, ``[U, C]``, float32; padding has ``-inf``.
+        See `ncf.models.scoring.SupportsScore.score`.
 
         Raises:
             ValueError: if an id is out of range, or the shapes do not fit.
