@@ -288,7 +288,7 @@ class Trainer:
                 )
         remedy = (
             "number the data as the model does, with user_ids=model.user_ids and item_ids=model.item_ids, or make a "
-            "new model"
+            "new model; read its features with the data's vocabulary, Features.from_table(..., ids=train.item_ids)"
         )
         check_same_ids(self.model, train, "the model", "the training data", remedy)
         selection = self.selection

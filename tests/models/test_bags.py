@@ -205,6 +205,15 @@ def test_unfitting_features_are_named() -> None:
         NeuMF.from_pretrained(GMF(4, 3, item_features=ITEMS), MLP(4, 3))
 
 
+def test_features_of_other_ids_than_the_datas_are_an_error() -> None:
+    """As many films, of which one is another, so that its features would be those of the wrong film."""
+    log = week(["Alien", "Brazil", "Dune"])
+    with pytest.raises(ValueError, match=r"number different item ids.*ids=train.item_ids"):
+        Trainer(GMF(4, 3, item_features=ITEMS), epochs=1).fit(Split(log, None, log))
+    same = week(["Brazil", "Casablanca", "Alien"])
+    Trainer(GMF(4, 3, item_features=ITEMS), epochs=1, selection="last", progress=False).fit(same)
+
+
 def test_pretrained_parts_keep_their_features() -> None:
     gmf, mlp = (trained(name) for name in ("GMF", "MLP"))
     fused = NeuMF.from_pretrained(gmf, mlp, alpha=0.5)  # type: ignore[arg-type]

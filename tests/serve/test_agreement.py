@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ncf import Interactions, NeuMF, Recommender, Trainer, leave_one_out
+from ncf import Features, Interactions, NeuMF, Recommender, Trainer, extend, leave_one_out
 from ncf.distributed.sharding import shard
 from ncf.inference import export_onnx, export_program
 from tests.conftest import random_interactions
@@ -108,3 +108,42 @@ def test_quantized_rows_share_most_of_each_list(
     items, _ = Recommender.load(tmp_path).recommend(k=K)
     shared = [len(set(mine) & set(theirs)) / K for mine, theirs in zip(items, lists[0], strict=True)]
     assert sum(shared) / USERS >= SHARED[rows]
+
+
+@pytest.mark.parametrize("rows", ["float32", "int4"])
+def test_a_grown_model_with_features_is_served_as_it_answers_here(rows: str, tmp_path: Path) -> None:
+    """A new item, known by its features alone, is among the lists; a new user has a row of the seed."""
+    log = random_interactions(USERS, ITEMS, 12)
+    bought = Interactions.from_arrays([f"u{n}" for n in log.users], [f"i{n}" for n in log.items])
+    table = {"item": [f"i{n}" for n in range(ITEMS)], "kind": [f"kind {n % 5}" for n in range(ITEMS)]}
+    features = Features.from_table(table, "item", ids=bought.item_ids)
+    model = NeuMF(
+        USERS, ITEMS, factors=8, layers=(16, 8), init_std=0.3, item_features=features, id_dropout=0.2
+    )
+    Trainer(model, epochs=2, batch_size=256, learning_rate=0.02, selection="last", progress=False).fit(bought)
+    new = Features.from_table(
+        {"item": ["new 1", "new 2"], "kind": ["kind 1", "kind 4"]}, "item", like=features
+    )
+    week = Interactions.from_arrays(["u3", "ann"], ["new 1", "i5"])
+    grown = extend(model, week, item_features=new)
+    both = grown.with_replay(bought)
+    folder = tmp_path / "model"
+    Recommender(grown.model, seen=both).save(folder, rows=rows)
+    here = Recommender.load(folder)
+    users = ["u3", "ann", *(f"u{n}" for n in range(10, 20))]
+    expected = here.recommend(users, k=ITEMS + 2)
+    assert all({"new 2"} <= set(listed) for listed in expected.items)
+    if rows == "float32":
+        check(tuple(expected), tuple(Recommender(grown.model, seen=both).recommend(users, k=ITEMS + 2)))  # type: ignore[arg-type]
+    running = Service(folder)
+    try:
+        answer = running.post("/v1/recommend", {"users": users, "k": ITEMS + 2}).json()["results"]
+        history = running.post("/v1/recommend", {"history": ["new 1", "i7"], "k": 5}).json()
+        alike = running.post("/v1/similar", {"items": ["new 2"], "k": 3}).json()["results"][0]
+    finally:
+        running.stop()
+    for row, element in enumerate(answer):
+        assert element["items"] == expected.items[row]
+        assert element["scores"] == expected.scores[row, : len(element["items"])].tolist()
+    assert history["items"] == here.recommend(history=["new 1", "i7"], k=5).items[0]
+    assert alike["items"] == here.similar("new 2", 3).items[0]
