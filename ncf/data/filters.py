@@ -25,7 +25,8 @@ def lists_of_keys(keys: Tensor, num_users: int, num_items: int) -> tuple[Tensor,
     """Offsets, ``[num_users + 1]``, and items, ``[N]``, of ascending keys ``user * num_items + item``."""
     starts = torch.arange(num_users + 1, dtype=torch.int64, device="cpu").mul_(num_items)
     offsets = torch.searchsorted(keys, starts)
-    return offsets, keys - starts[:-1].repeat_interleave(offsets.diff())
+    of_users = np.repeat(starts[:-1].numpy(), offsets.diff().numpy())  # three times as fast as PyTorch
+    return offsets, keys - torch.from_numpy(of_users)
 
 
 def stable_order(keys: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -187,16 +188,13 @@ class UnseenItems:
         self._skipped: Tensor | None = None
         if weights is None:
             total = num_items
-            shifted = items - torch.arange(len(items), dtype=torch.int64, device=device)
             lift = offsets[:-1]  # [num_users], so that a user's first item stays in its place
             self.sizes = num_items - counts  # [num_users], how much there is to draw from
         else:
             self._ends = weights.cumsum(0)  # [num_items]
             total = int(self._ends[-1])
-            own = weights[items]
-            running = own.cumsum(0)
+            running = weights[items].cumsum(0)
             before = torch.cat([running.new_zeros(1), running])  # [N + 1]
-            shifted = self._ends[items] - own - before[:-1]  # less the weight of all items before this one
             lift = before[offsets[:-1]]  # [num_users], but for that of other users' items
             self._skipped = before
             self.sizes = total - (before[offsets[1:]] - before[offsets[:-1]])
@@ -206,9 +204,24 @@ class UnseenItems:
             raise ValueError(
                 f"{len(counts)} users with a total weight of {total} do not fit 64-bit keys: scale the weights down"
             )
-        self._keys = shifted.add_((lift + numbers * self._stride).repeat_interleave(counts))
-        if len(counts) * self._stride < 2**31:  # half the memory traffic of the search
-            self._keys = self._keys.to(torch.int32)
+        self._items = items
+        self._lift = lift + numbers * self._stride  # [num_users], from a shifted item to its key
+
+    @cached_property
+    def _keys(self) -> Tensor:
+        """The shifted items of all users, ``[N]``, ascending."""
+        if self._ends is None:
+            shifted = self._items - torch.arange(
+                len(self._items), dtype=torch.int64, device=self._items.device
+            )
+        else:
+            assert self._skipped is not None
+            assert self.weights is not None
+            place = self._ends[self._items] - self.weights[self._items]
+            shifted = place - self._skipped[:-1]  # less the weight of all items before this one
+        keys = shifted.add_(self._lift.repeat_interleave(self.offsets.diff()))
+        # Half the memory traffic of the search.
+        return keys.to(torch.int32) if len(self.sizes) * self._stride < 2**31 else keys
 
     def item_of(self, ranks: Tensor) -> Tensor:
         """The item at a place among all, seen or not: ``[...]``, each in ``[0, total)``."""
@@ -300,8 +313,9 @@ class UnseenItems:
         if len(users) == 0:
             return items
         width = min(num, int(self.sizes[users].max()))
+        drawn = items[:, :width]  # ranks at first
         rows = max(1, _DRAWS_PER_BLOCK // max(1, width))
-        for some, out in zip(users.split(rows), items.split(rows), strict=True):
+        for some, out in zip(users.split(rows), drawn.split(rows), strict=True):
             sizes = self.sizes[some]  # [b]
             ranks = torch.rand(len(some), width, dtype=torch.float64, generator=generator, device="cpu")
             ranks = ranks.mul_(sizes[:, None]).to(torch.int64)  # [b, width]
@@ -309,9 +323,43 @@ class UnseenItems:
             if bool(few.any()):
                 ranks[few] = _shuffled(sizes[few], width, generator)
             _draw_again(ranks, sizes, (~few).nonzero()[:, 0], generator)
-            drawn = self.nth(some, ranks.clamp(min=0))
-            out[:, :width] = torch.where(ranks < 0, -1, drawn)
+            out.copy_(ranks)
+        order = users.argsort(stable=True)  # the items of neighbours lie side by side
+        for some in order.split(rows):
+            ranks = drawn.index_select(0, some)
+            drawn.index_copy_(0, some, self._nth_in_order(users[some], ranks))
         return items
+
+    def _nth_in_order(self, users: Tensor, ranks: Tensor) -> Tensor:
+        """`nth` of each user's ranks, ``[B, n]``, sought in ascending order, which costs a third; -1 stays."""
+        low, high = int(users[0]), int(users[-1])
+        start, end = int(self.offsets[low]), int(self.offsets[high + 1])
+        if (high + 1 - low) * self._stride >= 2**31 or end - start > 4 * ranks.numel():
+            return torch.where(ranks < 0, -1, self.nth(users, ranks.clamp(min=0)))
+        bits = max(1, (ranks.shape[1] - 1).bit_length())
+        packed = _in_order(ranks, bits)  # [B, n]
+        ascending = (packed >> bits).astype(np.int32)
+        base = self._lift[low : high + 1] - (start + low * self._stride)
+        keys = np.repeat(base.numpy().astype(np.int32), self.offsets[low : high + 2].diff().numpy())
+        keys -= np.arange(end - start, dtype=np.int32)
+        keys += self._items[start:end].numpy().astype(np.int32)
+        queries = ascending + ((users - low) * self._stride).numpy().astype(np.int32)[:, None]
+        found = np.searchsorted(keys, queries.ravel(), side="right").reshape(queries.shape)
+        found += ascending - (self.offsets[users] - start).numpy()[:, None]
+        found[ascending < 0] = -1
+        packed &= (1 << bits) - 1  # columns
+        packed += np.arange(len(packed))[:, None] * packed.shape[1]
+        drawn = torch.empty_like(ranks)
+        drawn.numpy().ravel()[packed.ravel()] = found.ravel()
+        return drawn
+
+
+def _in_order(ranks: Tensor, bits: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Each row's ``rank << bits | column``, ascending: NumPy sorts numbers with vector instructions."""
+    columns = torch.arange(ranks.shape[1], dtype=torch.int64, device="cpu")
+    packed: np.ndarray[Any, np.dtype[np.int64]] = ((ranks << bits) | columns).numpy()
+    packed.sort(axis=1)
+    return packed
 
 
 def _shuffled(sizes: Tensor, width: int, generator: torch.Generator) -> Tensor:
@@ -325,16 +373,15 @@ def _shuffled(sizes: Tensor, width: int, generator: torch.Generator) -> Tensor:
 
 def _draw_again(ranks: Tensor, sizes: Tensor, rows: Tensor, generator: torch.Generator) -> None:
     """Replace, in place, each number of ``ranks[rows]`` that stands earlier in its row, until none does."""
+    bits = max(1, (ranks.shape[1] - 1).bit_length())
     while len(rows):
-        in_order = np.sort(ranks[rows].numpy(), axis=1)  # five times as fast as PyTorch
-        rows = rows[torch.from_numpy((in_order[:, 1:] == in_order[:, :-1]).any(1))]
-        if len(rows) == 0:
-            break
-        chosen = ranks[rows]
-        order = chosen.argsort(dim=1, stable=True)
-        ascending = chosen.gather(1, order)
-        again = torch.zeros_like(chosen, dtype=torch.bool)
-        again.scatter_(1, order[:, 1:], ascending[:, 1:] == ascending[:, :-1])
-        row, column = again.nonzero(as_tuple=True)
+        packed = _in_order(ranks[rows], bits)
+        ascending = packed >> bits
+        twice = ascending[:, 1:] == ascending[:, :-1]
+        again = np.zeros(packed.shape, bool)
+        row, place = twice.nonzero()
+        again[row, packed[row, place + 1] & ((1 << bits) - 1)] = True  # of equal ranks the first column stays
+        row, column = (torch.from_numpy(side) for side in again.nonzero())
         uniform = torch.rand(len(row), dtype=torch.float64, generator=generator, device="cpu")
         ranks[rows[row], column] = (uniform * sizes[rows[row]]).to(torch.int64)
+        rows = rows[row.unique_consecutive()]

@@ -74,7 +74,9 @@ class Split:
             ``offsets [num_users + 1]`` and ``items [N]``, both int64: user u has ``items[offsets[u]:offsets[u + 1]]``.
         """
         num_users, num_items = self.train.num_users, self.train.num_items
-        keys = torch.cat([(part.users * num_items).add_(part.items) for part in self.sets])
+        keys = torch.empty(sum(len(part) for part in self.sets), dtype=torch.int64, device="cpu")
+        for part, place in zip(self.sets, keys.split([len(part) for part in self.sets]), strict=True):
+            torch.add(part.items, part.users, alpha=num_items, out=place)
         keys = sorted_keys(keys, below=num_users * num_items)
         if bool((keys[1:] == keys[:-1]).any()):
             keys = keys.unique_consecutive()

@@ -135,3 +135,39 @@ def test_more_draws_than_there_are_items_cost_no_more_than_the_items() -> None:
     unseen = build(50, [set(range(user)) for user in range(50)])
     drawn = unseen.sample_distinct(torch.arange(50), 200_000, torch.Generator().manual_seed(0))
     assert (drawn >= 0).sum(1).tolist() == [50 - user for user in range(50)]
+
+
+def distinct_one_by_one(
+    sets: list[set[int]], size: int, users: list[int], num: int, seed: int
+) -> list[list[int]]:
+    """The draws of `sample_distinct` in plain Python, for users with at least twice as many items as are drawn."""
+    random = torch.Generator().manual_seed(seed)
+    free = [[item for item in range(size) if item not in sets[user]] for user in users]
+    uniform = torch.rand(len(users), num, dtype=torch.float64, generator=random).tolist()
+    ranks = [[int(x * len(own)) for x in row] for row, own in zip(uniform, free, strict=True)]
+    while True:
+        again = [
+            (row, column)
+            for row in range(len(users))
+            for column in range(num)
+            if ranks[row][column] in ranks[row][:column]
+        ]
+        if not again:
+            return [[own[rank] for rank in row] for row, own in zip(ranks, free, strict=True)]
+        uniform = torch.rand(len(again), dtype=torch.float64, generator=random).tolist()
+        for (row, column), x in zip(again, uniform, strict=True):
+            ranks[row][column] = int(x * len(free[row]))
+
+
+@given(st.integers(1, 12), st.integers(1, 40), st.data())
+def test_distinct_draws_are_those_of_plain_python(num: int, num_users: int, data: st.DataObject) -> None:
+    seed = data.draw(st.integers(0, 1000))
+    random = torch.Generator().manual_seed(seed)
+    size = 2 * num + 20
+    sets = [
+        set(torch.randint(size, (int(n),), generator=random).tolist())
+        for n in torch.randint(21, (9,), generator=random)
+    ]
+    users = torch.randint(9, (num_users,), generator=random)  # in no order
+    drawn = build(size, sets).sample_distinct(users, num, torch.Generator().manual_seed(seed))
+    assert drawn.tolist() == distinct_one_by_one(sets, size, users.tolist(), num, seed)
