@@ -16,6 +16,7 @@ extras = {
     "plots": ["matplotlib>=3.8"],
     "als": ["implicit>=0.7.2"],
     "serve": ["fastapi>=0.115", "uvicorn[standard]>=0.40", "prometheus-client>=0.20"],
+    "tune": ["optuna>=4.4"],
     "onnx": ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.22"],
     "test": [
         "pytest>=8",

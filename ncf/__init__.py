@@ -50,6 +50,7 @@ __all__ = [
     "sample_candidates",
     "split_by_ratio",
     "split_by_time",
+    "tune",
     "whole_catalogue",
 ]
 
@@ -80,9 +81,10 @@ if TYPE_CHECKING:
     from ncf.models.loading import load
     from ncf.models.matrix_factorization import MatrixFactorization
     from ncf.models.neural import GMF, MLP, NeuMF
-    from ncf.training.history import History
     from ncf.training.recipes import fit
+    from ncf.training.run import History
     from ncf.training.trainer import Trainer
+    from ncf.training.tuning import tune
 
 _HOMES = {
     "Features": "data.features",
@@ -112,7 +114,8 @@ _HOMES = {
     "Spectral": "models.baselines",
     "fit": "training.recipes",
     "Trainer": "training.trainer",
-    "History": "training.history",
+    "History": "training.run",
+    "tune": "training.tuning",
     "evaluate": "evaluation.evaluator",
     "Ranking": "evaluation.ranking",
     "compare": "evaluation.comparison",

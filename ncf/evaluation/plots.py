@@ -254,6 +254,67 @@ def comparison(
     save_figure(figure, path)
 
 
+def search(
+    settings: Sequence[Mapping[str, Any]],
+    values: Sequence[float],
+    path: str | PathLike[str],
+    *,
+    stopped: Sequence[bool],
+    label: str,
+    title: str | None = None,
+) -> None:
+    """Draw a search for settings: what each trial reached in turn, and by each setting that varies.
+
+    Args:
+        settings: of each trial, by name; one that a trial does not have is left out of the setting's panel.
+        values: of each trial, the higher the better.
+        path: the file to write; its suffix decides the format.
+        stopped: the trials that were ended early, which are drawn pale.
+        label: of the values.
+        title: a headline; none by default.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+
+    Example::
+
+        >>> import tempfile
+        >>> from ncf.evaluation.plots import search
+        >>> tried = [{"decay": 0.1, "loss": "bce"}, {"decay": 0.2, "loss": "bpr"}]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     search(tried, [0.3, 0.4], f"{folder}/search.png", stopped=[False, False], label="NDCG@10")
+    """
+    names = list(dict.fromkeys(name for trial in settings for name in trial))
+    names = [name for name in names if len({str(trial[name]) for trial in settings if name in trial}) > 1]
+    columns = min(4, 1 + len(names))
+    rows = -(-(1 + len(names)) // columns)
+    figure, axes = new_figure(rows=rows, columns=columns, width=2.6 * columns + 1, height=2.6 * rows)
+    colours = [_WORSE if early else _BEST for early in stopped]
+    best = [
+        max((v for v, early in zip(values[: n + 1], stopped, strict=False) if not early), default=math.nan)
+        for n in range(len(values))
+    ]
+    axes[0].step(range(1, len(values) + 1), best, where="post", color=FAINT, linewidth=1.2, zorder=2)
+    axes[0].scatter(range(1, len(values) + 1), values, c=colours, s=18, zorder=3)
+    axes[0].set_xlabel("trial", color=INK)
+    axes[0].set_ylabel(label, color=INK)
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
+    for axis, name in zip(axes[1:], names, strict=False):
+        there = [n for n, trial in enumerate(settings) if name in trial]
+        found = [settings[n][name] for n in there]
+        numbers = all(isinstance(value, int | float) for value in found)
+        if not numbers:
+            found = ["\n".join(map(str, v)) if isinstance(v, tuple | list) else str(v) for v in found]
+        axis.scatter(found, [values[n] for n in there], c=[colours[n] for n in there], s=18, zorder=3)
+        if numbers and min(found) > 0 and max(found) >= 10 * min(found):
+            axis.set_xscale("log")
+        axis.set_xlabel(name, color=INK)
+    for axis in axes[1 + len(names) :]:
+        axis.set_visible(False)
+    _set_title(figure, title)
+    save_figure(figure, path)
+
+
 _Series = Literal["loss", "hr", "ndcg"]
 
 

@@ -18,8 +18,8 @@ from ncf.models.base import EmbeddingModel
 from ncf.models.baselines.spectral import Spectral, default_factors
 from ncf.models.matrix_factorization import MatrixFactorization
 from ncf.models.neural import GMF, MLP, NeuMF
-from ncf.training.history import History
 from ncf.training.losses import SampledSoftmax
+from ncf.training.run import History
 from ncf.training.trainer import Trainer
 from ncf.utils.jagged import select_lists
 from ncf.utils.seeding import stream

@@ -29,11 +29,10 @@ from ncf.training.batches import (
     rows_fingerprint,
 )
 from ncf.training.fused_step import FusedStep, can_be_fused
-from ncf.training.history import SELECTIONS, History, selection_candidates
 from ncf.training.losses import LOSSES, Loss, SampledSoftmax
 from ncf.training.native_step import NativeStep, can_be_native
 from ncf.training.optimizers import learning_rate_at, make_optimizer
-from ncf.training.run import TrainingRun, check_memory
+from ncf.training.run import SELECTIONS, History, TrainingRun, check_memory, selection_candidates
 from ncf.training.steps import CollectiveStep, EagerStep, Step
 from ncf.utils.checks import whole, whole_or_none
 from ncf.utils.threads import cpu_threads

@@ -10,7 +10,7 @@ import torch
 from ncf import Ranking
 from ncf.evaluation import plots
 from ncf.evaluation.comparison import Comparison
-from ncf.training.history import History
+from ncf.training.run import History
 
 pytest.importorskip("matplotlib", reason="matplotlib is an optional extra")
 

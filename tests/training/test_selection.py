@@ -13,8 +13,8 @@ from ncf import (
     sample_candidates,
     split_by_ratio,
 )
-from ncf.training import history as selecting
-from ncf.training.history import evaluate_epoch, selection_candidates
+from ncf.training import run as selecting
+from ncf.training.run import evaluate_epoch, selection_candidates
 
 
 @pytest.mark.parametrize(("selection", "part"), [("validation", "validation"), ("paper", "test")])
