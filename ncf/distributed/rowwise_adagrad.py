@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-_FUSED = re.compile(r"fused\.(.+)\.momentum1")
+# Row-wise Adagrad's sum, and the second moment of partial row-wise AdamW; both are means over a row of squares.
+_FUSED = re.compile(r"fused\.(.+)\.(?:momentum1|exp_avg_sq)")
 
 ColumnSplits = tuple[tuple[int, int], ...]  # (first column, columns) of each part that a table is cut into
 Shape = tuple[tuple[int, ...], str]  # of the whole tensor, and its dtype

@@ -29,18 +29,21 @@ _SMALL = 1 << 20
 # Bytes of tables with AdamW's two moments, below which any machine holds them whole.
 _ONE_PROCESS = 1 << 30
 _log = logging.getLogger("ncf.distributed")
-_FUSED: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
-    "sgd": (torch.optim.SGD, {}),
-    "adagrad": (torch.optim.Adagrad, {}),
+# By device, the optimizers that FBGEMM fuses into the backward of a table; AdamW has no decay there.
+_OPTIMIZERS = {
+    "cpu": ("rowwise_adagrad", "adagrad", "sgd"),
+    "cuda": ("adamw", "partial_rowwise_adamw", "rowwise_adagrad", "adagrad", "sgd"),
 }
+_RATES = {"adamw": 4e-3, "partial_rowwise_adamw": 4e-3}  # as Trainer's; others 0.01
+TableOptimizer = Literal["adamw", "partial_rowwise_adamw", "rowwise_adagrad", "adagrad", "sgd"]
 
 
 def shard(
     model: Any,
     sharding: str | Mapping[str, str] = "auto",
     *,
-    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad",
-    learning_rate: float = 0.01,
+    optimizer: TableOptimizer | None = None,
+    learning_rate: float | None = None,
     verbose: bool = True,
 ) -> nn.Module:
     """Spread a model's tables over the processes of the group.
@@ -57,8 +60,10 @@ def shard(
             copied to every process (``"data_parallel"``), for others TorchRec's planner chooses. On CPU:
             ``"data_parallel"``, ``"table_wise"``, ``"column_wise"``, ``"table_column_wise"``; on CUDA also
             ``"row_wise"`` and ``"table_row_wise"``.
-        optimizer: of the sharded tables.
-        learning_rate: of that optimizer.
+        optimizer: of the sharded tables. On CPU ``"rowwise_adagrad"``, the default, ``"adagrad"`` or ``"sgd"``. On CUDA
+            also ``"adamw"`` and ``"partial_rowwise_adamw"``, whose second moment is one number a row; neither decays.
+            There the first is the default where tables and moments take at most half of the memory, else the second.
+        learning_rate: of that optimizer; by default 0.004 for these two, 0.01 for the others.
         verbose: print the plan, on rank 0.
 
     Returns:
@@ -66,8 +71,8 @@ def shard(
         must call it, with any number of ids.
 
     Raises:
-        ValueError: for an unknown table, a type that the device does not offer, or a table that cannot be cut so, or
-            a model of another precision than float32.
+        ValueError: for an unknown table, a type or an optimizer that the device does not offer, a table that cannot be
+            cut so, or a model of another precision than float32.
         ImportError: if TorchRec or FBGEMM cannot be loaded.
 
     Example::
@@ -90,21 +95,26 @@ def shard(
 
 
 def _shard(
-    model: Any, sharding: str | Mapping[str, str], optimizer: str, learning_rate: float, verbose: bool
+    model: Any,
+    sharding: str | Mapping[str, str],
+    optimizer: str | None,
+    learning_rate: float | None,
+    verbose: bool,
 ) -> nn.Module:
     from torch.distributed.optim import _apply_optimizer_in_backward  # type: ignore[attr-defined]
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
     from torchrec.distributed.model_parallel import DistributedModelParallel
-    from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-    from torchrec.distributed.planner.types import ParameterConstraints
     from torchrec.distributed.types import ShardingEnv, ShardingPlan
-    from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
     device = start_processes()
     world = dist.get_world_size()
     types = _types_by_table(model, sharding, device.type, world)
-    if optimizer not in ("rowwise_adagrad", *_FUSED):
-        raise ValueError(f"optimizer = {optimizer!r}: choose 'rowwise_adagrad', 'adagrad' or 'sgd'")
+    if optimizer is None:
+        optimizer = _optimizer_by_size(model, types, device, world)
+    if optimizer not in _OPTIMIZERS[device.type]:
+        choices = ", ".join(map(repr, _OPTIMIZERS[device.type]))
+        raise ValueError(f"optimizer = {optimizer!r}: on {device.type} choose one of {choices}")
+    rate = _RATES.get(optimizer, 0.01) if learning_rate is None else learning_rate
     if other := {parameter.dtype for parameter in model.parameters()} - {torch.float32}:
         raise ValueError(
             f"the model holds {other.pop()}: sharded tables hold float32, call model.float() first"
@@ -114,24 +124,14 @@ def _shard(
         for table in model.embeddings.tables
         if (weight := model.embeddings.weight(table.name)).device.type != "meta"
     }
-    fused, settings = _FUSED.get(optimizer, (RowWiseAdagrad, {}))
+    fused = fused_class(optimizer)
     for name, kind in types.items():
         if kind != "data_parallel":
             parameters = [model.embeddings.weight(name)]
-            _apply_optimizer_in_backward(fused, parameters, {"lr": learning_rate, **settings})
-    dims = {table.name: table.dim for table in model.embeddings.tables}
-    constraints = {
-        name: ParameterConstraints(
-            min_partition=max(4, dims[name] // world // 4 * 4),  # column-wise: one part for each process
-            sharding_types=[kind] if kind != "auto" else list(_CHOICES[device.type][1:]),
-            compute_kernels=["dense" if kind == "data_parallel" else "fused"],
-        )
-        for name, kind in types.items()
-    }
-    sharders: list[Any] = [EmbeddingBagCollectionSharder()]
+            _apply_optimizer_in_backward(fused, parameters, {"lr": rate})
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    topology = Topology(world_size=world, local_world_size=local_world, compute_device=device.type)
-    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
+    planner = planner_of(model, types, device.type, world, local_world)
+    sharders: list[Any] = [EmbeddingBagCollectionSharder()]
     group = dist.group.WORLD
     assert group is not None
     plan: ShardingPlan = planner.collective_plan(model, sharders, group)
@@ -139,7 +139,7 @@ def _shard(
         model, env=ShardingEnv.from_process_group(group), device=device, plan=plan, sharders=sharders
     )
     if any(kind != "data_parallel" for kind in types.values()):
-        sharded.table_optimizer = [optimizer, learning_rate]  # which a run that resumes must have as well
+        sharded.table_optimizer = [optimizer, rate]  # which a run that resumes must have as well
     with raise_on_all_ranks():
         for table in model.embeddings.tables:
             for out, row, column in rectangles(sharded, table.name):
@@ -153,6 +153,87 @@ def _shard(
         print(describe(plan, model))
     wrapped: nn.Module = sharded
     return wrapped
+
+
+def planner_of(model: Any, types: Mapping[str, str], device: str, world: int, local_world: int) -> Any:
+    """TorchRec's planner for a model: of each table the types it may choose from, and the kernel.
+
+    Args:
+        model: the model.
+        types: by table, ``"auto"`` or one type.
+        device: type of the device, ``"cpu"`` or ``"cuda"``.
+        world: number of processes.
+        local_world: number of processes on a machine.
+    """
+    from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+    from torchrec.distributed.planner.types import ParameterConstraints
+
+    dims = {table.name: table.dim for table in model.embeddings.tables}
+    constraints = {
+        name: ParameterConstraints(
+            min_partition=max(4, dims[name] // world // 4 * 4),  # column-wise: one part for each process
+            sharding_types=[kind] if kind != "auto" else list(_CHOICES[device][1:]),
+            compute_kernels=["dense" if kind == "data_parallel" else "fused"],
+        )
+        for name, kind in types.items()
+    }
+    topology = Topology(world_size=world, local_world_size=local_world, compute_device=device)
+    return EmbeddingShardingPlanner(topology=topology, constraints=constraints)
+
+
+def fused_class(name: str) -> type[torch.optim.Optimizer]:
+    """The class by which TorchRec tells FBGEMM what to fuse into a table's backward.
+
+    Example::
+
+        >>> from ncf.distributed.sharding import fused_class
+        >>> from torchrec.distributed.utils import optimizer_type_to_emb_opt_type
+        >>> [str(optimizer_type_to_emb_opt_type(fused_class(name))) for name in ("adamw", "partial_rowwise_adamw")]
+        ['adam', 'partial_row_wise_adam']
+    """
+    from torchrec.optim.optimizers import PartialRowWiseAdam
+    from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+    classes: dict[str, type[torch.optim.Optimizer]] = {
+        "adamw": torch.optim.Adam,
+        "partial_rowwise_adamw": PartialRowWiseAdam,
+        "rowwise_adagrad": RowWiseAdagrad,
+        "adagrad": torch.optim.Adagrad,
+        "sgd": torch.optim.SGD,
+    }
+    return classes[name]
+
+
+def _optimizer_by_size(model: Any, types: Mapping[str, str], device: torch.device, world: int) -> str:
+    """The optimizer of sharded tables where none is named."""
+    if device.type == "cpu":
+        return "rowwise_adagrad"
+    rows = model.embeddings.rows
+    numbers = sum(
+        rows[table.side] * table.dim
+        for table in model.embeddings.tables
+        if types[table.name] != "data_parallel"
+    )
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return "adamw" if 12 * numbers <= world * memory / 2 else "partial_rowwise_adamw"
+
+
+def count_steps(sharded: nn.Module, done: int) -> None:
+    """Tell the optimizers in the tables' backward how many steps there were; those of AdamW correct their bias by it.
+
+    FBGEMM counts its lookups, those of an evaluation as well, and the count is no part of TorchRec's optimizer state.
+
+    Args:
+        sharded: what `shard` returned; nothing happens for another model.
+        done: steps done.
+    """
+    inner: Any = getattr(sharded, "module", sharded)
+    collection = getattr(getattr(inner, "embeddings", None), "ebc", None)
+    for lookup in getattr(collection, "_lookups", ()):
+        for module in lookup.modules():
+            if hasattr(module, "iter_cpu"):
+                module.iter_cpu.fill_(done)
+                module.iter.fill_(done)
 
 
 def one_process_is_better(model: Any, device: str, world: int) -> str | None:

@@ -59,7 +59,11 @@ class Lookup:
         factors: int | None = None,
         summed: int = 0,
     ) -> None:
-        user_gmf, _, user_mlp, _ = tables
+        user_gmf, item_gmf, user_mlp, item_mlp = tables
+        sizes = [
+            next(t.shape[0] for t in side if t is not None)
+            for side in ((user_gmf, user_mlp), (item_gmf, item_mlp))
+        ]
         self.num_pairs = items.numel()
         self.columns = 0 if user_gmf is None else user_gmf.shape[1]
         self.factors = self.columns if factors is None else factors
@@ -81,6 +85,8 @@ class Lookup:
             "items": items.contiguous(),
             "num_pairs": self.num_pairs,
             "items_per_user": items.shape[1] if items.dim() == 2 else 1,
+            "num_users": sizes[0],
+            "num_items": sizes[1],
             "DIM": self.dim,
             "HIDDEN": self.hidden,
             "PRECISION": dot_precision(),
@@ -255,6 +261,7 @@ def _of_table(kind: int, ids: Tensor, of_rows: Tensor, table: Tensor) -> Tensor:
             device=of_rows.device,
             check_invariants=False,
         )
+    ids = ids.clamp(0, len(table) - 1)  # the gradient of an unknown id is NaN by now, wherever it is added
     gradient: Tensor = torch.ops.aten.embedding_dense_backward(of_rows, ids, len(table), -1, False)
     return gradient
 
@@ -322,6 +329,7 @@ def adamw_rows_launch(
         "order": order,
         "scales": scales,
         "num_ids": len(ids),
+        "num_rows": table.shape[0],
         "stride": table.stride(0),
         "new_of_mean": 1 - betas[0],
         "beta2": betas[1],

@@ -155,7 +155,7 @@ def _score_common(
 
 
 def fits(tables: ScoringTables) -> bool:
-    """Return whether the kernels take these tables; large matrix products are faster for the others.
+    """Return whether the kernels take these tables; with wider layers they would spill registers by the kilobyte.
 
     The first hidden layer may have any width. Of the later ones a block is held in registers: their width is
     at most 512 bytes, which is 128 in fp32 and 256 in half precision.

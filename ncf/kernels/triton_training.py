@@ -31,25 +31,29 @@ def _product(left, right, total, ROUND: tl.constexpr, DOT: tl.constexpr, PRECISI
 
 
 @triton.jit
-def _ids(users, items, pairs, valid, items_per_user):
-    """Ids of the user and of the item of each pair."""
+def _ids(users, items, pairs, valid, items_per_user, num_users, num_items):
+    """Ids of the user and of the item of each pair, and which pairs have rows for both."""
     user = tl.load(users + pairs // items_per_user, mask=valid, other=0)
-    return user, tl.load(items + pairs, mask=valid, other=0)
+    item = tl.load(items + pairs, mask=valid, other=0)
+    return user, item, valid & (user >= 0) & (user < num_users) & (item >= 0) & (item < num_items)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_users", "num_items"])
 def _forward(
-    product, hidden, users, items, num_pairs, items_per_user,
+    product, hidden, users, items, num_pairs, items_per_user, num_users, num_items,
     user_gmf, item_gmf, user_mlp, item_mlp, user_gmf_stride, item_gmf_stride, user_mlp_stride, item_mlp_stride,
     weight, bias,
     FACTORS: tl.constexpr, SUMMED: tl.constexpr, DIM: tl.constexpr, HIDDEN: tl.constexpr, FACTOR_TILE: tl.constexpr,
     PAIRS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
     ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of pairs, and of columns of the hidden layer; the first column of tiles makes the product."""
+    """One tile of pairs, and of columns of the hidden layer; the first column of tiles makes the product.
+
+    NaN where an id is unknown: nothing waits for the device, and no memory of another tensor is read.
+    """
     pairs = tl.cast(tl.program_id(0), tl.int64) * PAIRS + tl.arange(0, PAIRS)
     valid = pairs < num_pairs
-    user, item = _ids(users, items, pairs, valid, items_per_user)
+    user, item, known = _ids(users, items, pairs, valid, items_per_user, num_users, num_items)
     if HIDDEN > 0:
         units = tl.program_id(1) * TILE + tl.arange(0, TILE)
         total = tl.zeros([PAIRS, TILE], tl.float32)
@@ -58,28 +62,30 @@ def _forward(
             k = first + tl.arange(0, CHUNK)
             inside = (k < DIM)[:, None] & (units < HIDDEN)[None, :]
             of_user = weight + units[None, :] * (2 * DIM) + k[:, None]  # the weight is [HIDDEN, 2 DIM]
-            rows = _block(user_mlp, user, k, user_mlp_stride, valid, DIM)
+            rows = _block(user_mlp, user, k, user_mlp_stride, known, DIM)
             total = _product(rows, tl.load(of_user, mask=inside, other=0.0), total, ROUND, DOT, PRECISION)
-            rows = _block(item_mlp, item, k, item_mlp_stride, valid, DIM)
+            rows = _block(item_mlp, item, k, item_mlp_stride, known, DIM)
             total = _product(
                 rows, tl.load(of_user + DIM, mask=inside, other=0.0), total, ROUND, DOT, PRECISION
             )
-        _put(hidden, pairs, units, valid, tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL), HIDDEN)
+        total = tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        _put(hidden, pairs, units, valid, tl.where(known[:, None], total, float("nan")), HIDDEN)
     if tl.program_id(1) == 0:
         for factor in tl.static_range(0, FACTORS, FACTOR_TILE):
             columns = factor + tl.arange(0, FACTOR_TILE)
-            of_user = _block(user_gmf, user, columns, user_gmf_stride, valid, FACTORS).to(tl.float32)
-            of_item = _block(item_gmf, item, columns, item_gmf_stride, valid, FACTORS).to(tl.float32)
+            of_user = _block(user_gmf, user, columns, user_gmf_stride, known, FACTORS).to(tl.float32)
+            of_item = _block(item_gmf, item, columns, item_gmf_stride, known, FACTORS).to(tl.float32)
             values = of_user * of_item
             if SUMMED > 0:
                 values = tl.where((columns >= FACTORS - SUMMED)[None, :], of_user + of_item, values)
-            _put(product, pairs, columns, valid, values, FACTORS)
+            _put(product, pairs, columns, valid, tl.where(known[:, None], values, float("nan")), FACTORS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_users", "num_items"])
 def _backward_rows(
     of_user_gmf, of_item_gmf, of_user_mlp, of_item_mlp, product_gradient, hidden_gradient, hidden,
-    users, items, num_pairs, items_per_user, user_gmf, item_gmf, user_gmf_stride, item_gmf_stride, weight,
+    users, items, num_pairs, items_per_user, num_users, num_items,
+    user_gmf, item_gmf, user_gmf_stride, item_gmf_stride, weight,
     FACTORS: tl.constexpr, SUMMED: tl.constexpr, COLUMNS: tl.constexpr,
     DIM: tl.constexpr, HIDDEN: tl.constexpr, FACTOR_TILE: tl.constexpr,
     PAIRS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
@@ -105,20 +111,21 @@ def _backward_rows(
         _put(of_user_mlp, pairs, columns, valid, of_user, DIM)
         _put(of_item_mlp, pairs, columns, valid, of_item, DIM)
     if tl.program_id(1) == 0:
-        user, item = _ids(users, items, pairs, valid, items_per_user)
+        user, item, known = _ids(users, items, pairs, valid, items_per_user, num_users, num_items)
         for factor in tl.static_range(0, COLUMNS, FACTOR_TILE):
             factors = factor + tl.arange(0, FACTOR_TILE)
             of_product = _block(product_gradient, pairs, factors, FACTORS, valid, FACTORS).to(tl.float32)
             summed = (factors >= FACTORS - SUMMED)[None, :]  # beyond the factors the gradient is zero
-            rows = _block(item_gmf, item, factors, item_gmf_stride, valid, FACTORS).to(tl.float32)
+            rows = _block(item_gmf, item, factors, item_gmf_stride, known, FACTORS).to(tl.float32)
             _put(of_user_gmf, pairs, factors, valid, of_product * tl.where(summed, 1.0, rows), COLUMNS)
-            rows = _block(user_gmf, user, factors, user_gmf_stride, valid, FACTORS).to(tl.float32)
+            rows = _block(user_gmf, user, factors, user_gmf_stride, known, FACTORS).to(tl.float32)
             _put(of_item_gmf, pairs, factors, valid, of_product * tl.where(summed, 1.0, rows), COLUMNS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_users", "num_items"])
 def _backward_weight(
-    weight_gradient, bias_gradient, hidden_gradient, hidden, users, items, num_pairs, items_per_user,
+    weight_gradient, bias_gradient, hidden_gradient, hidden,
+    users, items, num_pairs, items_per_user, num_users, num_items,
     user_mlp, item_mlp, user_mlp_stride, item_mlp_stride, pairs_per_part,
     DIM: tl.constexpr, HIDDEN: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
     ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
@@ -133,15 +140,15 @@ def _backward_weight(
     for first in range(0, pairs_per_part, CHUNK):
         pairs = part * pairs_per_part + first + tl.arange(0, CHUNK)
         valid = pairs < num_pairs
-        user, item = _ids(users, items, pairs, valid, items_per_user)
+        user, item, known = _ids(users, items, pairs, valid, items_per_user, num_users, num_items)
         inside = (units < HIDDEN)[:, None] & valid[None, :]
         at = pairs[None, :] * HIDDEN + units[:, None]  # transposed, [TILE, CHUNK]
         active = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32) > 0
         gradient = tl.load(hidden_gradient + at, mask=inside, other=0.0).to(tl.float32)
         gradient = tl.where(active, gradient, 0.0)
-        rows = _block(user_mlp, user, columns, user_mlp_stride, valid, DIM)
+        rows = _block(user_mlp, user, columns, user_mlp_stride, known, DIM)
         of_user = _product(gradient, rows, of_user, ROUND, DOT, PRECISION)
-        rows = _block(item_mlp, item, columns, item_mlp_stride, valid, DIM)
+        rows = _block(item_mlp, item, columns, item_mlp_stride, known, DIM)
         of_item = _product(gradient, rows, of_item, ROUND, DOT, PRECISION)
         of_bias += tl.sum(gradient, 1)
     inside = units < HIDDEN
@@ -155,14 +162,15 @@ def _backward_weight(
 
 @triton.jit
 def _adamw_rows(
-    table, mean, square, gradients, ids, order, scales, num_ids, stride,
+    table, mean, square, gradients, ids, order, scales, num_ids, num_rows, stride,
     new_of_mean, beta2, new_of_square, eps, rate, decay,
     DIM: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Update the row whose id begins at one place of the sorted ids."""
     place = tl.cast(tl.program_id(0), tl.int64)
     row = tl.load(ids + place)
-    if row != tl.load(ids + place - 1, mask=place > 0, other=-1):
+    before = tl.load(ids + place - 1, mask=place > 0, other=-1)
+    if (row != before) & (row >= 0) & (row < num_rows):
         columns = tl.arange(0, COLUMNS)
         inside = columns < DIM
         gradient = tl.zeros([COLUMNS], tl.float32)

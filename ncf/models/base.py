@@ -189,7 +189,8 @@ class EmbeddingModel(nn.Module):
             Logits of the shape of ``items``; `torch.sigmoid` and the loss are the caller's.
 
         Raises:
-            ValueError: on a CPU, if an id is out of range; on a GPU `predict` and `score` find it.
+            ValueError: on a CPU, if an id is out of range. On a GPU nothing waits to raise: the fused lookup's logit is
+                then NaN, and `predict` and `score` raise.
         """
         parts = self.fused_parts() if self.is_fused_as_written and can_fuse(self.device) else None
         if parts is not None and not self.embeddings.is_sharded and not self.embeddings.features:

@@ -16,7 +16,9 @@ from ncf.training.batches import Batch
 from ncf.training.losses import CosineContrastive, Loss, binary_cross_entropy, bpr
 from ncf.training.optimizers import RowSparse, by_column, started, step_scales
 
-_SAMPLES_PER_CALL = 1 << 16  # a wide model's millisecond: launching a graph is then the smaller part
+_SAMPLES_PER_CALL = (
+    1 << 16
+)  # worked out: a wide model's millisecond, beside which launching a graph is little
 _MOST_BATCHES = 16  # in a graph: capturing takes memory for each
 _CALLS_BEFORE_CAPTURE = 2  # kernels are compiled by the first
 

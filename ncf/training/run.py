@@ -19,6 +19,7 @@ from ncf.data.interactions import Interactions
 from ncf.data.splitting import Split
 from ncf.distributed.collectives import all_reduce_sum, group_rank
 from ncf.distributed.interrupt import Interruption
+from ncf.distributed.sharding import count_steps
 from ncf.evaluation.evaluator import evaluate
 from ncf.models.base import EmbeddingModel
 from ncf.models.scoring import SupportsScore
@@ -217,6 +218,7 @@ class TrainingRun:
         device = self.model.device
         began, seconds = time.perf_counter(), self.seconds
         looked = saved = self.step
+        count_steps(self.wrapped, before + self.step)
         with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=dropout):
             for chunk in self.batches.epoch(
                 self.epoch, start=self.step, per_chunk=self.train_on.batches_per_call

@@ -62,3 +62,9 @@ def test_documented_resources_are_those_of_the_script(tmp_path: Path) -> None:
 
 def test_documented_floors_are_those_of_the_script(tmp_path: Path) -> None:
     assert _run("kernel_floors.py", tmp_path).strip() in (ROOT / "docs/kernels.md").read_text()
+
+
+def test_documented_bytes_of_a_step_are_those_of_the_script() -> None:
+    from benchmarks.kernel_floors import step
+
+    assert step() in (ROOT / "docs/kernels.md").read_text()

@@ -326,3 +326,39 @@ def test_autocast_rounds_products_and_keeps_tables(run: Callable[..., Any]) -> N
     assert product < 1e-6  # element by element, not rounded
     assert 1e-4 < hidden < 2e-2
     assert max(gradients) < 2e-2
+
+
+def _unknown(device: str, users: Tensor, items: Tensor, arguments: Arguments) -> list[Tensor]:
+    """Outputs, gradients of rows by pair, and a table after an update, where some ids are unknown."""
+    from ncf.kernels.triton_operators import SPARSE, lookup_triton, update_rows
+
+    leaves = [None if t is None else amid_nans(t).to(device).requires_grad_() for t in arguments]
+    users, items = users.to(device), items.to(device)
+    outputs = lookup_triton(users, items, *leaves, gradients=SPARSE)
+    loss = torch.stack([output[:2].sum() for output in outputs]).sum()  # of the pairs that are known
+    gradients = torch.autograd.grad(loss, leaves[:4])
+    rows = [gradient._values() for gradient in gradients]
+    table = amid_nans(arguments[1].detach()).to(device)
+    moments = torch.zeros_like(table), torch.zeros_like(table)
+    scales = torch.ones(3, device=device)
+    update_rows(
+        table, *moments, items, torch.ones_like(table)[items % len(table)], scales, 0.1, 0.0, 0.9, 0.999, 1e-8
+    )
+    return [value.detach().cpu() for value in (*outputs, *rows, table)]
+
+
+def test_the_pair_of_an_unknown_id_is_not_a_number_and_no_row_is_touched(run: Callable[..., Any]) -> None:
+    """On a GPU nothing waits to raise: the loss shows it."""
+    arguments = [t if t is None else t.detach() for t in _arguments(5, 7, 11)]
+    num_users, num_items = len(arguments[0]), len(arguments[1])
+    users = torch.tensor([0, 1, num_users, -1, 0, 1, 1 << 40])
+    items = torch.tensor([2, num_items - 1, 0, 0, num_items, -5, 1])
+    product, hidden, *rows, table = run(_unknown, users, items, arguments)
+    known = lookup_reference(users[:2], items[:2], *arguments)
+    for found, expected in zip((product, hidden), known, strict=True):
+        assert expected is not None
+        torch.testing.assert_close(found[:2], expected, rtol=1e-5, atol=1e-5)
+        assert found[2:].isnan().all()
+    assert not torch.cat([row[:2].flatten() for row in rows]).isnan().any()
+    touched = (table != arguments[1]).any(dim=1).nonzero()[:, 0].tolist()
+    assert touched == sorted({int(item) for item in items if 0 <= item < num_items})
