@@ -1,4 +1,4 @@
-"""Films that nobody has seen yet: MovieLens' genres and years stand in for the ids.
+"""Films without an interaction: MovieLens' genres and years replace the ids.
 
     python examples/features.py [--seeds 3] [--name 100k]
 

@@ -254,7 +254,7 @@ def parse_arguments() -> argparse.Namespace:
         type=int,
         nargs="+",
         default=[64, 32, 16],
-        help="widths of the MLP; the first is that of both embeddings",
+        help="widths of the MLP; the first is the width of both embeddings",
     )
     parser.add_argument(
         "--selection",

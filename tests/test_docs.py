@@ -59,7 +59,7 @@ ALSO_PUBLIC = """
     evaluation.intervals.Interval evaluation.intervals.wilson_interval evaluation.intervals.normal_interval
     evaluation.metrics.metric_values evaluation.plots.learning_curves
     evaluation.plots.rank_histogram evaluation.plots.comparison evaluation.sampled_metrics.correct_for_sampling
-    evaluation.sampled_metrics.CorrectedMetric evaluation.sampled_metrics.sampled_rank_law
+    evaluation.sampled_metrics.CorrectedMetric evaluation.sampled_metrics.sampled_rank_distribution
     evaluation.significance.paired_test evaluation.significance.PairedTest evaluation.significance.holm
     evaluation.significance.sign_flip_p_value inference.fold_in.FoldIn inference.fold_in.FoldedRows
     models.growing.Grown models.saving.save training.losses.binary_cross_entropy training.losses.bpr

@@ -90,7 +90,7 @@ class Candidates:
         return Candidates(self.users[mine], self.positives[mine], self.negatives[mine], self.fingerprint)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the candidates to a safetensors file, beside it first and then renamed."""
+        """Write the candidates to a safetensors file, complete or not at all."""
         from ncf.utils.files import write_tensors
 
         tensors = {"users": self.users, "positives": self.positives, "negatives": self.negatives}

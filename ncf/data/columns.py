@@ -196,7 +196,7 @@ def kind(column: Any) -> str:
 
 
 def is_text(column: Any) -> bool:
-    """Tell whether a column holds strings."""
+    """Return whether a column holds strings."""
     return any(is_of_type(column.type) for is_of_type in TEXT)
 
 

@@ -176,7 +176,7 @@ class _Builder:
         self.entries: list[tuple[Tensor, Tensor, Tensor]] = []  # entities, rows, weights
 
     def add(self, name: str, column: Any, entities: Tensor, kind: Kind) -> None:
-        """Add a column, of which each row is that of an entity."""
+        """Add a column with one row for each entity."""
         if _is_list(column.type):
             entities, column = entities[to_tensor(pc.list_parent_indices(column))], pc.list_flatten(column)
         there = pc.invert(pc.is_null(column, nan_is_null=True))

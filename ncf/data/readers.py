@@ -42,7 +42,7 @@ class Wanted:
     gaps: bool = False
 
     def names(self, there: Sequence[str], place: str, hint: str = "") -> list[str]:
-        """The names of the columns to read, each of which must be ``there``, once."""
+        """The names of the columns to read; each must be ``there`` exactly once."""
         wanted = [self.user, self.item]
         if self.timestamp is not None or "timestamp" in there:
             wanted.append(self.timestamp or "timestamp")
@@ -165,7 +165,7 @@ def _ids(columns: list[Any], files: list[Path], name: str, gaps: bool) -> list[A
 
 
 def _whole_numbers(column: Any) -> Any:
-    """The numbers that text stands for, if each is written as a number is; ``None`` if one is not."""
+    """Text as numbers, if each is written as a whole number is; else ``None``."""
     try:
         numbers = column.cast(pa.int64())
     except pa.ArrowInvalid:
@@ -306,7 +306,7 @@ def _read_text(file: Path, wanted: Wanted, columns: Sequence[str] | None, separa
                     break
         else:
             if len(names) == 3:
-                text[names[2]] = pa.string()  # times that are no times after all are named by their row
+                text[names[2]] = pa.string()  # a time that cannot be read is then named by its row
     assert failure is not None
     raise failure
 

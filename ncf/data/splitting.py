@@ -25,7 +25,7 @@ class Split:
 
     Args:
         train: the training set.
-        validation: the set for choosing epochs and settings; ``None`` if none was asked for.
+        validation: the set for choosing epochs and settings; ``None`` without one.
         test: the set for the final figure. A user may have one held-out interaction or several.
         history: interactions of users held out altogether, see `hold_out_users`. Models are not trained on them,
             but may answer from them.

@@ -1,4 +1,4 @@
-"""Raw ids of any type, and the numbers 0 … n − 1 that stand for them inside the library."""
+"""Raw ids of any type, and their numbers 0 … n − 1 inside the library."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Vocabulary:
         """The raw ids of numbers, ``[N]``, as a list.
 
         Raises:
-            ValueError: naming the first number that stands for no id.
+            ValueError: naming the first number without an id.
         """
         check_ids(ids, "ids", len(self), "the number of known ids")
         decoded: list[Any] = self._take(ids).to_pylist()
@@ -189,9 +189,7 @@ class HashedVocabulary(Vocabulary):
     @property
     def values(self) -> Any:  # type: ignore[override]
         """Raise: there is no list of the ids."""
-        raise ValueError(
-            "hashed ids are not kept: a row stands for any number of ids, and none can be listed"
-        )
+        raise ValueError("hashed ids are not kept: any number of ids share a row, and none can be listed")
 
     def __len__(self) -> int:
         return self.rows
@@ -252,7 +250,7 @@ def fingerprint_of(user_ids: Vocabulary | None, item_ids: Vocabulary | None) -> 
 
 
 def check_same_ids(this: Any, other: Any, this_name: str, other_name: str, remedy: str = "") -> None:
-    """Raise where the same number stands for different raw ids on two sides.
+    """Raise where a number has different raw ids on two sides.
 
     A side without vocabularies fits everything: its ids are plain numbers.
 

@@ -106,7 +106,7 @@ def open_archive(path: str | os.PathLike[str], members: list[str]) -> zipfile.Zi
         members: those that must be there.
 
     Raises:
-        ValueError: if it is no zip, lacks a member, or holds one whose path leads outside.
+        ValueError: if it is no zip, has not all members, or holds one whose path leads outside.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -118,7 +118,7 @@ def open_archive(path: str | os.PathLike[str], members: list[str]) -> zipfile.Zi
     if outside or missing:
         archive.close()
         if outside:
-            raise ValueError(f"{path} is refused: its member {outside[0]!r} leads outside the archive")
+            raise ValueError(f"{path} is not opened: its member {outside[0]!r} leads outside the archive")
         raise ValueError(f"{path} has no member {missing[0]!r}: it is another file")
     return archive
 

@@ -169,7 +169,7 @@ def _read_archive(name: str, path: Path) -> tuple[Any, Any]:
     release = _RELEASES[name]
     members = [f"ml-{name}/{member}" for member in (release.ratings, release.movies)]
     with open_archive(path, members) as archive:
-        if release.ratings == "ratings.dat":  # separated by "::", which no fast reader knows
+        if release.ratings == "ratings.dat":  # separated by "::", which no fast reader takes
             text = archive.read(members[0]).replace(b"::", b"\t")
             ratings = _read_ratings(io.BytesIO(text), separator="\t", header=False)
         else:

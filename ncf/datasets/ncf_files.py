@@ -50,7 +50,7 @@ def read_ncf(prefix: str | PathLike[str], *, num_negatives: int | None = None) -
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: for a malformed line, a line with another number of negatives than asked for, or test files
+        ValueError: for a malformed line, a line without ``num_negatives`` negatives, or test files
             that do not hold the same pairs line by line; file and row are named.
 
     Example::
@@ -91,7 +91,7 @@ def write_ncf(prefix: str | PathLike[str], split: Split, candidates: Candidates)
         candidates: of the test part, one per test row in its order; padding is left out.
 
     Raises:
-        ValueError: if the candidates are not those of the test part.
+        ValueError: if the candidates are not of the test set.
 
     Example::
 
@@ -160,7 +160,7 @@ def _read_ratings(file: Path) -> _Ratings:
     try:
         table = pa_csv.read_csv(
             file,
-            pa_csv.ReadOptions(column_names=names, use_threads=False),  # so that errors know their row
+            pa_csv.ReadOptions(column_names=names, use_threads=False),  # so that errors name their row
             pa_csv.ParseOptions(delimiter="\t", quote_char=False),
             pa_csv.ConvertOptions(
                 include_columns=kept, column_types={"user": pa.int64(), "item": pa.int64()}, null_values=[]
@@ -196,7 +196,7 @@ def _read_negatives(file: Path, num_negatives: int | None) -> Candidates:
     if num_negatives is not None and bool((counts != num_negatives).any()):
         row = int((counts != num_negatives).nonzero()[0])
         raise ValueError(
-            f"{file}, row {row + 1} has {int(counts[row])} negatives, num_negatives = {num_negatives} were asked for"
+            f"{file}, row {row + 1} has {int(counts[row])} negatives, not num_negatives = {num_negatives}"
         )
     padded = torch.full((len(counts), 2 + int(counts.max())), -1, dtype=torch.int64, device="cpu")
     there = torch.arange(padded.shape[1], dtype=torch.int64, device="cpu") < counts[:, None] + 2  # [U, 2 + C]

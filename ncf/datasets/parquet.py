@@ -10,7 +10,7 @@ The layout::
     user_ids.parquet     the raw ids behind the numbers, if they are known: one column, ``id``; likewise item_ids
 
 A process reads whole row groups, so it never reads, or skips over, a row of another process's users. A folder is
-complete or absent: it is written beside its place and renamed.
+complete or absent: it is written under a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ncf.utils.checks import check_rank
 
 _FORMAT = 1
 _GROUPS_PER_PART = 64  # at least, where there are as many users: what is shared out is a number of groups
-_ROWS_PER_GROUP = 1 << 18  # at most, but for a user with more
+_ROWS_PER_GROUP = 1 << 18  # at most, unless one user has more
 _OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 
@@ -85,7 +85,7 @@ def write_parquet(interactions: Interactions, folder: str | PathLike[str], *, nu
 def read_parquet(folder: str | PathLike[str], *, rank: int = 0, world_size: int = 1) -> Interactions:
     """Read the share of one process: all rows of its users, and no others.
 
-    Over the ranks every user is read exactly once, whatever the world size. Ids are those of the whole
+    Over the ranks every user is read exactly once, whatever the world size. Ids are of the whole
     data: ``num_users``, ``num_items`` and the vocabularies are the same on every rank, and what
     `ncf.leave_one_out` holds out for a user is what it would hold out of the whole.
 

@@ -99,7 +99,7 @@ class Checkpoints:
 
     Args:
         folder: the folder of the checkpoints; it is made if missing.
-        keep: how many of the newest stay; the newest that was saved as the best stays beside them.
+        keep: how many of the newest stay; the newest that was saved as the best stays too.
 
     Raises:
         ValueError: if ``keep`` is below 1.
@@ -159,7 +159,7 @@ class Checkpoints:
 
         Args:
             tensors: plain tensors, the same in every process, and ``ShardedTensor``.
-            metadata: what else to save, as JSON can hold it; that of rank 0 counts.
+            metadata: what else to save, as JSON can hold it; rank 0's counts.
             step: steps trained.
             best: it is the best so far.
 

@@ -77,7 +77,7 @@ def write(temporary: Path, folder: Path, planner: PiecewiseSavePlanner, manifest
         temporary: an empty folder beside the checkpoint's place; nothing is left of it after an error.
         folder: the checkpoint's place.
         planner: this process's tensors.
-        manifest: the content of ``checkpoint.json``; that of rank 0 counts.
+        manifest: the content of ``checkpoint.json``; rank 0's counts.
     """
     from ncf.distributed.checkpoint_planner import write as write_tensors
 

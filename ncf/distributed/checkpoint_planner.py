@@ -140,7 +140,7 @@ def fill(
     Args:
         folder: what `write` wrote.
         tensors: this process's.
-        wanted: `shapes` of those of all processes.
+        wanted: `shapes` of the tensors of all processes.
         strict: the folder may hold no other names.
 
     Raises:
@@ -168,7 +168,7 @@ def fill(
                 {**tensors, **vectors},
                 storage_reader=FileSystemReader(folder),
                 planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-                no_dist=True,  # nobody needs another's plan to read
+                no_dist=True,  # to read, no process needs another's plan
             )
     except CheckpointException as failure:
         raise _first(failure) from None
@@ -202,7 +202,7 @@ def _check(
         if wanted[name][0] != had[name][0]
     ]
     if missing or extra or other:
-        said = [f"it lacks {_list(missing)}"] * bool(missing) + [f"it also has {_list(extra)}"] * bool(extra)
+        said = [f"it has no {_list(missing)}"] * bool(missing) + [f"it also has {_list(extra)}"] * bool(extra)
         if other:
             said.append(_list(other))
         raise ValueError(

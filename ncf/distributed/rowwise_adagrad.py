@@ -31,8 +31,8 @@ def changed_column_splits(
     """Return the vectors of row-wise Adagrad whose tables are now split into other columns.
 
     Args:
-        wanted: shape and cut of each tensor that is asked for, by name.
-        had: those of each that is stored.
+        wanted: shape and cut of each tensor to read, by name.
+        had: shape and cut of each stored tensor.
 
     Returns:
         The old and the new cut of their tables, by the vectors' names.

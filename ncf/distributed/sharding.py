@@ -341,7 +341,7 @@ def _types_by_table(model: Any, sharding: str | Mapping[str, str], device: str, 
             raise ValueError(f"sharding of {table.name} = {kind!r}: on {device} choose one of {choices}")
         if table.dim % 4:
             raise ValueError(
-                f"table {table.name} has {table.dim} columns: FBGEMM, which holds sharded tables, wants a multiple of 4"
+                f"table {table.name} has {table.dim} columns: FBGEMM, which holds sharded tables, needs a multiple of 4"
             )
         if kind == "column_wise" and table.dim < 4 * world:
             raise ValueError(

@@ -93,10 +93,10 @@ def list_statistics(
     *,
     item_features: Tensor | None = None,
 ) -> ListStatistics:
-    """Compute what a model's lists are like, beside how accurate they are.
+    """Compute how varied a model's lists are, apart from their accuracy.
 
     Coverage and Gini coefficient say how the lists share the catalogue. Popularity and novelty (Zhou et al., PNAS 2010)
-    say how well known the listed items are. Diversity is that of Smyth and McClave (2001).
+    say how well known the listed items are. Diversity is as Smyth and McClave (2001) define it.
 
     Args:
         model: any object with ``score(users [U], candidates) -> [U, C]``.
@@ -104,7 +104,7 @@ def list_statistics(
         train: the training interactions, for popularity and novelty. An item without any counts as one with one.
         k: length of a list.
         item_features: features of the items, ``[I, D]``, for diversity: attributes as 0 and 1, or an embedding
-            table. An item without features is like no other.
+            table. An item without features is similar to no other.
 
     Returns:
         `ListStatistics`. Two models' values are paired by user: ``sign_flip_p_value(first.novelty - second.novelty)``.

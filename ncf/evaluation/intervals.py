@@ -60,7 +60,7 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
     share = successes / trials
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
-    # at the ends the formula gives exactly 0 and 1 but for rounding
+    # at the ends the formula gives 0 and 1, up to rounding
     low = 0.0 if successes == 0 else centre - half
     return Interval(low, 1.0 if successes == trials else centre + half)
 
@@ -136,7 +136,7 @@ def draws_at_once(resamples: int, width: int) -> list[int]:
         width: numbers in each.
 
     Returns:
-        How many to draw at a time; together as many as asked for.
+        How many to draw at a time; together ``resamples``.
 
     Raises:
         ValueError: if there are no resamples.

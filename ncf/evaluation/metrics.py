@@ -178,7 +178,7 @@ def metric_values(
 
     Args:
         metric: ``"hr"``, ``"ndcg"``, ``"mrr"``, ``"auc"``, ``"recall"``, ``"precision"``, ``"f1"`` or ``"map"``.
-        ranks: ``[U]``, 0 is best; with ``offsets`` those of all held-out items, ``[P]``, ascending within a user.
+        ranks: ``[U]``, 0 is best; with ``offsets`` the ranks of all held-out items, ``[P]``, ascending within a user.
         num_candidates: how many were ranked, the held-out items among them; ``[U]``, used by ``"auc"``.
         k: length of the list; ``"mrr"`` and ``"auc"`` are not cut.
         offsets: where each user's held-out items start, ``[U + 1]``; by default each user has one.

@@ -108,7 +108,7 @@ class Ranking:
     def ndcg(self) -> float:
         """Normalised discounted cumulative gain at ``k``: 1 / log₂(rank + 2), or 0 outside the list.
 
-        With several held-out items their sum, over that of the best possible list.
+        With several held-out items their sum, over the sum of the best possible list.
         """
         return self.mean("ndcg")
 

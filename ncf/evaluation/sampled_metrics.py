@@ -15,7 +15,7 @@ from ncf.evaluation.metrics import Metric, metric_label, metric_values
 from ncf.evaluation.ranking import Ranking
 
 _SIZES_ALIKE = 0.02  # catalogues that differ by less share one estimator
-_MEAN_RANKS = 40  # geometric laws that a mixture of ranks is made of
+_MEAN_RANKS = 40  # geometric distributions that a mixture of ranks is made of
 _EM_STEPS = 200
 
 
@@ -73,7 +73,7 @@ def correct_for_sampling(
       of the metrics only AUC is.
 
     No correction is free of bias: where n is far above m · k, hardly a sample holds one of the items that
-    decide the metric. The stated bias is worked out for a mixture of geometric laws of r, fitted to the
+    decide the metric. The stated bias is worked out for a mixture of geometric distributions of r, fitted to the
     sampled ranks by maximum likelihood; such mixtures include the falling power laws. Where the whole
     catalogue can be scored, score it: `whole_catalogue`.
 
@@ -125,7 +125,7 @@ def correct_for_sampling(
     groups, group_of = torch.unique(groups, dim=0, return_inverse=True)  # [G, 2], [U]
     estimates = torch.empty(len(ranking), dtype=torch.float64, device="cpu")
     likelihood = torch.empty(len(ranking), _MEAN_RANKS, dtype=torch.float64, device="cpu")
-    biases = torch.zeros(_MEAN_RANKS, dtype=torch.float64, device="cpu")  # of each geometric law
+    biases = torch.zeros(_MEAN_RANKS, dtype=torch.float64, device="cpu")  # of each geometric distribution
     for group, (num_candidates, _) in enumerate(groups.tolist()):
         chosen = group_of == group
         ranks = ranking.ranks[chosen]
@@ -136,11 +136,11 @@ def correct_for_sampling(
             torch.tensor(size, dtype=torch.int64, device="cpu"),
             ranking.k,
         )  # [n]
-        law = sampled_rank_law(size, num_candidates - 1)  # [n, m + 1]
+        law = sampled_rank_distribution(size, num_candidates - 1)  # [n, m + 1]
         prior = 1 / (torch.arange(size, dtype=torch.float64, device="cpu") + ranking.k)
         steady = method == "bias-variance"
         values = _steady_values(law, target, prior, gamma) if steady else _rank_values(target, law.shape[1])
-        geometric = _geometric_laws(size)  # [L, n]
+        geometric = _geometric_distributions(size)  # [L, n]
         estimates[chosen] = values[ranks]
         likelihood[chosen] = (geometric @ law).T[ranks]
         biases += geometric @ (law @ values - target) * (len(ranks) / len(ranking))
@@ -149,7 +149,7 @@ def correct_for_sampling(
     return CorrectedMetric(metric_label(metric, ranking.k), float(estimates.mean()), error, bias)
 
 
-def sampled_rank_law(size: int, drawn: int) -> Tensor:
+def sampled_rank_distribution(size: int, drawn: int) -> Tensor:
     """Probability of every sampled rank, given the rank in the catalogue.
 
     Args:
@@ -157,12 +157,12 @@ def sampled_rank_law(size: int, drawn: int) -> Tensor:
         drawn: distinct other items that were sampled, m.
 
     Returns:
-        ``[n, m + 1]``, float64: row r is the hypergeometric law of m draws from n - 1, of which r are ahead.
+        ``[n, m + 1]``, float64: row r is the hypergeometric distribution of m draws from n - 1, of which r are ahead.
 
     Example::
 
-        >>> from ncf.evaluation.sampled_metrics import sampled_rank_law
-        >>> sampled_rank_law(4, 1)
+        >>> from ncf.evaluation.sampled_metrics import sampled_rank_distribution
+        >>> sampled_rank_distribution(4, 1)
         tensor([[1.0000, 0.0000],
                 [0.6667, 0.3333],
                 [0.3333, 0.6667],
@@ -202,8 +202,8 @@ def _rank_values(target: Tensor, num: int) -> Tensor:
     return target[((len(target) - 1) * sampled / max(1, num - 1)).round().to(torch.int64)]
 
 
-def _geometric_laws(size: int) -> Tensor:
-    """Geometric laws of the rank, cut at the catalogue's end, means from 0 to far beyond; ``[L, n]``."""
+def _geometric_distributions(size: int) -> Tensor:
+    """Geometric distributions of the rank, cut at the catalogue's end, means from 0 to far beyond; ``[L, n]``."""
     means = torch.logspace(-2, math.log10(4.0 * size), _MEAN_RANKS, dtype=torch.float64, device="cpu")
     log_ratio = (means / (1 + means)).log()
     laws = torch.exp(log_ratio[:, None] * torch.arange(size, dtype=torch.int64, device="cpu"))

@@ -125,7 +125,7 @@ class FoldIn:
         model: a trained model in one process; the view is frozen, later training does not change it.
         side: ``"user"`` or ``"item"``, of the rows to find.
         negatives: per positive, as in training.
-        loss: that of training: ``"bce"``, ``"bpr"`` or ``"softmax"``.
+        loss: the loss of training: ``"bce"``, ``"bpr"`` or ``"softmax"``.
         background: how many items (or users) represent those outside a history.
         prior: how strongly the prior counts, 1 as it is.
         activity: for new items, interactions of each of the model's users, ``[num_users]``: a user is a negative of a

@@ -43,7 +43,7 @@ class PreparedLogits:
     Args:
         tables: the model.
         others: the parts of the other side, ``[N, ...]``.
-        background: numbers of those who stand for all others, ``[S]``.
+        background: numbers of the sample that represents all others, ``[S]``.
         start: the own parts at z = 0, ``[1, ...]``.
         slopes: their derivatives by z, ``[r, ...]``.
     """

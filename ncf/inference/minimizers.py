@@ -33,7 +33,7 @@ class Logits(Protocol):
 
 
 class SignedLogits(Protocol):
-    """The logits of one problem as functions of z, piecewise linear in it; those of positives are negated."""
+    """The logits of one problem as functions of z, piecewise linear in it; logits of positives are negated."""
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Any]:
         """Signed logits ``[M]`` at ``[r]``, and what `slopes` needs of the point."""

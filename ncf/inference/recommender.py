@@ -1,4 +1,4 @@
-"""Ranked lists from a trained model, by raw id: `Recommender` keeps what answers need, `recommend` asks it once."""
+"""Ranked lists from a trained model, by raw id: `Recommender` keeps what answers need; `recommend` makes one list."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Recommendations:
 
     Args:
         users: raw ids, ``[U]``; ``None`` for a list that answers a history.
-        items: raw item ids per user; fewer than asked for where fewer may be offered.
-        scores: the scores beside them, ``[U, k]``; ``-inf`` past the end of a shorter list.
+        items: raw item ids per user; fewer than ``k`` where fewer may be offered.
+        scores: their scores, ``[U, k]``; ``-inf`` past the end of a shorter list.
         sources: what made each list: ``"model"``, ``"history"``, ``"popularity"``, ``"prior"``, or ``"skipped"``.
 
     Example::
@@ -86,7 +86,7 @@ class Neighbours(NamedTuple):
     """Items and how near they are, nearest first.
 
     Args:
-        items: raw item ids, one list for each item that was asked for.
+        items: raw item ids, one list for each given item.
         scores: ``[n, k]``, float32; ``-inf`` past the end of a shorter list.
 
     Example::
@@ -110,7 +110,7 @@ class Recommender:
     Args:
         model: anything with ``score(users, candidates)``: a trained model or a baseline.
         seen: the items each user has interacted with, not offered again: `Interactions` with the model's raw ids, in
-            any numbering; or ``{user: items}``. Raw ids that the model does not know are passed over.
+            any numbering; or ``{user: items}``. Raw ids that are unknown to the model are passed over.
         popularity: a weight per item in the order of the model's items, ``[num_items]``, for users that the model
             does not know; by default the number of interactions in ``seen``.
         item_columns: what to show of items, such as their titles: an Arrow table, or a dict of columns, with a row per
@@ -352,7 +352,7 @@ class Recommender:
         return Neighbours(self._decode(selected), scores)
 
     def explain(self, user: Any, item: Any, k: int = 5) -> Neighbours:
-        """Find the interactions of a user that speak most for an item: those with items like it, see `similar`.
+        """Find the interactions of a user that raise an item's score most: with similar items, see `similar`.
 
         For a model with weights between items, such as `EASE`, the scores add up to the score of the item.
 
@@ -393,7 +393,7 @@ class Recommender:
 
         Args:
             path: the folder.
-            options: those of `ncf.models.saving.save`, such as ``rows="int8"`` and ``record=``.
+            options: further arguments of `ncf.models.saving.save`, such as ``rows="int8"`` and ``record=``.
 
         Raises:
             OSError: if a file cannot be written.
@@ -460,7 +460,7 @@ class Recommender:
         users = self._users.renumber(by_user.users.cpu(), by_user.user_ids, name)
         items = self._items.renumber(by_user.items.cpu(), by_user.item_ids, name)
         if not bool(((users >= 0) & (items >= 0)).any()):
-            raise ValueError(f"the model knows no raw ids of {name}: is it of the same data?")
+            raise ValueError(f"no raw id of {name} is known to the model: give interactions of the same data")
         return self._by_row(users, items, self.num_users)
 
     def _by_row(self, rows: Tensor, items: Tensor, num_rows: int) -> Lists:
@@ -597,7 +597,7 @@ def recommend(
 
 
 class _Ids:
-    """The raw ids of one side, and the numbers that stand for them in the model."""
+    """The raw ids of one side, and their numbers in the model."""
 
     def __init__(self, model: object, seen: object, side: str) -> None:
         self.side = side
@@ -636,7 +636,7 @@ class _Ids:
         )
 
     def find_all(self, raw: Any, name: str) -> Tensor:
-        """Numbers of raw ids, ``[N]``, all of which must be known."""
+        """Numbers of raw ids, ``[N]``; all must be known."""
         column = _column(raw, name)
         numbers = self.find(column, name)
         self.check(numbers, column, name)

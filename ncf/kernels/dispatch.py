@@ -87,8 +87,8 @@ def rank_candidates(
         negatives: items, ``[U, C]``, int64; a negative one is padding.
 
     Returns:
-        Ranks and numbers of distinct candidates, both ``[U]``, int64, on the device. A rank below zero stands for an
-        unknown id or a score that is NaN, which a look at the scores tells.
+        Ranks and numbers of distinct candidates, both ``[U]``, int64, on the device. A rank below zero means an unknown
+        id or a score that is NaN: the scores say which.
     """
     from ncf.kernels.triton_ranking import rank_triton
 
@@ -217,7 +217,7 @@ def fused_rows(
     factors: int | None = None,
     summed: int = 0,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`fused_lookup` of rows that were looked up before, as those of sharded tables are.
+    """`fused_lookup` of rows that were looked up before, such as rows of sharded tables.
 
     On a GPU, where `can_fuse` holds. The product and the first layer are made in one kernel, and so are the gradients
     of the rows; nothing is broadcast in memory.

@@ -251,7 +251,7 @@ class PackedTables:
     def _bytes(self, items: Tensor, num_users: int) -> tuple[Tensor, Tensor] | None:
         """Lay items out for the first pass of a selection; all of them once, some for many users only.
 
-        ``None`` where there is no such pass: the scores are not those of a product alone.
+        ``None`` where there is no such pass: the scores are not a product alone.
         """
         every, factors = len(items) == len(self._items), self._items.shape[1]
         if self._numbers[2] or not len(items) or not (every or num_users >= _USERS_FOR_BYTES):
@@ -300,7 +300,7 @@ class PackedTables:
 
 
 def _rows(ids: Tensor) -> Tensor:
-    """Rows that lie in one piece each, as those of one expanded list do."""
+    """Rows that lie in one piece each, such as rows of one expanded list."""
     return ids if ids.stride(1) == 1 else ids.contiguous()
 
 

@@ -64,7 +64,23 @@ def lookup_reference(
     summed: int = 0,
     sparse: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Compute what `ncf.kernels.fused_lookup` does, with the same arguments, operation by operation.
+    """Compute what `ncf.kernels.fused_lookup` does, operation by operation.
+
+    Args:
+        users: ``[B]``, int64.
+        items: ``[B]`` or ``[B, C]``, int64.
+        user_gmf: ``[num_users, W]``.
+        item_gmf: ``[num_items, W]``.
+        user_mlp: ``[num_users, D]``.
+        item_mlp: ``[num_items, D]``.
+        weight: ``[H, 2 D]``.
+        bias: ``[H]``.
+        factors: see `fused_lookup`, as all others.
+        summed: how many of them are added.
+        sparse: gradients of tables are of the rows looked up alone.
+
+    Returns:
+        As `fused_lookup`.
 
     Example::
 

@@ -92,7 +92,7 @@ class ScoringTables:
         for name, value in self._tensors():
             if name in expected and tuple(value.shape) != expected[name]:
                 raise ValueError(
-                    f"{name} has shape {tuple(value.shape)}, the other tables ask for {expected[name]}"
+                    f"{name} has shape {tuple(value.shape)}, the other tables need {expected[name]}"
                 )
 
     def _tensors(self) -> list[tuple[str, Tensor]]:

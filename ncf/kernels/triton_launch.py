@@ -87,7 +87,7 @@ def dot_types(dtype: torch.dtype) -> dict[str, Any]:
 def dot_precision() -> str:
     """Return the mode of fp32 products on tensor cores, by `torch.set_float32_matmul_precision`.
 
-    ``"highest"``, torch's default: three tf32 products, with an error like that of fp32. Else one.
+    ``"highest"``, torch's default: three tf32 products, with an error near fp32's. Else one.
 
     Example::
 

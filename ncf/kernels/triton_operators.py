@@ -249,7 +249,7 @@ def _gradients(ctx: Any, product_gradient: Tensor, hidden_gradient: Tensor) -> t
 
 
 def _of_table(kind: int, ids: Tensor, of_rows: Tensor, table: Tensor) -> Tensor:
-    """Gradient of a table from those of the rows looked up, ``[P, D]``."""
+    """Gradient of a table from the gradients of the rows looked up, ``[P, D]``."""
     if kind == ROWS:
         return of_rows
     if kind == SPARSE:

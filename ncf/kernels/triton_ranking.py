@@ -244,8 +244,8 @@ def rank_triton(
         negatives: ``[U, C]``, int64; a negative one is padding.
 
     Returns:
-        Ranks and numbers of distinct candidates, both ``[U]``, int64. A rank below zero stands for an unknown id or
-        a score that is NaN.
+        Ranks and numbers of distinct candidates, both ``[U]``, int64. A rank below zero means an unknown id or a
+        score that is NaN.
 
     Example::
 

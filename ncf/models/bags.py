@@ -132,5 +132,5 @@ class FeatureBags(nn.Module):
 
 
 def table_rows(bags: Any, size: int) -> int:
-    """The rows of a side's tables: those of the ids, and those of features behind them, if there are any."""
+    """The rows of a side's tables: first of the ids, then of the features, if there are any."""
     return size if bags is None else size + int(bags.sizes["rows"])

@@ -93,7 +93,7 @@ class UserItemEmbeddings(nn.Module):
     In one process a lookup is a plain gather: one id, one row. Once TorchRec has sharded the collection, the
     ids travel as a `KeyedJaggedTensor` with bags of one. Both give the same numbers.
 
-    Where a side has features, a bag holds an id and its features, whose rows lie behind those of the ids in the same
+    Where a side has features, a bag holds an id and its features, whose rows lie behind the rows of ids in the same
     tables; a lookup gives the weighted sum.
 
     Args:
@@ -214,7 +214,7 @@ class UserItemEmbeddings(nn.Module):
         return not self.is_sharded and self.weight(self.tables[0].name).is_meta
 
     def weight(self, table: str) -> Tensor:
-        """The whole weight of a table that is not sharded, ``[rows, dim]``: rows of ids, then those of features."""
+        """The whole weight of a table that is not sharded, ``[rows, dim]``: rows of ids, then of features."""
         weight: Tensor = self.ebc.embedding_bags[table].weight
         return weight
 

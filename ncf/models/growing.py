@@ -212,7 +212,7 @@ def extend(
 
 
 def _moved(old: Tensor, new: Tensor, numbers: Tensor) -> Tensor:
-    """Rows of ``old`` wherever their numbers are now, and those of ``new`` elsewhere."""
+    """Rows of ``old`` wherever their numbers are now, and rows of ``new`` elsewhere."""
     kept = (numbers >= 0).nonzero()[:, 0].to(old.device)
     new = new.detach().clone()
     new[kept] = old.detach()[numbers.to(old.device)[kept]]
@@ -229,7 +229,7 @@ def _carried(value: Any, numbers: Tensor | None, rows: int) -> Any:
 
 
 def _table_rows(numbers: Tensor, before: EmbeddingModel, after: EmbeddingModel, side: Side) -> Tensor:
-    """The old row of each row of the new tables, ``-1`` for a new one: those of ids, then those of features."""
+    """The old row of each row of the new tables, ``-1`` for a new one: of ids, then of features."""
     size = getattr(before, f"num_{side}s")
     features = before.embeddings.rows[side] - size
     rows = torch.arange(after.embeddings.rows[side] - len(numbers), dtype=torch.int64, device="cpu")

@@ -1,7 +1,7 @@
 """Read a saved model; see `ncf.models.saving` for its files.
 
-Nothing is built or read before it has been compared: sizes and hashes of the files, then the shapes that the
-description asks for with the shapes in the file.
+Nothing is built or read before it has been compared: sizes and hashes of the files, then the shapes of the
+description with the shapes in the file.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def register(model_class: M) -> M:
 
     Raises:
         TypeError: if it is no such class.
-        ValueError: if its name is already that of another model.
+        ValueError: if another model already has its name.
 
     Example::
 
@@ -304,7 +304,7 @@ def _checked_files(folder: Path, entries: dict[str, Any]) -> dict[str, Path]:
 
 
 class _OnMeta(TorchFunctionMode):
-    """Keep every new tensor on the meta device, whatever device its maker asks for: no memory is taken.
+    """Keep every new tensor on the meta device, whatever device is named: no memory is taken.
 
     Args:
         most: calls of PyTorch after which to give up.
@@ -344,7 +344,7 @@ class _OnMeta(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.left -= 1
         if self.left < 0:
-            raise ValueError("it asks for more tensors than the file holds")
+            raise ValueError("it makes more tensors than the file holds")
         kwargs = dict(kwargs or {})
         if func in self._NEW:
             kwargs["device"] = "meta"
@@ -359,7 +359,7 @@ class _OnMeta(TorchFunctionMode):
 
 
 def _without_values(place: Path, name: str, config: dict[str, Any], tensors: int) -> Any:
-    """The model that a description asks for, on the meta device."""
+    """The model of a description, on the meta device."""
     known = MODELS[name]
     model_class: Any = getattr(import_module(known), name) if isinstance(known, str) else known
     try:
@@ -387,7 +387,7 @@ def _check_tensors(
             dtype, width = stored_rows(rows, tables[name].dim)
             shape = (shape[0], width)
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"{file}: {name} has shape {tuple(tensor.shape)}, config.json asks for {shape}")
+            raise ValueError(f"{file}: {name} has shape {tuple(tensor.shape)}, config.json describes {shape}")
         if not expected[name].is_floating_point() or (name in tables and rows is not None):
             if tensor.dtype != dtype:
                 raise ValueError(f"{file}: {name} holds {tensor.dtype}, not {dtype}: save it again")
@@ -453,7 +453,7 @@ def _read_table(file: Path, most: int, *, dictionaries: bool = False) -> Any:
     Args:
         file: the file.
         most: how many rows there may be.
-        dictionaries: whether strings must all differ: repeated ones are refused before they are written out.
+        dictionaries: whether strings must all differ: repeated ones raise before they are written out.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

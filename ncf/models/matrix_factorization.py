@@ -28,7 +28,7 @@ class MatrixFactorization(EmbeddingModel):
         cosine: the logit is the cosine of the two rows instead, without biases, for losses such as
             `ncf.training.losses.CosineContrastive`.
 
-    The other arguments are those of every `EmbeddingModel`.
+    The other arguments are `EmbeddingModel`'s.
 
     Example::
 

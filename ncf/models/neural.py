@@ -36,7 +36,7 @@ class GMF(EmbeddingModel):
     Args:
         factors: width of a row.
 
-    The other arguments are those of every `EmbeddingModel`.
+    The other arguments are `EmbeddingModel`'s.
 
     Example::
 
@@ -101,7 +101,7 @@ class MLP(EmbeddingModel):
     Args:
         layers: widths of the layers. ``layers[0]`` is the width of the two rows side by side, as in the paper's code.
 
-    The other arguments are those of every `EmbeddingModel`.
+    The other arguments are `EmbeddingModel`'s.
 
     Example::
 
@@ -167,7 +167,7 @@ class NeuMF(EmbeddingModel):
         factors: width of the GMF rows.
         layers: widths of the MLP's layers. ``layers[0]`` is the width of its two rows side by side.
 
-    The other arguments are those of every `EmbeddingModel`.
+    The other arguments are `EmbeddingModel`'s.
 
     Example::
 

@@ -77,7 +77,7 @@ def save(
     write. Its tables pass through rank 0, which alone writes, a block of rows at a time.
 
     Args:
-        model: a model of this library, or of a class that `ncf.models.register` knows.
+        model: a model of this library, or of a class given to `ncf.models.register`.
         path: the folder; it is made if missing, and a model in it is replaced.
         rows: the format of the embedding tables' rows in the file: ``"float32"``, ``"bfloat16"``, ``"int8"`` or
             ``"int4"`` (see `ncf.utils.row_formats`); by default as they are.

@@ -275,7 +275,7 @@ class Ranker:
         return scores, selected
 
     def _blocks(self, size: int, step: int) -> Iterator[slice]:
-        """Cut users into blocks; where all processes score, into as many on each, of which the last may be empty."""
+        """Cut users into blocks; where all processes score, into as many on each; the last may be empty."""
         longest = max(all_gather_object(size)) if self.distributed else size
         for start in range(0, longest, step):
             yield slice(min(start, size), min(start + step, size))
@@ -425,7 +425,7 @@ class ShardedScorer(Ranker):
     """Scores of a model whose tables are spread over processes; rows are looked up call by call.
 
     Every process must call the methods as often as the others, each with its own users and candidates: any number of
-    them, or none. No process ever holds more rows than those of one call.
+    them, or none. No process ever holds more rows than one call looks up.
 
     Args:
         embeddings: the sharded tables.

@@ -43,7 +43,7 @@ class MLPTower(nn.Module):
     the user's half is computed once.
 
     Args:
-        layers: widths. ``layers[0]`` is that of the two rows side by side, the others those of the hidden
+        layers: widths. ``layers[0]`` is the width of the two rows side by side, the others of the hidden
             layers, each followed by a ReLU; with ``layers[0]`` alone there is no hidden layer.
         dropout: probability with which an element of a hidden layer is dropped in training.
         seed: of the initial values (Glorot's uniform distribution, biases zero, as in the paper's code).

@@ -159,7 +159,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.post("/v1/explain", response_model=schemas.ExplainResponse, **v1)
     async def explain(body: schemas.ExplainRequest) -> Response:
-        """The user's interactions that speak most for an item."""
+        """The user's interactions that raise an item's score most."""
         return await compute(_explain, body)
 
     @app.post("/v1/history", response_model=schemas.HistoryResponse, **v1)
@@ -339,7 +339,7 @@ async def _validation_problem(_: HttpRequest, error: Exception) -> Response:
 
 
 class _Edge:
-    """The outermost layer: request id, limit of the body, time, log, and an answer to what nobody caught."""
+    """The outermost layer: request id, limit of the body, time, log, and an answer to an unexpected error."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

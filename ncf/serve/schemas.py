@@ -101,7 +101,7 @@ class RecommendResponse(Recommendation):
 
 
 class BatchElement(BaseModel):
-    """One user of a batch: a list (status 200) or the reason why there is none."""
+    """One user of a batch: a list (status 200) or the reason why there is no list."""
 
     user: int | str
     status: int
@@ -134,7 +134,7 @@ class ScoreResponse(BaseModel):
 
 
 class ExplainResponse(BaseModel):
-    """The user's own interactions that speak most for the item, the strongest first."""
+    """The user's own interactions that raise the item's score most, the strongest first."""
 
     items: list[int | str]
     weights: list[float]
@@ -166,7 +166,7 @@ class ModelResponse(BaseModel):
     num_users: int
     num_items: int
     titles: bool
-    seen: bool = Field(description="The model knows what its users have interacted with.")
+    seen: bool = Field(description="The model was saved with the items that its users have interacted with.")
     whole_numbers: bool = Field(description="User ids are whole numbers, not strings.")
     loaded_at: float = Field(description="Seconds since 1970.")
 

@@ -19,7 +19,7 @@ from ncf.utils.seeding import stream
 
 
 class Batch(NamedTuple):
-    """A chunk of K batches of P positives, each beside its own negatives.
+    """A chunk of K batches of P positives, each with its own negatives.
 
     ``users`` is ``[K, P]`` and ``items`` ``[K, P, 1 + n]``, both int64; the positive comes first among the items.
     ``weights``, ``[K]``, is this process's share of the samples of all processes; ``None`` where it is the only one.
@@ -55,7 +55,7 @@ class TrainingBatches:
         shared_negatives: items that are drawn for each batch, and are negatives of all of its positives in place of
             their own, unless their user has interacted with them; ``batch_size`` then counts positives.
         negative_sampling: distribution of the negatives, see `NegativeSampler`.
-        counts: interactions per item for popularity sampling, ``[num_items]``; those of ``train`` by default.
+        counts: interactions per item for popularity sampling, ``[num_items]``; counted in ``train`` by default.
         seed: epoch ``e`` of a seed is the same whatever was drawn before it.
         rank: number of the process, of several; each draws its own numbers.
         device: where the batches live.
@@ -254,7 +254,7 @@ def distributed_batches(
         train: this process's training interactions.
         num_users: size of the user vocabulary, the same in every process.
         negative_sampling: distribution of the negatives, see `NegativeSampler`.
-        settings: other arguments of `TrainingBatches`; ``batch_size`` is that of all processes.
+        settings: other arguments of `TrainingBatches`; ``batch_size`` counts all processes.
 
     Raises:
         ValueError: if two processes have interactions of the same user, or as `TrainingBatches` raises it.

@@ -27,8 +27,8 @@ class FusedStep:
     """Several steps on a GPU in one call: lookups, towers, loss, gradients and updates, without a dense gradient.
 
     ``ncf::lookup`` makes the product and the first hidden layer. PyTorch differentiates from there to the loss,
-    ``ncf::lookup_backward`` goes on to the rows, and ``ncf::update_rows`` updates them. The numbers are those of
-    `ncf.training.steps.EagerStep` up to rounding, and the state stays in the optimizer, so that one can take over from
+    ``ncf::lookup_backward`` makes the gradients of the rows, and ``ncf::update_rows`` updates them. The numbers equal
+    `ncf.training.steps.EagerStep`'s up to rounding. The state stays in the optimizer, so that one can take over from
     the other.
 
     On a GPU the first calls run kernel by kernel; then a call is captured in a CUDA graph, and later ones replay it. A

@@ -58,7 +58,7 @@ class NativeStep:
         at_most: batches in a call.
         corrections: what `ncf.training.losses.SampledSoftmax` takes from logits, see there; nothing by default.
         threads: CPU threads of a call.
-        adaptive: take one thread while that is faster, as where other processes want the cores.
+        adaptive: take one thread while that is faster, such as where other processes use the cores.
         lanes: width of the vector unit in floats: 4, 8 (AVX2) or 16 (AVX-512); see `ncf.kernels.native.lanes_for`.
         kernel: what `ncf.kernels.native.library` returned; its default by default.
 
@@ -174,7 +174,7 @@ class NativeStep:
         return losses
 
     def _threads_now(self) -> int:
-        """All threads or one, whichever has been faster of late: other processes may want the cores, too."""
+        """All threads or one, whichever has been faster of late: other processes may use the cores, too."""
         if not self._adaptive or self.threads == 1:
             return self.threads
         faster, slower = sorted((self.threads, 1), key=self._seconds.__getitem__)

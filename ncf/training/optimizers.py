@@ -183,7 +183,7 @@ def make_optimizer(
     `KeyedOptimizer`. Each group of parameters has its rate at the start as ``initial_lr``.
 
     A model has parts, and `learning_rate` and `weight_decay` are one number for all, or a number for each by name,
-    where ``"default"`` stands for those without a name. Parts are the tables' kinds, ``"gmf"`` and ``"mlp"``, or
+    where ``"default"`` is for parts without a name. Parts are the tables' kinds, ``"gmf"`` and ``"mlp"``, or
     ``"mf"``; ``"tower"``, the hidden layers; ``"head"``; and ``"gmf_head"``, the head's weights of the product, whose
     decay pulls them towards one, and which a rate of zero holds where they are. Biases do not decay.
 
@@ -296,7 +296,7 @@ def _combined(model: nn.Module, fused: Any, dense: Callable[[Any], torch.optim.O
     rest = {
         name: parameter
         for name, parameter in in_backward_optimizer_filter(model.named_parameters())
-        if parameter.numel()  # an empty one stands for a table that another process holds
+        if parameter.numel()  # an empty one is of a table that another process holds
     }
     return CombinedOptimizer([fused, KeyedOptimizerWrapper(rest, dense, pass_params_dict=True)])
 

@@ -472,7 +472,7 @@ def _fused(
     scales = {part.name: scale(part) for part in parts}
     user = torch.cat([part.user * scales[part.name] for part in products if part.user is not None], dim=1)
     item = torch.cat([part.item for part in products if part.item is not None], dim=1)
-    padding = -user.shape[1] % 4  # FBGEMM asks for a multiple of four columns
+    padding = -user.shape[1] % 4  # FBGEMM needs a multiple of four columns
     user, item = (torch.nn.functional.pad(rows, (0, padding)) for rows in (user, item))
     settings: dict[str, Any] = {"factors": user.shape[1], "seed": seed}
     if name == "NeuMF":

@@ -126,7 +126,7 @@ class EagerStep:
         return both
 
     def _rounded(self, logits_of: Any, users: Tensor, items: Tensor) -> Tensor:
-        """A function's logits; its products are rounded where the step was told so."""
+        """A function's logits; its products are rounded to ``autocast``, if given."""
         if self.autocast is None:
             exact: Tensor = logits_of(users, items)
             return exact
@@ -151,7 +151,7 @@ class EagerStep:
 class CollectiveStep(EagerStep):
     """Steps of several processes, whose batches together are the batch of one.
 
-    Each process's loss counts by its share of the samples, so the gradient is that of the mean over all of them.
+    Each process's loss counts by its share of the samples, so the gradient is of the mean over all of them.
     The losses that it returns are parts, which add up over the processes.
 
     Args:

@@ -45,7 +45,7 @@ class Trainer:
 
     A model that `ncf.distributed.shard` has sharded is trained by all processes together. Each calls `fit` with the
     interactions of its own users, ``split.for_rank(rank, world_size)``, and samples their negatives; a step's
-    ``batch_size`` is that of all of them.
+    ``batch_size`` counts all of them.
 
     Args:
         model: the model, or what `ncf.distributed.shard` returned; it is trained in place.
@@ -96,7 +96,7 @@ class Trainer:
 
     Raises:
         ValueError: for an unknown choice, a number out of range, or settings that exclude each other.
-        TypeError: if the model is none of ncf's, nor one of them sharded.
+        TypeError: if the model is not ncf's, sharded or not.
 
     Example::
 
@@ -213,7 +213,7 @@ class Trainer:
         those of the last step. `fit` called again trains the same model further.
 
         Args:
-            split: the return value of `leave_one_out` or another split; or `Interactions`, all of which are trained on.
+            split: the return value of `leave_one_out` or another split; or `Interactions`, to train on all of them.
             candidates: what each epoch is evaluated on. By default drawn from the validation set or, with
                 ``selection="paper"``, from the test set; with ``"last"`` nothing is evaluated.
             on_epoch: called as ``on_epoch(history, model)`` after each epoch; the training stops where it returns
@@ -224,7 +224,7 @@ class Trainer:
 
         Raises:
             TypeError: if ``split`` is something else, or ``on_epoch`` takes other arguments.
-            ValueError: if the split does not fit the model, numbers other raw ids, or lacks the set to select on.
+            ValueError: if the split does not fit the model, numbers other raw ids, or has no set to select on.
             FloatingPointError: if the loss is not a finite number; the epoch and step are named.
             MemoryError: if the optimizer's state and a copy of the weights take more memory than is free.
         """

@@ -1,4 +1,4 @@
-"""Checks of arguments: kind, size, ids in range; and how much memory is free for what they ask."""
+"""Checks of arguments: kind, size, ids in range; and how much memory is free."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def is_whole(value: Any) -> bool:
 
 
 def whole(name: str, value: Any, least: int | None = 1) -> int:
-    """A whole number as Python's own, which JSON and PyTorch know.
+    """A whole number as Python's own, which JSON and PyTorch take.
 
     Args:
         name: of the argument.
@@ -93,12 +93,12 @@ def of_type(name: str, value: Any, kind: type[T], remedy: str) -> T:
 def check_ids(
     ids: Any, name: str, size: int | None = None, of: str = "", *, lowest: int = 0, remedy: str = ""
 ) -> None:
-    """Refuse ids out of range: on a GPU they would be an abort without a message.
+    """Raise for ids out of range: on a GPU they would be an abort without a message.
 
     Args:
         ids: int64, of any shape.
         name: the argument that they are.
-        size: ids lie below it; by default they may be as large as they like.
+        size: ids lie below it; by default they may be of any size.
         of: what ``size`` is.
         lowest: what they may be at least; ``-1`` where there may be padding.
         remedy: what else to say.
@@ -144,7 +144,7 @@ def check_known(ids: Tensor, name: str, size: int | None, *, lowest: int | None 
 
 
 def check_rank(rank: int, world_size: int) -> None:
-    """Refuse, with a ValueError, the number of a process that is not there.
+    """Raise a ValueError for a rank outside the world size.
 
     Example::
 
@@ -175,7 +175,7 @@ def check_k(k: int, most: int) -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a GPU or, on Linux, for this process; ``None`` where nobody knows."""
+    """Bytes that are free on a GPU or, on Linux, for this process; ``None`` where it cannot be read."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     found = []

@@ -109,7 +109,7 @@ def header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
     """
     from safetensors.torch import save
 
-    # The library's own, which knows the order and the types' names, of tensors with nothing in them.
+    # The library's own header of empty tensors has the order and the names of types.
     empty = save({name: torch.empty(0, dtype=tensor.dtype, device="cpu") for name, tensor in tensors.items()})
     description: dict[str, dict[str, Any]] = json.loads(empty[8:])
     end = 0
@@ -134,7 +134,7 @@ def read_tensors(path: str | os.PathLike[str], names: Sequence[str] | None = Non
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, or lacks a tensor, or holds one more.
+        ValueError: if it is damaged, has not every tensor, or holds one more.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -181,7 +181,7 @@ def read_slice(path: str | os.PathLike[str], name: str, out: Tensor, *, row: int
 
     Raises:
         FileNotFoundError: if there is no such file any more.
-        ValueError: if it is damaged, or lacks the matrix, or the matrix is smaller.
+        ValueError: if it is damaged, has no such matrix, or a smaller one.
     """
     from safetensors import SafetensorError, safe_open
 

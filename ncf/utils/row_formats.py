@@ -34,7 +34,7 @@ _SHARES = (
 def quantize_rows(weight: Tensor, rows: str) -> Tensor:
     """Bring a matrix's rows into a format.
 
-    The scale of an int4 row is that of nine candidates with the least squared error; numbers beyond the last code are
+    Of nine candidates the scale of an int4 row has the least squared error; numbers beyond the last code are
     stored as that.
 
     Args:
@@ -76,7 +76,7 @@ def dequantize_rows(stored: Tensor, rows: str, columns: int) -> Tensor:
 
     Args:
         stored: what `quantize_rows` returned, ``[R, ...]``.
-        rows: the format; or that of a folder of format 2, one of the values of `OLDER`.
+        rows: the format; of a folder of format 2, one of the values of `OLDER`.
         columns: the matrix's columns, D.
 
     Returns:

@@ -75,7 +75,7 @@ def test_a_missing_file_is_named(prefix: Path, ending: str) -> None:
 
 
 def test_fault_12_another_number_of_negatives_is_an_error(prefix: Path) -> None:
-    with pytest.raises(ValueError, match="row 1 has 4 negatives, num_negatives = 100 were asked for"):
+    with pytest.raises(ValueError, match="row 1 has 4 negatives, not num_negatives = 100"):
         read_ncf(prefix, num_negatives=100)
 
 

@@ -293,7 +293,7 @@ def failures(rank: int, world: int, folder: Path) -> None:
     wrong: dict[str, Tensor] = sharded(rank, world, 0.0)
     if rank == 1:
         wrong["more"] = torch.zeros(2)
-    with pytest.raises(ValueError, match="is of another model: it lacks more"):
+    with pytest.raises(ValueError, match="is of another model: it has no more"):
         newest.read(wrong)
 
     # Damage, seen by the process that checks the file; only rank 0 speaks of it.

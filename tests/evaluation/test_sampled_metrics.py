@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ncf import Interactions, ItemPop, Ranking, evaluate, leave_one_out, sample_candidates, whole_catalogue
 from ncf.evaluation.metrics import METRICS, metric_values
-from ncf.evaluation.sampled_metrics import _steady_values, correct_for_sampling, sampled_rank_law
+from ncf.evaluation.sampled_metrics import _steady_values, correct_for_sampling, sampled_rank_distribution
 
 # How the ranks of a model fall: the weights need not sum to one.
 LAWS = {
@@ -43,9 +43,9 @@ def simulate(name: str, size: int, num_users: int, seed: int, drawn: int = 100) 
 
 
 @pytest.mark.parametrize(("size", "drawn"), [(30, 7), (8, 7), (101, 100), (400, 1)])
-def test_sampled_rank_law_agrees_with_scipy(size: int, drawn: int) -> None:
+def test_sampled_rank_distribution_agrees_with_scipy(size: int, drawn: int) -> None:
     expected = [stats.hypergeom(size - 1, rank, drawn).pmf(np.arange(drawn + 1)) for rank in range(size)]
-    np.testing.assert_allclose(sampled_rank_law(size, drawn).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(sampled_rank_distribution(size, drawn).numpy(), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -94,7 +94,7 @@ def test_sampling_the_whole_catalogue_needs_no_correction() -> None:
 
 
 def test_estimated_rank_is_unbiased_for_auc() -> None:
-    law = sampled_rank_law(300, 20)
+    law = sampled_rank_distribution(300, 20)
     estimated = 299 / 20 * torch.arange(21, dtype=torch.float64)
     torch.testing.assert_close(law @ estimated, torch.arange(300, dtype=torch.float64))
     ranks = torch.randint(21, (400,), generator=torch.Generator().manual_seed(0))
@@ -123,7 +123,7 @@ def test_users_with_catalogues_and_candidates_of_their_own() -> None:
 @pytest.mark.parametrize("gamma", [0.01, 0.5, 1.0])
 def test_values_of_the_trade_off_minimise_bias_and_variance(gamma: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    law, target = sampled_rank_law(40, 6), (torch.arange(40) < 10).double()
+    law, target = sampled_rank_distribution(40, 6), (torch.arange(40) < 10).double()
     prior = torch.rand(40, generator=generator, dtype=torch.float64)
 
     def cost(values: Tensor) -> float:

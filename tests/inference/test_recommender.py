@@ -347,7 +347,7 @@ def test_interactions_with_known_raw_ids_in_any_numbering_are_excluded(bought: I
     for user, item in zip(users, items, strict=True):
         by_user.setdefault(user, []).append(item)
     assert recommend(model, ["u1", "u4"], k=20, exclude=by_user).items == expected
-    with pytest.raises(ValueError, match="the model knows no raw ids of seen"):
+    with pytest.raises(ValueError, match="no raw id of seen is known to the model"):
         recommend(model, ["u1"], exclude=Interactions.from_arrays(["x"], ["y"]))
     with pytest.raises(ValueError, match=r"holds whole numbers, the vocabulary strings: convert them"):
         recommend(model, ["u1"], exclude=Interactions.from_arrays([1], [2]))

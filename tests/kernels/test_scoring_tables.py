@@ -35,15 +35,15 @@ def test_a_wrong_shape_is_named(name: str, shape: tuple[int, ...], expected: str
     tables = random_tables(hidden=(4, 3), factors=2, biases=True)
     with pytest.raises(ValueError) as error:  # noqa: PT011
         replace(tables, **{name: torch.zeros(shape)})
-    assert str(error.value) == f"{name} has shape {shape}, the other tables ask for {expected}"
+    assert str(error.value) == f"{name} has shape {shape}, the other tables need {expected}"
 
 
 def test_a_wrong_layer_is_named() -> None:
     tables = random_tables(hidden=(4, 3, 2), factors=0)
     first, (weight, bias) = tables.layers
-    with pytest.raises(ValueError, match=r"layers\[1\]\.weight has shape \(2, 3\), .* ask for \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"layers\[1\]\.weight has shape \(2, 3\), .* need \(5, 3\)"):
         replace(tables, layers=(first, (weight, torch.zeros(5))))
-    with pytest.raises(ValueError, match=r"layers\[0\]\.weight has shape \(2, 3\), .* ask for \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"layers\[0\]\.weight has shape \(2, 3\), .* need \(2, 4\)"):
         replace(tables, layers=((weight, bias),))
 
 

@@ -59,7 +59,7 @@ def test_a_missing_tensor_an_extra_one_and_a_wrong_shape_are_named(folder: Path,
         ncf.load(folder, device=device)
     save_file({**good, "head.weight": torch.ones(1, 9)}, file)
     rehash(folder)
-    with pytest.raises(ValueError, match=r"head.weight has shape \(1, 9\), config.json asks for \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"head.weight has shape \(1, 9\), config.json describes \(1, 3\)"):
         ncf.load(folder, device=device)
 
 

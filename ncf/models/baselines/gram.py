@@ -50,7 +50,7 @@ def co_occurrence(train: Interactions) -> Iterator[tuple[slice, Tensor]]:
 
 
 def invert_(matrix: Tensor) -> Tensor:
-    """Replace a symmetric positive definite matrix by its inverse, with little memory beside it.
+    """Replace a symmetric positive definite matrix by its inverse, with little more memory.
 
     The symmetric sweep (Goodnight, The American Statistician 1979) by panels of columns, on the upper triangle: n³
     operations, as by a Cholesky factor, which torch would put into a second and a third matrix of the same size.

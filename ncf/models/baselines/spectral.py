@@ -43,7 +43,7 @@ class Spectral(DotProduct):
         >>> from ncf import Interactions, Spectral
         >>> train = Interactions.from_arrays([0, 0, 1, 1, 2, 2, 3, 3, 3], [0, 1, 0, 1, 2, 3, 2, 3, 1])
         >>> near, far = Spectral(train, factors=2).score(torch.tensor([2]), torch.tensor([[1, 0]]))[0].tolist()
-        >>> near > far  # one user has item 1 beside those of user 2
+        >>> near > far  # one user has item 1 and the items of user 2
         True
     """
 
