@@ -111,7 +111,7 @@ class NegativeSampler:
         return self._unseen.sample(users, num, self.generator, out, draw)
 
     def shared(self, batches: int, num: int) -> Tensor:
-        """Draw ``num`` items for each of some batches, whoever has seen them, ``[batches, num]``, int64."""
+        """Draw ``num`` items for each of some batches, seen or not, ``[batches, num]``, int64."""
         shape, device = (batches, num), self.generator.device
         total = self._unseen.total
         ranks = torch.randint(total, shape, generator=self.generator, dtype=torch.int64, device=device)
@@ -122,7 +122,7 @@ class NegativeSampler:
 
         Args:
             num: draws.
-            shared: whoever has seen what, as `shared` draws.
+            shared: draw regardless of seen items, as `shared` does.
 
         Returns:
             ``[num_items]``, float32, or ``None`` for the uniform distribution, and ``[num_users]``.
@@ -195,7 +195,7 @@ class UnseenItems:
             total = int(self._ends[-1])
             running = weights[items].cumsum(0)
             before = torch.cat([running.new_zeros(1), running])  # [N + 1]
-            lift = before[offsets[:-1]]  # [num_users], but for that of other users' items
+            lift = before[offsets[:-1]]  # [num_users], of the user's own items alone
             self._skipped = before
             self.sizes = total - (before[offsets[1:]] - before[offsets[:-1]])
         self.weights, self.total = weights, total

@@ -33,10 +33,10 @@ from ncf.utils.seeding import stream
 if TYPE_CHECKING:
     from ncf.distributed.checkpoint import Checkpoint, Checkpoints
 
-# Steps between looks at the loss: each waits for the device, or for the other processes, which may want to stop.
+# Steps between looks at the loss: each waits for the device, or for the other processes, which may have to stop.
 _STEPS_BETWEEN_LOOKS, _STEPS_BETWEEN_LOOKS_TOGETHER = 100, 10
 
-# Numbers beside each weight: the optimizer's state, and for dense Adam a gradient of the table's size.
+# Numbers kept for each weight: the optimizer's state, and for dense Adam a gradient of the table's size.
 _BESIDE_A_WEIGHT = {"adamw": 2, "adam": 3, "adagrad": 1, "rowwise_adagrad": 0, "sgd": 0}
 
 SELECTIONS = ("validation", "paper", "last")
@@ -189,7 +189,7 @@ class TrainingRun:
 
     @property
     def samples(self) -> int:
-        """Samples trained on, those of the running epoch included."""
+        """Samples trained on, in the running epoch too."""
         done = self.epoch * len(self.batches) + self.step
         return self.batches.samples_of_all * done // len(self.batches)
 
@@ -380,7 +380,7 @@ class TrainingRun:
         if epochs != self.epochs and own.get("schedule") != "constant" and group_rank() == 0:
             warnings.warn(
                 f"{newest.folder} is of a run of {epochs} epochs, which is now one of {self.epochs}: its learning "
-                "rates so far were those of the other schedule",
+                "rates so far were the other schedule's",
                 stacklevel=4,
             )
 
@@ -426,7 +426,7 @@ def check_memory(model: EmbeddingModel, optimizer: str, *, copies: int) -> None:
 
     Args:
         model: the model, whose weights are in memory.
-        optimizer: its name; an optimizer of the user's own is taken for one with two numbers beside each weight.
+        optimizer: its name; an optimizer of the user's own is taken for one with two numbers for each weight.
         copies: of the weights: 1 where the best epoch is kept.
 
     Raises:
@@ -461,7 +461,7 @@ def selection_candidates(split: Split, selection: str, *, seed: int = 0) -> Cand
     Where the set holds several interactions of a user, each epoch is evaluated in the whole catalogue.
 
     Raises:
-        ValueError: if the split lacks that set.
+        ValueError: if the split has no such set.
     """
     if selection == "last":
         return None
