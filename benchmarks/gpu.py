@@ -64,6 +64,7 @@ class Sizes:
     epochs: int = 8
     copied: int = 1 << 26  # numbers
     product: int = 8192  # side of a square matrix
+    batches: int = 16  # in a call of the fused step, at most
     samples: tuple[str, ...] = ("GMF", "MLP", "NeuMF", "MatrixFactorization")
 
 
@@ -179,7 +180,9 @@ class Collection:
     def _fused(self, shape: tuple[str, int, tuple[int, ...]], samples: int, **options: Any) -> Step:
         model = self.model(shape).to(self.device)
         adamw = make_optimizer(model, "adamw", learning_rate=1e-3)
-        return FusedStep(model, adamw, LOSSES["bce"], samples_per_batch=samples, **options)
+        return FusedStep(
+            model, adamw, LOSSES["bce"], samples_per_batch=samples, at_most=self.sizes.batches, **options
+        )
 
     def fbgemm(self, shape: tuple[str, int, tuple[int, ...]], rates: Rates) -> list[list[str]]:
         """Samples a second where TorchRec holds the tables and FBGEMM looks up and updates."""

@@ -47,10 +47,11 @@ TINY: dict[str, Any] = {
     "listed": 3,
     "whole": 2,
     "seen": 3,
-    "planted": (30, 60, 21.0),
+    "planted": (20, 60, 21.0),
     "epochs": 1,
     "copied": 8,
     "product": 4,
+    "batches": 1,
     "samples": ("NeuMF",),
 }
 

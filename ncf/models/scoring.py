@@ -26,6 +26,7 @@ from ncf.utils.checks import check_known, whole
 USERS_PER_PASS = 4096  # of a sharded model: for whom the rows of the whole catalogue travel once
 # Pairs scored at once: about 8 MB with their ids, small beside any model, enough to keep a device busy.
 _PAIRS_PER_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 24}
+_USERS_PER_SELECTION = 1 << 16  # on a GPU: 64 MB of keys for lists of up to 128
 _SCORES_PER_BLOCK = 1 << 22  # of a selection: 16 MB
 M = TypeVar("M", bound=nn.Module)
 
@@ -406,13 +407,34 @@ class Scorer(Ranker):
             lists = None if left_out is None else (left_out[0].cpu(), left_out[1].cpu())
             selected = self._packed.top_k(users.cpu(), k, items.cpu(), lists)
         elif self._tables is not None and k and can_rank(self._tables):
-            here = None if left_out is None else (left_out[0].to(self.device), left_out[1].to(self.device))
-            found = select(self._tables, users.to(self.device), k, items.to(self.device), here)
-            if found is not None and not bool(found[2]):
-                selected = found[0].cpu(), found[1].cpu()
-            elif found is not None:
-                self._check_known(users, items)
+            selected = self._select_fused(self._tables, users, k, items, left_out)
         return super().top_k(users, k, items, left_out) if selected is None else selected
+
+    def _select_fused(
+        self,
+        tables: ScoringTables,
+        users: Tensor,
+        k: int,
+        items: Tensor,
+        left_out: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor] | None:
+        """The best by the Triton kernel; ``None`` as by the kernel in C, and for lists longer than the kernel keeps."""
+        there, lists = items.to(self.device), []
+        for block in self._blocks(max(1, len(users)), _USERS_PER_SELECTION):
+            hidden = None
+            if left_out is not None:
+                offsets = left_out[0][block.start : block.stop + 1]
+                own = left_out[1][int(offsets[0]) : int(offsets[-1])]
+                hidden = (offsets - offsets[0]).to(self.device), own.to(self.device)
+            found = select(tables, users[block].to(self.device), k, there, hidden)
+            if found is None:
+                return None
+            if bool(found[2]):
+                self._check_known(users, items)
+                return None
+            lists.append((found[0].cpu(), found[1].cpu()))
+        scores, selected = (torch.cat(side) for side in zip(*lists, strict=True))
+        return scores, selected
 
     def _check_known(self, users: Tensor, *items: Tensor) -> None:
         """Raise for the first unknown id: on a GPU an index out of range is an abort without a message."""
