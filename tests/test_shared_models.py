@@ -56,20 +56,33 @@ def same(one: list[Any], other: list[Any]) -> bool:
     return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
 
 
+def global_settings() -> tuple[Any, ...]:
+    return (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_grad_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_rng_state().tolist(),
+    )
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_eight_threads_answer_as_one_while_another_model_is_trained(name: str, split: Split) -> None:
     model = MODELS[name](split)
     model.train()
     recommender = Recommender(model, seen=split.train)
     expected = answers(model, split, recommender)
-    threads = torch.get_num_threads()
+    before = global_settings()
     with ThreadPoolExecutor(9) as pool:
         training = pool.submit(Trainer(NeuMF(40, 60), epochs=15, batch_size=64, threads=2).fit, split)
         found = list(pool.map(lambda _: answers(model, split, recommender), range(32)))
         training.result()
     assert all(same(each, expected) for each in found)
     assert model.training
-    assert torch.get_num_threads() == threads
+    assert global_settings() == before
 
 
 @pytest.mark.parametrize("name", MODELS)
