@@ -177,6 +177,11 @@ def test_an_id_that_the_model_does_not_know_is_named() -> None:
         model(torch.tensor([943]), torch.tensor([0]))
     with pytest.raises(ValueError, match=r"items\[0, 1\] = -1 is out of range for num_items = 1682"):
         model(torch.tensor([0]), torch.tensor([[0, -1]]))
+    with pytest.raises(ValueError, match="users must be an int64 tensor of ids, got list"):
+        model([1], [2])
+    with pytest.raises(ValueError, match=r"items must be an int64 tensor of ids, got torch\.float32"):
+        model(torch.tensor([1]), torch.tensor([2.0], dtype=torch.float32))
+    assert model(torch.tensor([1], dtype=torch.int32), torch.tensor([2], dtype=torch.int32)).shape == (1,)
 
 
 def test_something_else_than_candidates_is_answered_with_what_makes_them(split: Split) -> None:

@@ -255,7 +255,7 @@ def _times_of_text(column: Any, name: str) -> Any:
     # The type that fits most of the rows before its first misfit: that row is the one to look at.
     row = max(_first_failing(column, of_type) for of_type in _TIME_TYPES)
     raise ValueError(
-        f"{name} holds text that is no time: {name}[{row}] = {column[row].as_py()!r}; write every time as "
+        f"{name}[{row}] = {column[row].as_py()!r} is no time: write every time as "
         "'2025-12-31 23:59:59' (ISO 8601), or convert them first, for instance with pandas.to_datetime"
     )
 

@@ -147,9 +147,8 @@ class Interactions:
         min_item_count: int,
     ) -> Interactions:
         """Interactions of columns of raw users, raw items and, where there are any, times, by their names."""
-        for name, value in (("missing", missing), ("unknown", unknown)):
-            if value not in ("raise", "drop"):
-                raise ValueError(f'{name} = {value!r}: choose "raise" or "drop"')
+        _check_choice("missing", missing)
+        _check_choice("unknown", unknown)
         if isinstance(item_ids, HashedVocabulary):
             raise ValueError("item_ids is hashed, and a list could not name its items: hash users only")
         min_user_count = whole("min_user_count", min_user_count, least=0)
@@ -272,6 +271,7 @@ class Interactions:
             >>> Interactions.from_table(orders, user="who", item="what", where=pc.field("pieces") > 0, missing="drop")
             Interactions(2 rows, 1 users, 2 items; left out: 1 who missing)
         """
+        _check_choice("missing", missing)
         columns = read_table(table, Wanted(user, item, timestamp, where, missing == "drop"))
         return cls._number(columns, missing, user_ids, item_ids, unknown, min_user_count, min_item_count)
 
@@ -321,6 +321,7 @@ class Interactions:
             FileNotFoundError: if nothing matches.
             ValueError: for a malformed line (file and row are named), a missing column, and as in `from_arrays`.
         """
+        _check_choice("missing", missing)
         wanted = Wanted(user, item, timestamp, where, missing == "drop")
         read = read_files(paths, wanted, columns=columns, separator=separator)
         return cls._number(read, missing, user_ids, item_ids, unknown, min_user_count, min_item_count)
@@ -391,6 +392,11 @@ class Interactions:
         return replace(
             self, users=self.users[rows], items=self.items[rows], timestamps=timestamps, dropped={}, shared=0
         )
+
+
+def _check_choice(name: str, value: str) -> None:
+    if value not in ("raise", "drop"):
+        raise ValueError(f'{name} = {value!r}: choose "raise" or "drop"')
 
 
 def _check_column(ids: Any, name: str, size: int) -> None:

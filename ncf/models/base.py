@@ -189,8 +189,8 @@ class EmbeddingModel(nn.Module):
             Logits of the shape of ``items``; `torch.sigmoid` and the loss are the caller's.
 
         Raises:
-            ValueError: on a CPU, if an id is out of range. On a GPU nothing waits to raise: the fused lookup's logit is
-                then NaN, and `predict` and `score` raise.
+            ValueError: if ids are no tensor of whole numbers; on a CPU, if one is out of range. On a GPU nothing
+                waits to raise: the fused lookup's logit is then NaN, and `predict` and `score` raise.
         """
         parts = self.fused_parts() if self.is_fused_as_written and can_fuse(self.device) else None
         if parts is not None and not self.embeddings.is_sharded and not self.embeddings.features:
@@ -200,9 +200,10 @@ class EmbeddingModel(nn.Module):
             return self.logits_of(*fused_lookup(users, items, *given))
         try:
             rows = self.embeddings(users, items, training=self.training)
-        except IndexError:
-            check_ids(users.to(torch.int64), "users", self.num_users, "num_users")
-            check_ids(items.to(torch.int64), "items", self.num_items, "num_items")
+        except (AttributeError, IndexError, RuntimeError):
+            for name, ids, size in (("user", users, self.num_users), ("item", items, self.num_items)):
+                whole_numbers = isinstance(ids, Tensor) and not ids.is_floating_point()
+                check_ids(ids.to(torch.int64) if whole_numbers else ids, f"{name}s", size, f"num_{name}s")
             raise
         if parts is not None:
             return self.logits_of(*fused_rows(*parts.arguments(rows, self.towers)))

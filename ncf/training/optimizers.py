@@ -214,8 +214,11 @@ def make_optimizer(
          ('head', 0.004, 0.0)]
     """
     if not callable(name) and name not in _CHOICES:
+        given = (
+            repr(name) if isinstance(name, str) else type(name).__name__
+        )  # an optimizer's repr has 14 lines
         raise ValueError(
-            f"optimizer = {name!r}: choose one of {', '.join(map(repr, _CHOICES))}, or give a function such as "
+            f"optimizer = {given}: choose one of {', '.join(map(repr, _CHOICES))}, or give a function such as "
             "lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
         )
     inner: Any = getattr(model, "module", model)

@@ -82,10 +82,10 @@ class History:
 
     def __str__(self) -> str:
         how = {
-            "paper": " (chosen on the test part, as in the paper)",
-            "validation": " (chosen on the validation part)",
+            "paper": " (chosen on the test set, as in the paper)",
+            "validation": " (chosen on the validation set)",
         }
-        text = f"{len(self)} epochs in {sum(self.seconds):.1f} s, kept epoch {self.best_epoch}"
+        text = f"{len(self)} epoch{'s' * (len(self) != 1)} in {sum(self.seconds):.1f} s, kept epoch {self.best_epoch}"
         return text + how.get(self.selection, "") + (", interrupted" if self.interrupted else "")
 
     def __repr__(self) -> str:

@@ -113,7 +113,7 @@ def test_ids_of_any_type(ids: Any) -> None:
             [1, 2],
             [1, 2],
             ["soon", "later"],
-            r"timestamps holds text that is no time: timestamps\[0\] = 'soon'",
+            r"^timestamps\[0\] = 'soon' is no time: write every time as",
         ),
         ([1, 2], [1, 2], [1, None], r"timestamps\[1\] is missing"),
     ],

@@ -19,9 +19,13 @@ def test_the_rate_is_the_median_of_the_epochs() -> None:
 
 
 def test_how_it_was_selected_is_said() -> None:
-    assert "test part" in str(History("paper"))
-    assert "validation part" in str(History("validation"))
-    assert "part" not in str(History("last"))
+    assert "test set" in str(History("paper"))
+    assert "validation set" in str(History("validation"))
+    assert "set" not in str(History("last"))
+
+
+def test_one_epoch_is_one() -> None:
+    assert "1 epoch in" in str(History("last", epochs=[1], seconds=[1.0], samples=[100]))
     assert str(History("last", interrupted=True)).endswith("interrupted")
 
 

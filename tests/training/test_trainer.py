@@ -82,7 +82,7 @@ def test_fault_7_selection_by_validation_never_sees_the_test_part(split: Split) 
 
 def test_paper_selection_says_so(split: Split) -> None:
     history = Trainer(GMF(40, 60), epochs=2, selection="paper").fit(split)
-    assert "chosen on the test part" in str(history)
+    assert "chosen on the test set" in str(history)
 
 
 def test_fault_4_repeated_evaluation_gives_the_same_figures(split: Split) -> None:
@@ -161,6 +161,7 @@ def test_weight_decay_shrinks(split: Split) -> None:
         ({"negative_sampling": "pop"}, "negative_sampling = 'pop': choose one of 'uniform', 'popularity'"),
         ({"selection": "last", "patience": 1}, "patience waits for a better epoch"),
         ({"optimizer": torch.optim.AdamW, "weight_decay": 0.1}, "has its own learning_rate and weight_decay"),
+        ({"optimizer": torch.optim.AdamW([torch.zeros(1)])}, "^optimizer = AdamW: choose one of 'adamw'"),
         (
             {"loss": lambda logits: logits},
             r"loss returned shape \[2, 5\] for logits \[2, 5\]: return a scalar",
