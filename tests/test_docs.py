@@ -62,6 +62,7 @@ ALSO_PUBLIC = """
     evaluation.sampled_metrics.CorrectedMetric evaluation.sampled_metrics.sampled_rank_distribution
     evaluation.significance.paired_test evaluation.significance.PairedTest evaluation.significance.holm
     evaluation.significance.sign_flip_p_value inference.fold_in.FoldIn inference.fold_in.FoldedRows
+    kernels.score_candidates kernels.score_reference
     models.growing.Grown models.saving.save training.losses.binary_cross_entropy training.losses.bpr
     training.losses.SampledSoftmax training.losses.CosineContrastive training.recipes.Recipe
     training.recipes.recipe_for
@@ -73,7 +74,7 @@ def public_names() -> list[str]:
     offered = {
         getattr(module, name)
         for module in (ncf, *reference.modules().values())
-        if hasattr(module, "__path__")
+        if hasattr(module, "__path__") and module.__name__ != "ncf.kernels"
         for name in getattr(module, "__all__", ())
         if name[0] != "_"
     }

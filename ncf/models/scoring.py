@@ -253,7 +253,7 @@ class Ranker:
                 hidden = left_out[1][int(offsets[0]) : int(offsets[-1])].to(device)
                 rows = torch.arange(len(some), dtype=torch.int64, device=device)
                 rows = rows.repeat_interleave(offsets.diff().to(device))
-            for part in items.to(device).split(width):
+            for part in items.to(device).split(width) if len(items) else ():  # else one part, of no item
                 mask = None
                 if left_out is not None:
                     places = torch.searchsorted(part, hidden).clamp(max=len(part) - 1)

@@ -125,6 +125,10 @@ def test_lists_are_those_by_hand_whatever_is_offered_and_excluded(
             assert open_to_all.items[row] == by_hand(recommender, bought, user, k, everything[3:], set())
             scores = plain.scores[row, : len(plain.items[row])]
             torch.testing.assert_close(scores, recommender.score(user, plain.items[row])[0])
+    for nothing in ([], ["new"]):  # nothing is in stock
+        assert recommender.recommend(people, 3, items=nothing).items == [[], []]
+        assert recommender.recommend(history=[some[:2]], k=3, items=nothing).items == [[]]
+    assert recommender.recommend(people, 3, exclude=everything).items == [[], []]
     everyone = recommender.recommend(k=4)
     assert everyone.users == [f"u{n}" for n in range(6)]
     assert everyone.items[3] == recommender.recommend("u3", 4).items[0]

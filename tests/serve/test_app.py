@@ -98,6 +98,12 @@ def test_what_cannot_be_answered_is_a_problem_with_the_documented_code(
     assert problem["detail"]
 
 
+def test_nothing_in_stock_is_an_empty_list(service: Service) -> None:
+    for items in ([], ["no such"]):
+        answer = service.post("/v1/recommend", {"user": "u1", "items": items})
+        assert (answer.status_code, answer.json()["items"]) == (200, [])
+
+
 def test_a_body_is_bounded_whether_its_length_is_said_or_not(service: Service) -> None:
     large = b'{"user": "' + b"u" * (1 << 20) + b'"}'
     json_type = {"content-type": "application/json"}
