@@ -178,9 +178,9 @@ class HashedVocabulary(Vocabulary):
     Example::
 
         >>> from ncf import HashedVocabulary, Interactions
-        >>> visits = Interactions.from_arrays(["ann", "bob", "cat"], ["a", "a", "b"], user_ids=HashedVocabulary(4))
+        >>> visits = Interactions.from_arrays(["ann", "bob", "cat"], ["a", "a", "b"], user_ids=HashedVocabulary(3))
         >>> visits.num_users, visits.shared
-        (4, 2)
+        (3, 2)
     """
 
     def __init__(self, rows: int) -> None:
