@@ -5,6 +5,7 @@ Triton is imported when a kernel runs for the first time, never by importing thi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
@@ -15,11 +16,14 @@ from torch import Tensor
 
 from ncf.kernels.reference import lookup_reference, score_reference
 from ncf.kernels.scoring_tables import ScoringTables, check_pairs
+from ncf.utils.checks import check_known
 
 __all__ = ["ScoringTables", "fused_lookup", "lookup_reference", "score_candidates", "score_reference"]
 
 # Of the widest intermediate result where nothing is fused: a cache's worth, or enough to fill a GPU.
 _BLOCK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
+_PAIRS_AT_ONCE = 1 << 24  # whose ids are on the GPU: 128 MB, and as much to sort them
+_USERS_AT_ONCE = 1 << 16  # in a catalogue: 64 MB of keys for lists of up to 128
 
 
 @torch.no_grad()
@@ -66,7 +70,7 @@ def score_candidates(tables: ScoringTables, users: Tensor, candidates: Tensor) -
 
 
 def can_rank(tables: ScoringTables) -> bool:
-    """Return whether `rank_candidates`, `rank_catalogue` and `select` take tables, with rows on both sides."""
+    """Return whether `FusedTables` takes these tables: those that `score_candidates` fuses, with rows on both sides."""
     if not can_fuse(tables.device) or tables.num_users is None or tables.num_items is None:
         return False
     from ncf.kernels.triton_scoring import fits
@@ -74,80 +78,103 @@ def can_rank(tables: ScoringTables) -> bool:
     return fits(tables)
 
 
-@torch.no_grad()
-def rank_candidates(
-    tables: ScoringTables, users: Tensor, positives: Tensor, negatives: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Rank held-out items among negatives in a Triton kernel, without a table of scores, where `can_rank` holds.
+class FusedTables:
+    """Ranks and the best items by Triton kernels, which write no table of scores.
+
+    The methods are those of `ncf.kernels.native_scoring.PackedTables`. Ids may be on any device: they go to the tables'
+    in blocks of users, and the results come to the CPU.
 
     Args:
-        tables: the model's parameters laid out for ranking.
-        users: ``[U]``, int64, on the tables' device, as the rest.
-        positives: the held-out item of each, ``[U]``, int64.
-        negatives: items, ``[U, C]``, int64; a negative one is padding.
-
-    Returns:
-        Ranks and numbers of distinct candidates, both ``[U]``, int64, on the device. A rank below zero means an unknown
-        id or a score that is NaN: the scores say which.
+        tables: for which `can_rank` holds.
     """
-    from ncf.kernels.triton_ranking import rank_triton
 
-    with _on(tables.device):
-        return rank_triton(tables, users, positives, negatives)
+    def __init__(self, tables: ScoringTables) -> None:
+        self.tables = tables
+
+    @torch.no_grad()
+    def ranks(self, users: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor] | None:
+        """See `ncf.kernels.native_scoring.PackedTables.ranks`; the device is waited for once, at the end.
+
+        Raises:
+            IndexError: if an id is unknown.
+        """
+        from ncf.kernels.triton_ranking import rank_triton
+
+        found = []
+        with _on(self.tables.device):
+            for block in _blocks(len(users), _PAIRS_AT_ONCE // (1 + negatives.shape[1])):
+                here = (ids[block].to(self.tables.device) for ids in (users, positives, negatives))
+                found.append(rank_triton(self.tables, *here))
+        ranks, counts = (torch.cat(side).cpu() for side in zip(*found, strict=True))
+        return (ranks, counts) if self._ranked(ranks, users, positives, negatives) else None
+
+    @torch.no_grad()
+    def catalogue_ranks(
+        self, users: Tensor, positives: Tensor, num_items: int, seen_offsets: Tensor, seen_items: Tensor
+    ) -> Tensor | None:
+        """See `ncf.kernels.native_scoring.PackedTables.catalogue_ranks`, and `ranks`."""
+        from ncf.kernels.triton_ranking import rank_catalogue_triton
+
+        device, found = self.tables.device, []
+        with _on(device):
+            for block in _blocks(len(users), _USERS_AT_ONCE):
+                here = users[block].to(device), positives[block].to(device)
+                seen = _lists_of(block, seen_offsets, seen_items, device)
+                found.append(rank_catalogue_triton(self.tables, *here, num_items, *seen))
+        ranks = torch.cat(found).cpu()
+        last = torch.tensor([num_items - 1], dtype=torch.int64, device="cpu")
+        return ranks if self._ranked(ranks, users, positives, last) else None
+
+    @torch.no_grad()
+    def top_k(
+        self, users: Tensor, k: int, items: Tensor, left_out: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """See `ncf.kernels.native_scoring.PackedTables.top_k`; ``None`` also for longer lists than the kernel keeps.
+
+        Raises:
+            IndexError: if an id is unknown.
+        """
+        from ncf.kernels.triton_ranking import most_selected, top_k_triton
+
+        if k > most_selected(self.tables):
+            return None
+        device, found = self.tables.device, []
+        there = items.to(device)
+        with _on(device):
+            for block in _blocks(len(users), _USERS_AT_ONCE):
+                hidden = None if left_out is None else _lists_of(block, *left_out, device)
+                scores, selected, wrong = top_k_triton(self.tables, users[block].to(device), k, there, hidden)
+                if bool(wrong):
+                    self._check_known(users, items)
+                    return None
+                found.append((scores.cpu(), selected.cpu()))
+        of_all, items_of_all = (torch.cat(side) for side in zip(*found, strict=True))
+        return of_all, items_of_all
+
+    def _ranked(self, ranks: Tensor, users: Tensor, *items: Tensor) -> bool:
+        """Return False where a score is NaN, which a look at the scores tells."""
+        if not bool((ranks < 0).any()):
+            return True
+        self._check_known(users, *items)
+        return False
+
+    def _check_known(self, users: Tensor, *items: Tensor) -> None:
+        """Raise for the first unknown id: on a GPU an index out of range is an abort without a message."""
+        check_known(users, "user", self.tables.num_users)
+        for some in items:
+            check_known(some, "item", self.tables.num_items, lowest=None)
 
 
-@torch.no_grad()
-def rank_catalogue(
-    tables: ScoringTables,
-    users: Tensor,
-    positives: Tensor,
-    num_items: int,
-    seen_offsets: Tensor,
-    seen_items: Tensor,
-) -> Tensor:
-    """Rank held-out items among the first ``num_items`` items, less those that a user has seen; see `rank_candidates`.
-
-    Args:
-        tables: see there.
-        users: see there.
-        positives: see there.
-        num_items: how many items are ranked.
-        seen_offsets: where each user's items begin in ``seen_items``, ``[U + 1]``, int64.
-        seen_items: the items to leave out, int64, ascending within a user, without the held-out one.
-
-    Returns:
-        Ranks, ``[U]``; see there.
-    """
-    from ncf.kernels.triton_ranking import rank_catalogue_triton
-
-    with _on(tables.device):
-        return rank_catalogue_triton(tables, users, positives, num_items, seen_offsets, seen_items)
+def _blocks(size: int, step: int) -> Iterator[slice]:
+    """Slices of at most ``step``; at least one, which may be empty."""
+    for start in range(0, max(1, size), max(1, step)):
+        yield slice(start, min(start + step, size))
 
 
-@torch.no_grad()
-def select(
-    tables: ScoringTables, users: Tensor, k: int, items: Tensor, left_out: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Select the best items of each user in a Triton kernel, without a table of scores, where `can_rank` holds.
-
-    Args:
-        tables: the model's parameters laid out for ranking.
-        users: ``[U]``, int64, on the tables' device, as the rest.
-        k: length of a list.
-        items: what may be selected, ``[C]``, int64, ascending.
-        left_out: items that a user is not offered: offsets ``[U + 1]`` and items, ascending within a user.
-
-    Returns:
-        Scores, ``[U, k]``, fp32, and items, ``[U, k]``, int64, as `ncf.kernels.reference.largest_k` selects them;
-        past the end of a list ``-inf`` and -1. Then one element that is true if an id is unknown or a score NaN.
-        ``None`` for lists longer than the kernel keeps.
-    """
-    from ncf.kernels.triton_ranking import most_selected, top_k_triton
-
-    if k > most_selected(tables):
-        return None
-    with _on(tables.device):
-        return top_k_triton(tables, users, k, items, left_out)
+def _lists_of(block: slice, offsets: Tensor, items: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The lists of some users, on a device; their offsets begin at 0."""
+    own = offsets[block.start : block.stop + 1]
+    return (own - own[0]).to(device), items[int(own[0]) : int(own[-1])].to(device)
 
 
 def fused_lookup(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ncf.data.candidates import Candidates, Catalogue
 from ncf.distributed.collectives import all_gather_object, raise_on_all_ranks
 from ncf.kernels import ScoringTables, score_candidates
-from ncf.kernels.dispatch import can_rank, rank_candidates, rank_catalogue, select
+from ncf.kernels.dispatch import FusedTables, can_rank
 from ncf.kernels.native_scoring import PackedTables, fits
 from ncf.kernels.reference import distinct_negatives, largest_k, merge_largest, num_at_least
 from ncf.utils.checks import check_known, whole
@@ -26,7 +26,6 @@ from ncf.utils.checks import check_known, whole
 USERS_PER_PASS = 4096  # of a sharded model: for whom the rows of the whole catalogue travel once
 # Pairs scored at once: about 8 MB with their ids, small beside any model, enough to keep a device busy.
 _PAIRS_PER_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 24}
-_USERS_PER_SELECTION = 1 << 16  # on a GPU: 64 MB of keys for lists of up to 128
 _SCORES_PER_BLOCK = 1 << 22  # of a selection: 16 MB
 M = TypeVar("M", bound=nn.Module)
 
@@ -327,6 +326,9 @@ class Scorer(Ranker):
         # Of one list for all users, the product alone is a matrix product, faster still.
         plain = self._packed is None or tables.item_hidden is None
         self._tables = tables.copied() if plain else None
+        self._fused = (
+            FusedTables(self._tables) if self._tables is not None and can_rank(self._tables) else None
+        )
 
     @torch.no_grad()
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
@@ -349,98 +351,39 @@ class Scorer(Ranker):
     ) -> tuple[Tensor, Tensor]:
         """See `Ranker.rank`: where a kernel can, no table of scores is made."""
         ranked = None
-        if getattr(candidates, "positive_offsets", None) is not None:
+        kernel = self._kernel(isinstance(candidates, Catalogue))
+        if kernel is None or getattr(candidates, "positive_offsets", None) is not None:
             return super().rank(candidates, block_users=block_users)
-        if self._tables is not None and can_rank(self._tables):
-            ranked = self._rank_fused(self._tables, candidates, block_users)
-        elif self._packed is not None and not isinstance(candidates, Catalogue):
+        if isinstance(candidates, Catalogue):
+            users, positives = self._placed(candidates.users), self._placed(candidates.positives)
+            offsets, seen = self._placed(candidates.seen_offsets), self._placed(candidates.seen_items)
+            ranks = kernel.catalogue_ranks(users, positives, candidates.num_items, offsets, seen)
+            ranked = None if ranks is None else (ranks, candidates.num_items - offsets.diff().cpu())
+        else:
             lists = candidates.users, candidates.positives, candidates.negatives
-            ranked = self._packed.ranks(*(tensor.cpu() for tensor in lists))
-        elif self._packed is not None and self._tables is None and isinstance(candidates, Catalogue):
-            users, positives, offsets = (
-                tensor.cpu() for tensor in (candidates.users, candidates.positives, candidates.seen_offsets)
-            )
-            seen = offsets, candidates.seen_items
-            ranks = self._packed.catalogue_ranks(users, positives, candidates.num_items, *seen)
-            ranked = None if ranks is None else (ranks, candidates.num_items - offsets.diff())
+            ranked = kernel.ranks(*map(self._placed, lists))
         # The kernel has no ranks for an unknown id or NaN: the scores then give an exact error.
         return super().rank(candidates, block_users=block_users) if ranked is None else ranked
-
-    def _rank_fused(
-        self, tables: ScoringTables, candidates: Candidates | Catalogue, block_users: int | None
-    ) -> tuple[Tensor, Tensor] | None:
-        """Ranks by the Triton kernel, ``None`` as by the kernel in C; the device is waited for once, at the end."""
-        whole_catalogue = isinstance(candidates, Catalogue)
-        width = candidates.num_items if whole_catalogue else 1 + candidates.negatives.shape[1]  # type: ignore[union-attr]
-        ids = 1 if whole_catalogue else width  # of a user, that go to the device
-        step = max(1, _PAIRS_PER_BLOCK["cuda"] // ids) if block_users is None else block_users
-        ranks, counts = [], []
-        for block in self._blocks(len(candidates.users), whole("block_users", step)):
-            users, positives = (t[block].to(self.device) for t in (candidates.users, candidates.positives))
-            if isinstance(candidates, Catalogue):
-                offsets = candidates.seen_offsets[block.start : block.stop + 1]
-                seen = candidates.seen_items[int(offsets[0]) : int(offsets[-1])].to(self.device)
-                offsets = (offsets - offsets[0]).to(self.device)
-                ranks.append(rank_catalogue(tables, users, positives, width, offsets, seen))
-            else:
-                found = rank_candidates(tables, users, positives, candidates.negatives[block].to(self.device))
-                ranks.append(found[0])
-                counts.append(found[1])
-        if not ranks:
-            return None
-        of_all = torch.cat(ranks).cpu()
-        if bool((of_all < 0).any()):
-            last = torch.tensor([width - 1], dtype=torch.int64, device="cpu")
-            others = last if isinstance(candidates, Catalogue) else candidates.negatives
-            self._check_known(candidates.users, candidates.positives, others)
-            return None
-        if isinstance(candidates, Catalogue):
-            return of_all, width - candidates.seen_offsets.diff().cpu()
-        return of_all, torch.cat(counts).cpu()
 
     def top_k(
         self, users: Tensor, k: int, items: Tensor, left_out: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Ranker.top_k`: where a kernel can, no table of scores is made."""
-        selected = None
-        if self._packed is not None and k:
-            lists = None if left_out is None else (left_out[0].cpu(), left_out[1].cpu())
-            selected = self._packed.top_k(users.cpu(), k, items.cpu(), lists)
-        elif self._tables is not None and k and can_rank(self._tables):
-            selected = self._select_fused(self._tables, users, k, items, left_out)
+        selected, kernel = None, self._kernel()
+        if kernel is not None and k:
+            lists = None if left_out is None else (self._placed(left_out[0]), self._placed(left_out[1]))
+            selected = kernel.top_k(self._placed(users), k, self._placed(items), lists)
         return super().top_k(users, k, items, left_out) if selected is None else selected
 
-    def _select_fused(
-        self,
-        tables: ScoringTables,
-        users: Tensor,
-        k: int,
-        items: Tensor,
-        left_out: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, Tensor] | None:
-        """The best by the Triton kernel; ``None`` as by the kernel in C, and for lists longer than the kernel keeps."""
-        there, lists = items.to(self.device), []
-        for block in self._blocks(max(1, len(users)), _USERS_PER_SELECTION):
-            hidden = None
-            if left_out is not None:
-                offsets = left_out[0][block.start : block.stop + 1]
-                own = left_out[1][int(offsets[0]) : int(offsets[-1])]
-                hidden = (offsets - offsets[0]).to(self.device), own.to(self.device)
-            found = select(tables, users[block].to(self.device), k, there, hidden)
-            if found is None:
-                return None
-            if bool(found[2]):
-                self._check_known(users, items)
-                return None
-            lists.append((found[0].cpu(), found[1].cpu()))
-        scores, selected = (torch.cat(side) for side in zip(*lists, strict=True))
-        return scores, selected
+    def _kernel(self, catalogue: bool = False) -> PackedTables | FusedTables | None:
+        """What ranks without a table of scores; a catalogue without an MLP is a product of matrices on a CPU."""
+        if self._fused is not None:
+            return self._fused
+        return None if catalogue and self._tables is not None else self._packed
 
-    def _check_known(self, users: Tensor, *items: Tensor) -> None:
-        """Raise for the first unknown id: on a GPU an index out of range is an abort without a message."""
-        check_known(users, "user", self.num_users)
-        for some in items:
-            check_known(some, "item", self.num_items, lowest=None)
+    def _placed(self, ids: Tensor) -> Tensor:
+        """Ids where the kernel takes them: that of a GPU moves them itself, a block at a time."""
+        return ids.cpu() if self._fused is None else ids
 
 
 class ShardedScorer(Ranker):

@@ -50,7 +50,7 @@ def _fused(device: str, tables: ScoringTables, method: str, *arguments: Any) -> 
     with (
         mock.patch("ncf.kernels.dispatch._has_triton", return_value=True),
         mock.patch("ncf.models.scoring.fits", return_value=False),  # the kernel in C
-        mock.patch("ncf.models.scoring._USERS_PER_SELECTION", 3),
+        mock.patch("ncf.kernels.dispatch._USERS_AT_ONCE", 3),
         mock.patch.object(Ranker, method, side_effect=AssertionError("by a table of scores")),
     ):
         scorer = Scorer(tables.to(device))
@@ -83,7 +83,7 @@ def _same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
 @given(
     network=st.sampled_from(list(NETWORKS)),
     seed=st.integers(0, 1 << 16),
-    num_users=st.integers(1, 20),
+    num_users=st.integers(0, 20),
     width=st.integers(0, 40),
     shared=st.booleans(),
 )
@@ -96,7 +96,7 @@ def test_ranks_among_candidates_are_those_of_the_reference(
     positives = torch.randint(30, (num_users,), generator=generator)
     # padding, items twice, and positives among their negatives
     negatives = torch.randint(-1, 30, (num_users, width), generator=generator)
-    if shared:
+    if shared and num_users:
         negatives = negatives[:1].expand(num_users, -1)
     candidates = Candidates(users, positives, negatives)
     _same(run(_fused, tables, "rank", candidates), Reference(tables).rank(candidates))
