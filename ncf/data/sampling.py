@@ -285,7 +285,7 @@ class UnseenItems:
         for some, block in zip(users.split(rows), items.split(rows), strict=True):
             uniform = torch.rand(block.shape, dtype=torch.float64, generator=generator, device=users.device)
             if draw is not None and self.weights is None:
-                draw(self._keys, self.offsets, self.sizes, self._stride, some, uniform, block)
+                draw(self._items, self.offsets, self.num_items, some, uniform, block)
                 continue
             sizes = self.sizes[some]  # [b]
             ranks = uniform.mul_(sizes[:, None]).to(torch.int64)  # 53 random bits, rounded towards zero

@@ -1,32 +1,27 @@
 /* Samples of an epoch: items that users have not interacted with, by rank, and the order of the batches. */
 
-/* How many of a user's ascending keys are at most `query`. */
-#define COUNT_UP_TO(name, type) \
-    static int64_t name(const type *keys, int64_t count, int64_t query) { \
-        const type *from = keys; \
-        while (count > 1) { \
-            const int64_t half = count / 2; \
-            from += half & -(int64_t)(from[half - 1] <= query); /* no branch */ \
-            count -= half; \
-        } \
-        return from - keys + (count == 1 && *from <= query); \
+/* How many of a user's ascending items, each less its place, are at most `rank`. */
+static int64_t skipped_up_to(const int64_t *items, int64_t count, int64_t rank) {
+    int64_t first = 0;
+    while (count > 1) {
+        const int64_t half = count / 2, last = first + half - 1;
+        first += half & -(int64_t)(items[last] - last <= rank); /* no branch */
+        count -= half;
     }
-COUNT_UP_TO(count_up_to, int64_t)
-COUNT_UP_TO(count_up_to_short, int32_t)
-#undef COUNT_UP_TO
+    return first + (count == 1 && items[first] - first <= rank);
+}
 
 /* For each of `count` users, `num` items: that of rank ⌊uniform · size⌋ among those outside the user's set, or -1 where
-   there is none. keys: of 8 bytes if `wide`, else of 4; see UnseenItems in ncf/data/sampling.py. A user's items begin at
-   items + `step` times its place. */
-void ncf_draw(const void *keys, int wide, const int64_t *offsets, const int64_t *sizes, int64_t stride,
-              const int64_t *users, int64_t count, int64_t num, const double *uniform, int32_t *items, int64_t step) {
+   there is none. seen: the items of all users, of user u from offsets[u] on; see UnseenItems in ncf/data/sampling.py. A
+   user's items begin at items + `step` times its place. */
+void ncf_draw(const int64_t *seen, const int64_t *offsets, int64_t num_items, const int64_t *users, int64_t count,
+              int64_t num, const double *uniform, int32_t *items, int64_t step) {
     for (int64_t u = 0; u < count; u++, uniform += num, items += step) {
-        const int64_t user = users[u], from = offsets[user], own = offsets[user + 1] - from, before = user * stride;
+        const int64_t *own = seen + offsets[users[u]];
+        const int64_t num_own = offsets[users[u] + 1] - offsets[users[u]], size = num_items - num_own;
         for (int64_t n = 0; n < num; n++) {
-            const int64_t rank = (int64_t)(uniform[n] * (double)sizes[user]);
-            const int64_t skipped = wide ? count_up_to((const int64_t *)keys + from, own, before + rank)
-                                         : count_up_to_short((const int32_t *)keys + from, own, before + rank);
-            items[n] = sizes[user] ? (int32_t)(rank + skipped) : -1;
+            const int64_t rank = (int64_t)(uniform[n] * (double)size);
+            items[n] = size ? (int32_t)(rank + skipped_up_to(own, num_own, rank)) : -1;
         }
     }
 }

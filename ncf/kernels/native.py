@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ABI = 5  # NCF_ABI of native.c: raise both when a function's arguments or a structure's meaning change
+ABI = 6  # NCF_ABI of native.c: raise both when a function's arguments or a structure's meaning change
 MAX_LAYERS = 16  # of native.c
 
 
@@ -202,41 +202,37 @@ def use_huge_pages(tensor: Tensor) -> None:
 
 
 def draw_unseen(
-    keys: Tensor, offsets: Tensor, sizes: Tensor, stride: int, users: Tensor, uniform: Tensor, items: Tensor
+    seen: Tensor, offsets: Tensor, num_items: int, users: Tensor, uniform: Tensor, items: Tensor
 ) -> None:
     """Write items outside the users' sets, by their ranks; see `ncf.data.sampling.UnseenItems`.
 
     Args:
-        keys: shifted items, ascending, ``[N]``, int64 or int32.
+        seen: the items of all users, ascending within a user, ``[N]``, int64.
         offsets: where each user's begin, ``[num_users + 1]``, int64.
-        sizes: items outside each user's set, ``[num_users]``, int64.
-        stride: between the keys of two users.
+        num_items: size of the catalogue.
         users: ``[B]``, int64.
-        uniform: ranks as shares of the sizes, in ``[0, 1)``, ``[B, n]``, double.
-        items: written here, ``[B, n]``, int32; its rows may be apart. -1 for a user whose size is 0.
+        uniform: ranks as shares of the numbers of items outside, in ``[0, 1)``, ``[B, n]``, double.
+        items: written here, ``[B, n]``, int32; its rows may be apart. -1 for a user with every item.
 
     Example::
 
         >>> import torch
         >>> from ncf.kernels.native import draw_unseen, library
-        >>> keys, offsets, sizes = torch.tensor([1, 1]), torch.tensor([0, 2]), torch.tensor([2])  # all but 1 and 2
+        >>> seen, offsets = torch.tensor([1, 2]), torch.tensor([0, 2])
         >>> items = torch.empty(1, 2, dtype=torch.int32)
         >>> if library() is not None:
-        ...     draw_unseen(keys, offsets, sizes, 5, torch.tensor([0]), torch.tensor([[0.1, 0.9]]).double(), items)
+        ...     draw_unseen(seen, offsets, 4, torch.tensor([0]), torch.tensor([[0.1, 0.9]]).double(), items)
         ...     assert items.tolist() == [[0, 3]]
     """
     count, num = uniform.shape
-    wide = keys.dtype == torch.int64
     assert items.dtype == torch.int32
     assert items.shape == uniform.shape
     assert items.is_cpu
     assert num == 1 or items.stride(1) == 1
     library().ncf_draw(
-        address("keys", keys, torch.int64 if wide else torch.int32, keys.shape),
-        int(wide),
-        address("offsets", offsets, torch.int64, (len(sizes) + 1,)),
-        address("sizes", sizes, torch.int64, sizes.shape),
-        c_int64(stride),
+        address("seen", seen, torch.int64, seen.shape),
+        address("offsets", offsets, torch.int64, offsets.shape),
+        c_int64(num_items),
         address("users", users, torch.int64, (count,)),
         *(c_int64(count), c_int64(num)),
         address("uniform", uniform, torch.float64, (count, num)),

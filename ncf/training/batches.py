@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +17,10 @@ from ncf.distributed.collectives import all_gather_object, all_reduce_sum, raise
 from ncf.kernels.native import draw_unseen, library, reorder, use_huge_pages
 from ncf.training.losses import Corrections
 from ncf.utils.checks import whole
+from ncf.utils.jagged import lengths_to_offsets
 from ncf.utils.seeding import stream
+
+_BLOCK_BYTES = 3 << 24  # of an epoch's samples, drawn at once
 
 
 class Batch(NamedTuple):
@@ -40,8 +45,9 @@ class TrainingBatches:
     """Every training positive once per epoch, in random order, each with fresh negatives.
 
     A positive and its negatives share a batch, so their user is looked up once. The negatives are drawn
-    in user order, where the search in memory is fastest, and then permuted with their positives; they are kept
-    as 32-bit numbers where they fit, 4 · (1 + n) bytes per interaction.
+    in user order, where the search in memory is fastest, and then permuted with their positives. An epoch of more than
+    48 MiB is cut at random into blocks of whole batches, each drawn when its turn comes: then 4 bytes per interaction
+    are held, the block that it is in, beside one block.
 
     A user who has interacted with every item has no negatives and nothing to rank: such users are left out.
 
@@ -92,32 +98,36 @@ class TrainingBatches:
         self._by_kernel = on_cpu and library() is not None  # at the numbers of PyTorch
         offsets, items = train.csr()
         self._offsets, self._seen = offsets.to(device), items.to(device)
-        users = torch.repeat_interleave(
-            torch.arange(train.num_users, dtype=torch.int64, device="cpu"), offsets.diff()
-        ).to(device)
-        trainable = self.sampler.available[users]
-        every = bool(trainable.all())  # then the items of the lists are shared, not copied
-        self.users = users if every else users[trainable]  # [N], ascending
-        self.items = self._seen if every else self._seen[trainable]  # [N]
-        if len(self.users) == 0:
+        counts_of_users, available = self._offsets.diff(), self.sampler.available
+        self.items = self._seen  # [N], of users in ascending order: shared with the lists, not copied
+        self._starts = self._offsets  # [num_users + 1], of users in `items`
+        if not bool(available.all()):
+            self.items = self._seen[available.repeat_interleave(counts_of_users)]
+            self._starts = lengths_to_offsets(counts_of_users * available)
+        if len(self.items) == 0:
             raise ValueError(
                 "there is nothing to train on: each user has interacted with all items or with none"
             )
         size, steps = self.positives_per_batch, len(self)
         sizes = torch.full((steps,), size, dtype=torch.int64, device="cpu")
-        sizes[-1] -= steps * size - len(self.users)
+        sizes[-1] -= steps * size - len(self.items)
         self.positives_of_steps = sizes  # [steps], on all processes
+
+    @property
+    def users(self) -> Tensor:
+        """The user of each of `items`, ``[N]``, int64, ascending; made anew."""
+        return torch.repeat_interleave(self._starts.diff(), output_size=len(self.items))
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         if self._shares is not None:
             return len(self._shares[0])
-        return -(-len(self.users) // self.positives_per_batch)
+        return -(-len(self.items) // self.positives_per_batch)
 
     @property
     def samples(self) -> int:
         """Samples in an epoch of this process, positives and negatives."""
-        return len(self.users) * self.samples_of_positive
+        return len(self.items) * self.samples_of_positive
 
     @property
     def samples_of_all(self) -> int:
@@ -169,41 +179,84 @@ class TrainingBatches:
         if not 0 <= start <= len(self):
             raise ValueError(f"start = {start}: an epoch has {len(self)} batches")
         whole("per_chunk", per_chunk)
-        random = torch.Generator(self.device)
-        own = (self.rank,) if self.rank else ()
-        random.manual_seed(stream(self.seed, "epoch", number, *own).initial_seed())
+        if self._shares is None:
+            sizes = [self.positives_per_batch] * (len(self) - 1)
+            sizes.append(len(self.items) - sum(sizes))
+        else:
+            sizes = self._shares[0]
+        edges = [0, *accumulate(sizes)]
+        at_once = self._batches_of_block()
+        rows = None
+        if at_once < len(self):
+            kind = torch.int32 if len(self.items) < 2**31 else torch.int64
+            random = self._generator("blocks", number, *((self.rank,) if self.rank else ()))
+            rows = torch.randperm(len(self.items), generator=random, dtype=kind, device=self.device)
+        for block, first in enumerate(range(0, len(self), at_once)):
+            last = min(first + at_once, len(self))
+            if last > start:
+                own = None if rows is None else rows[edges[first] : edges[last]]
+                skip = max(0, start - first)
+                yield from self._block(number, block, own, sizes[first:last], skip, per_chunk, first)
+
+    def _batches_of_block(self) -> int:
+        """Batches whose samples are drawn at once; many batches in whole chunks of the powers of two up to 64."""
+        batch = self.positives_per_batch * (28 + 4 * self.negatives)  # bytes
+        at_once = max(1, _BLOCK_BYTES // batch)
+        return at_once if at_once < 64 else at_once // 64 * 64
+
+    def _generator(self, *names: str | int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(stream(self.seed, *names).initial_seed())
+
+    def _block(
+        self,
+        number: int,
+        block: int,
+        rows: Tensor | None,
+        sizes: list[int],
+        start: int,
+        per_chunk: int,
+        first: int,
+    ) -> Iterator[Batch]:
+        """Draw and give batches of the positives in `rows`, all by default, from batch `start` of the block on."""
+        of_rank = (self.rank,) if self.rank or block else ()
+        random = self._generator("epoch", number, *of_rank, *((block,) if block else ()))
         self.sampler.generator = random
-        shape = len(self.users), 1 + self.negatives
-        items = torch.empty(shape, dtype=self._item_type, device=self.device)  # [N, 1 + n]
+        if rows is None:
+            users, positives = self.users, self.items
+        else:
+            rows, users = _in_user_order(rows, self._starts)
+            positives = self.items[rows]
+        shape = len(users), 1 + self.negatives
+        items = torch.empty(shape, dtype=self._item_type, device=self.device)  # [B, 1 + n]
         use_huge_pages(items)
-        items[:, 0] = self.items
+        items[:, 0] = positives
         draw = draw_unseen if self._by_kernel else None
-        self.sampler.sample(self.users, self.negatives, out=items[:, 1:], draw=draw)
+        self.sampler.sample(users, self.negatives, out=items[:, 1:], draw=draw)
         order = torch.randperm(len(items), generator=random, dtype=torch.int64, device=self.device)
         if self._shares is not None:
-            sizes, weights = self._shares
-            for step, rows in enumerate(order.split(sizes)):
+            weights = self._shares[1][first:]
+            for step, some in enumerate(order.split(sizes)):
                 if step >= start:
                     yield Batch(
-                        self.users[rows][None], items[rows][None].to(torch.int64), weights[step : step + 1]
+                        users[some][None], items[some][None].to(torch.int64), weights[step : step + 1]
                     )
             return
         size = self.positives_per_batch
         filled = len(order) // size * size
         full = order[:filled].view(-1, size)[start:]  # [batches, P]
         last = order[None, filled:] if start <= filled // size else order[None, :0]
-        shared = self.sampler.shared(len(self), self.shared)[start:] if self.shared else None  # [batches, S]
+        shared = self.sampler.shared(len(sizes), self.shared)[start:] if self.shared else None  # [batches, S]
         done = 0
-        for rows in [*full.split(per_chunk), last]:
-            if not rows.numel():
+        for some in [*full.split(per_chunk), last]:
+            if not some.numel():
                 continue
             if self._by_kernel:
-                batch = Batch(*reorder(rows, self.users, items))
+                batch = Batch(*reorder(some, users, items))
             else:
-                batch = Batch(self.users[rows], items[rows].to(torch.int64))
+                batch = Batch(users[some], items[some].to(torch.int64))
             if shared is not None:
-                batch = self._with_shared(batch, shared[done : done + len(rows)])
-                done += len(rows)
+                batch = self._with_shared(batch, shared[done : done + len(some)])
+                done += len(some)
             yield batch
 
     def _with_shared(self, batch: Batch, shared: Tensor) -> Batch:
@@ -237,6 +290,16 @@ class TrainingBatches:
     def corrections(self) -> Corrections:
         """Logarithm of how often an item is expected among a positive's negatives, see `SampledSoftmax`."""
         return self.sampler.log_expected(self.shared or self.negatives, self.shared > 0)
+
+
+def _in_user_order(rows: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows ascending, and the user of each: user u's begin at ``starts[u]``."""
+    if rows.is_cpu:  # NumPy is several times as fast
+        ascending = np.sort(rows.numpy())
+        users = np.searchsorted(starts.numpy(), ascending, side="right") - 1
+        return torch.from_numpy(ascending), torch.from_numpy(users)
+    rows = rows.sort().values.to(torch.int64)
+    return rows, torch.searchsorted(starts, rows, right=True) - 1
 
 
 def distributed_batches(
@@ -273,7 +336,7 @@ def distributed_batches(
         batches = TrainingBatches(
             train, negative_sampling=negative_sampling, counts=counts, rank=rank(), **settings
         )
-    batches.balance_across_ranks(all_gather_object(len(batches.users)))
+    batches.balance_across_ranks(all_gather_object(len(batches.items)))
     return batches
 
 

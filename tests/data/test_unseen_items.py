@@ -8,6 +8,7 @@ from scipy.stats import chisquare
 
 from ncf.data import sampling
 from ncf.data.sampling import UnseenItems
+from ncf.kernels.native import draw_unseen, library
 
 SETS = st.integers(1, 12).flatmap(
     lambda size: st.tuples(st.just(size), st.lists(st.sets(st.integers(0, size - 1)), min_size=1, max_size=5))
@@ -171,3 +172,15 @@ def test_distinct_draws_are_those_of_plain_python(num: int, num_users: int, data
     users = torch.randint(9, (num_users,), generator=random)  # in no order
     drawn = build(size, sets).sample_distinct(users, num, torch.Generator().manual_seed(seed))
     assert drawn.tolist() == distinct_one_by_one(sets, size, users.tolist(), num, seed)
+
+
+@pytest.mark.skipif(library() is None, reason="there is no C compiler")
+@given(SETS, st.integers(1, 5), st.integers(0, 1000))
+def test_draws_in_c_are_those_in_pytorch(case: tuple[int, list[set[int]]], num: int, seed: int) -> None:
+    size, sets = case
+    unseen = build(size, sets)
+    users = torch.randint(len(sets), (30,), generator=torch.Generator().manual_seed(seed))
+    expected = unseen.sample(users, num, torch.Generator().manual_seed(seed))
+    out = torch.empty(30, num + 1, dtype=torch.int32)[:, 1:]  # rows that are apart
+    unseen.sample(users, num, torch.Generator().manual_seed(seed), out, draw_unseen)
+    assert torch.equal(out.to(torch.int64), expected)

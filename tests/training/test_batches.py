@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -54,11 +56,15 @@ def test_fault_10_no_negative_is_a_training_item_of_its_user(interactions: Inter
         assert not set(pairs[..., 1:].flatten().tolist()) & own
 
 
-def test_the_order_is_a_fresh_permutation_in_every_epoch() -> None:
-    batches = TrainingBatches(random_interactions(5, 8, 2), batch_size=10**6, negatives=1)
+@pytest.mark.parametrize("batches_at_once", [1, 2, 3])
+def test_the_order_is_a_fresh_permutation_in_every_epoch(
+    batches_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingBatches, "_batches_of_block", lambda self: batches_at_once)
+    batches = TrainingBatches(random_interactions(5, 8, 2), batch_size=8, negatives=1)
     firsts = torch.zeros(10, dtype=torch.int64)
     for epoch in range(1000):
-        (batch,) = batches.epoch(epoch)
+        batch = list(batches.epoch(epoch))[1]
         firsts[(batches.users * 8 + batches.items == batch.users[0, 0] * 8 + batch.items[0, 0, 0])] += 1
     assert chisquare(firsts.numpy()).pvalue > 1e-4
 
@@ -146,3 +152,58 @@ def test_the_softmax_corrects_by_how_often_items_are_drawn(
     present = seen > 0
     torch.testing.assert_close(seen[present].float(), expected[present], rtol=0.2, atol=40)
     assert float(expected[present].sum()) == pytest.approx(draws, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options", [{"negatives": 3}, {"shared_negatives": 5}, {"negative_sampling": "popularity"}]
+)
+@pytest.mark.parametrize("batches_at_once", [1, 4])
+def test_an_epoch_of_several_blocks(
+    interactions: Interactions, options: dict[str, Any], batches_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each positive once, whole batches, and the same batches wherever the epoch is resumed and however chunked."""
+    batches = TrainingBatches(interactions, batch_size=30, seed=5, **options)
+    whole_epoch = torch.cat([chunk.users.flatten() for chunk in batches.epoch(2)])
+    monkeypatch.setattr(TrainingBatches, "_batches_of_block", lambda self: batches_at_once)
+    single = list(batches.epoch(2))
+    assert len(single) == len(batches)
+    assert [chunk.users.shape[1] for chunk in single[:-1]] == [batches.positives_per_batch] * (
+        len(batches) - 1
+    )
+    pairs = torch.cat([(chunk.users * 60 + chunk.items[..., 0]).flatten() for chunk in single])
+    assert (
+        pairs.sort().values.tolist() == (interactions.users * 60 + interactions.items).sort().values.tolist()
+    )
+    assert not torch.equal(pairs // 60, whole_epoch)
+    seen = set(pairs.tolist())
+    for chunk in single:
+        assert not set((chunk.users[..., None] * 60 + chunk.items[..., 1:]).flatten().tolist()) & seen
+    for start in range(len(batches) + 1):
+        for per_chunk in (1, 3):
+            found = [
+                batch
+                for chunk in batches.epoch(2, start, per_chunk)
+                for batch in zip(chunk.users, chunk.items, strict=True)
+            ]
+            assert len(found) == len(batches) - start
+            for (users, items), chunk in zip(found, single[start:], strict=True):
+                assert torch.equal(users, chunk.users[0])
+                assert torch.equal(items, chunk.items[0])
+
+
+def test_a_process_with_few_interactions_has_empty_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingBatches, "_batches_of_block", lambda self: 2)
+    train = Interactions.from_arrays([0, 1, 2], [0, 1, 2])
+    batches = TrainingBatches(train, batch_size=50, rank=1)
+    batches.balance_across_ranks([97, 3])
+    chunks = list(batches.epoch(0))
+    assert len(chunks) == len(batches) == 10
+    assert sorted(int(user) for chunk in chunks for user in chunk.users.flatten()) == [0, 1, 2]
+    assert sum(chunk.users.numel() == 0 for chunk in chunks) >= 7
+
+
+def test_blocks_have_whole_chunks_and_are_small() -> None:
+    train = random_interactions(10, 50, 5)
+    assert TrainingBatches(train, batch_size=2045)._batches_of_block() % 64 == 0
+    assert TrainingBatches(train, batch_size=10**9)._batches_of_block() == 1
+    assert 409 * 44 * TrainingBatches(train, batch_size=2045)._batches_of_block() <= 1 << 26
