@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import struct
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from os import PathLike
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ncf.data.columns import from_tensor, id_column, kind, to_tensor
+from ncf.data.columns import from_tensor
 from ncf.data.interactions import Interactions
 from ncf.data.splitting import Split
-from ncf.data.vocabulary import HashedVocabulary, Vocabulary
+from ncf.data.vocabulary import HashedVocabulary
 from ncf.distributed.collectives import raise_on_all_ranks
+from ncf.inference.answers import Neighbours, Recommendations
+from ncf.inference.raw_ids import RawIds, column_of, pairs
 from ncf.kernels.reference import largest_k
 from ncf.models.scoring import SupportsScore, inference_scorer, unwrap_model
 from ncf.utils.checks import whole
@@ -27,78 +25,6 @@ from ncf.utils.jagged import lengths_to_offsets, select_lists
 
 Unknown = Literal["raise", "popular", "prior", "skip"]
 Lists = tuple[Tensor, Tensor]  # offsets [R + 1] and items, ascending within a row
-
-
-@dataclass(frozen=True, eq=False)
-class Recommendations:
-    """The best items of each user, best first; ``items, scores = recommend(...)`` unpacks them.
-
-    Args:
-        users: raw ids, ``[U]``; ``None`` for a list that answers a history.
-        items: raw item ids per user; fewer than ``k`` where fewer may be offered.
-        scores: their scores, ``[U, k]``; ``-inf`` past the end of a shorter list.
-        sources: what made each list: ``"model"``, ``"history"``, ``"popularity"``, ``"prior"``, or ``"skipped"``.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.inference import Recommendations
-        >>> lists = Recommendations(["ann"], [["tea", "milk"]], torch.tensor([[0.75, 0.25]]), ["model"])
-        >>> lists.to_arrow().to_pylist()[1]
-        {'user': 'ann', 'rank': 1, 'item': 'milk', 'score': 0.25, 'source': 'model'}
-    """
-
-    users: list[Any]
-    items: list[list[Any]]
-    scores: Tensor
-    sources: list[str]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.items, self.scores))
-
-    def __repr__(self) -> str:
-        return f"Recommendations({len(self)} users, up to {self.scores.shape[1]} items each)"
-
-    def to_arrow(self) -> Any:
-        """Return a `pyarrow.Table` with a row per user and item: user, rank (0 is best), item, score, source."""
-        lengths = [len(listed) for listed in self.items]
-        rows = [row for row, length in enumerate(lengths) for _ in range(length)]
-        ranks = [rank for length in lengths for rank in range(length)]
-        return pa.table(
-            {
-                "user": [self.users[row] for row in rows],
-                "rank": pa.array(ranks, pa.int64()),
-                "item": [item for listed in self.items for item in listed],
-                "score": pa.array(self.scores[rows, ranks].tolist(), pa.float64()),
-                "source": pa.array([self.sources[row] for row in rows], pa.string()),
-            }
-        )
-
-    def to_pandas(self) -> Any:
-        """Return the table of `to_arrow` as a `pandas.DataFrame`."""
-        return self.to_arrow().to_pandas()
-
-
-class Neighbours(NamedTuple):
-    """Items and how near they are, nearest first.
-
-    Args:
-        items: raw item ids, one list for each given item.
-        scores: ``[n, k]``, float32; ``-inf`` past the end of a shorter list.
-
-    Example::
-
-        >>> from ncf import GMF, Recommender
-        >>> near = Recommender(GMF(5, 20)).similar([3], k=4)
-        >>> len(near.items[0]), near.scores.shape
-        (4, torch.Size([1, 4]))
-    """
-
-    items: list[list[Any]]
-    scores: Tensor
 
 
 class Recommender:
@@ -146,7 +72,7 @@ class Recommender:
         self.model = unwrap_model(model)
         self._scorer = inference_scorer(model)
         with raise_on_all_ranks(self._scorer.distributed):
-            sides = [_Ids(self.model, seen, side) for side in ("user", "item")]
+            sides = [RawIds(self.model, seen, side) for side in ("user", "item")]
             self._users, self._items = sides
             self._seen: Lists | None = None if seen is None else self._lists(seen, "seen")
             self.popularity = self._counts() if popularity is None else popularity
@@ -434,7 +360,7 @@ class Recommender:
         if users is None:
             rows = torch.arange(self.num_users, dtype=torch.int64, device="cpu")
             return self._users.decode(rows), rows
-        column = _column(users, "users")
+        column = column_of(users, "users")
         rows = self._users.find(column, "users")
         if unknown == "raise":
             self._users.check(
@@ -451,7 +377,7 @@ class Recommender:
     def _lists(self, by_user: Interactions | Mapping[Any, Any], name: str) -> Lists:
         """The items of every user in the model's numbering, unknown users and items left out."""
         if isinstance(by_user, Mapping):
-            users, items = _pairs(by_user, name)
+            users, items = pairs(by_user, name)
             return self._by_row(self._users.find(users, name), self._items.find(items, name), self.num_users)
         if not isinstance(by_user, Interactions):
             raise TypeError(f"{name} must be Interactions or {{user: items}}, got {type(by_user).__name__}")
@@ -594,148 +520,6 @@ def recommend(
     seen = exclude if isinstance(exclude, Interactions) else None
     listed = None if seen is not None else exclude
     return Recommender(model, seen=seen).recommend(users, k, exclude=listed, items=items, unknown=unknown)
-
-
-class _Ids:
-    """The raw ids of one side, and their numbers in the model."""
-
-    def __init__(self, model: object, seen: object, side: str) -> None:
-        self.side = side
-        own: Vocabulary | None = getattr(model, f"{side}_ids", None)
-        self.vocabulary: Vocabulary | None = getattr(seen, f"{side}_ids", None) if own is None else own
-        size = getattr(model, f"num_{side}s", None) if own is None else len(own)
-        if size is None:
-            size = getattr(seen, f"num_{side}s", None)
-        if size is None:
-            raise ValueError(
-                f"{type(model).__name__} does not say its num_{side}s: give interactions with the same ids"
-            )
-        self.size = int(size)
-
-    def find(self, raw: Any, name: str) -> Tensor:
-        """Numbers of raw ids, ``[N]``, -1 for an unknown one."""
-        column = _column(raw, name)
-        if not len(column):
-            return torch.empty(0, dtype=torch.int64, device="cpu")
-        if self.vocabulary is None:
-            if kind(column) == "strings":
-                raise ValueError(
-                    f"{name} holds strings, but there is no vocabulary: give numbers below {self.size}"
-                )
-            numbers = to_tensor(column)
-            return torch.where((numbers >= 0) & (numbers < self.size), numbers, -1)
-        if isinstance(self.vocabulary, HashedVocabulary):
-            return self.vocabulary.find(column, name)
-        values = self.vocabulary.values
-        if column.type != values.type:
-            raise ValueError(f"{name} holds {kind(column)}, the vocabulary {kind(values)}: convert them")
-        if len(column) * 100 > len(values):  # hashes the whole vocabulary
-            return to_tensor(pc.index_in(column, value_set=values).fill_null(-1))
-        return torch.tensor(
-            [self._search(one) for one in column.to_pylist()], dtype=torch.int64, device="cpu"
-        )
-
-    def find_all(self, raw: Any, name: str) -> Tensor:
-        """Numbers of raw ids, ``[N]``; all must be known."""
-        column = _column(raw, name)
-        numbers = self.find(column, name)
-        self.check(numbers, column, name)
-        return numbers
-
-    def known(self, raw: Any, name: str) -> Tensor:
-        """Numbers of those raw ids that are known."""
-        numbers = self.find(raw, name)
-        return numbers[numbers >= 0]
-
-    def check(self, numbers: Tensor, column: Any, name: str, remedy: str = "") -> None:
-        """Raise for the first unknown id."""
-        unknown = (numbers < 0).nonzero()
-        if not len(unknown):
-            return
-        row = int(unknown[0])
-        if self.vocabulary is None:
-            raise ValueError(
-                f"{name}[{row}] = {column[row].as_py()} is out of range for num_{self.side}s = {self.size}: "
-                f"ids go from 0 to {self.size - 1}{remedy}"
-            )
-        raise ValueError(
-            f"{name}[{row}] = {column[row].as_py()!r} is not among the {len(self.vocabulary)} known ids{remedy}"
-        )
-
-    def check_size(self, ids: Vocabulary | None, interactions: Interactions, name: str) -> None:
-        """Raise where one side has numbers only, and not as many as the other."""
-        size = getattr(interactions, f"num_{self.side}s")
-        if (ids is None or self.vocabulary is None or ids is self.vocabulary) and size != self.size:
-            raise ValueError(
-                f"num_{self.side}s differs: {self.size} in the model, {size} in {name}; with raw ids on both "
-                "sides the numbers need not be equal"
-            )
-
-    def renumber(self, numbers: Tensor, ids: Vocabulary | None, name: str) -> Tensor:
-        """Numbers in another vocabulary as numbers in this one, -1 where it has no such raw id."""
-        own = self.vocabulary
-        if ids is None or own is None or ids is own or ids.fingerprint == own.fingerprint:
-            return numbers
-        return self.find(ids, f"{name}.{self.side}_ids")[numbers]
-
-    def decode(self, numbers: Tensor) -> list[Any]:
-        """Raw ids of numbers, ``[N]``."""
-        listed: list[Any] = numbers.tolist() if self.vocabulary is None else self.vocabulary.decode(numbers)
-        return listed
-
-    @cached_property
-    def _order(self) -> Any:
-        """Places of the raw ids in ascending order; ``None`` where they are in that order."""
-        assert self.vocabulary is not None
-        values = self.vocabulary.values
-        ascends = len(values) < 2 or pc.all(pc.less(values[:-1], values[1:])).as_py()
-        return None if ascends else to_tensor(pc.sort_indices(values))
-
-    def _search(self, raw: Any) -> int:
-        assert self.vocabulary is not None
-        values, order = self.vocabulary.values, self._order
-        place = bisect_left(
-            range(len(values)), raw, key=lambda n: values[n if order is None else int(order[n])].as_py()
-        )
-        if place == len(values):
-            return -1
-        number = place if order is None else int(order[place])
-        return number if values[number].as_py() == raw else -1
-
-
-def _column(raw: Any, name: str) -> Any:
-    """One raw id, a vocabulary, or a column of raw ids as an Arrow array."""
-    if isinstance(raw, Vocabulary):
-        return raw.values
-    one = raw[0] if isinstance(raw, list) and len(raw) == 1 else raw
-    if isinstance(one, (str, int)) and not isinstance(one, bool):
-        try:
-            return _column_of_one(one)
-        except (struct.error, UnicodeError):
-            raw = [one]  # for the error that names it
-    return id_column(raw, name)
-
-
-def _column_of_one(raw: str | int) -> Any:
-    """Build the array of `id_column` for one id; from a list that imports pandas, where it is installed: 40 MB."""
-    if isinstance(raw, int):
-        return pa.Array.from_buffers(pa.int64(), 1, [None, pa.py_buffer(struct.pack("q", raw))])
-    text = raw.encode()
-    ends = struct.pack("qq", 0, len(text))
-    return pa.Array.from_buffers(pa.large_string(), 1, [None, pa.py_buffer(ends), pa.py_buffer(text)])
-
-
-def _pairs(by_user: Mapping[Any, Any], name: str) -> tuple[Any, Any]:
-    """Users and items of ``{user: items}``, a row per item."""
-    users, items = [], []
-    for user, listed in by_user.items():
-        column = _column(listed, f"{name}[{user!r}]")
-        users += [user] * len(column)
-        items.append(column)
-    filled = [column for column in items if len(column)]
-    if len({column.type for column in filled}) > 1:
-        raise ValueError(f"{name} holds whole numbers and strings as items: convert them")
-    return users, pa.concat_arrays(filled) if filled else []
 
 
 def _union(parts: list[Lists], num_items: int) -> Lists:

@@ -376,7 +376,7 @@ class Scorer(Ranker):
         return super().top_k(users, k, items, left_out) if selected is None else selected
 
     def _kernel(self, catalogue: bool = False) -> PackedTables | FusedTables | None:
-        """What ranks without a table of scores; a catalogue without an MLP is a product of matrices on a CPU."""
+        """Return what ranks without a table of scores: not for a catalogue whose scores are a matrix product."""
         if self._fused is not None:
             return self._fused
         return None if catalogue and self._tables is not None else self._packed
