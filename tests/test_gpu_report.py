@@ -91,6 +91,7 @@ def _measured(sizes: dict[str, Any], broken: str | None) -> dict[str, Any]:
         return gpu.measure(0.0, torch.device("cpu"), gpu.Sizes(**sizes), tests=())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @needs_triton
 def test_everything_that_a_gpu_is_measured_by_runs(interpreter: Interpreter) -> None:
     """So that the first GPU does not fail for a reason that a CPU can show."""
@@ -121,6 +122,7 @@ def test_everything_that_a_gpu_is_measured_by_runs(interpreter: Interpreter) -> 
     assert "## Failures\n\nNone.\n" in report(found)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @needs_triton
 def test_a_part_that_fails_is_reported_and_the_others_go_on(interpreter: Interpreter) -> None:
     found = interpreter(_measured, TINY | {"samples": ()}, "training")

@@ -17,7 +17,7 @@ from ncf.distributed.sharding import (
     _optimizer_by_size as optimizer_by_size,
 )  # what `shard` takes without a name
 from ncf.distributed.sharding import _types_by_table as types_by_table
-from ncf.distributed.sharding import count_steps, fused_class, planner_of, shard
+from ncf.distributed.sharding import count_steps, fused_class, planner_of, shard, start_processes
 from ncf.training.losses import binary_cross_entropy
 from ncf.training.optimizers import RowSparse, make_optimizer, state_tensors
 from ncf.utils.warnings import silence_torchrec, suppress_warnings
@@ -159,14 +159,15 @@ def test_fbgemm_is_told_the_number_of_steps() -> None:
     launch(counted, 1)
 
 
-def with_cuda_types(rank: int, world: int, optimizer: str, folder: Path) -> None:
-    """Scores, six steps, and a checkpoint that is read under another plan."""
-    device = torch.device("cuda", rank)
-    for number, kind in enumerate(["row_wise", "table_row_wise", "table_wise", "column_wise"]):
+def steps_and_checkpoints(
+    rank: int, world: int, optimizer: str, kinds: tuple[str, ...], folder: Path
+) -> None:
+    """Scores, six steps, and a checkpoint that is read under every plan."""
+    device = start_processes()
+    for number, kind in enumerate(kinds):
         local = build().to(device)
-        sharded: Any = shard(build("meta"), kind, optimizer=optimizer, learning_rate=0.01, verbose=False)  # type: ignore[arg-type]
-        check_tables(sharded, local.cpu(), 0)
-        local = local.to(device)
+        sharded = _sharded(kind, optimizer)
+        check_tables(sharded, local, 1e-6)
         users, items = (ids.to(device) for ids in batch(rank, 0))
         with torch.no_grad():
             torch.testing.assert_close(sharded(users, items), local(users, items), atol=1e-5, rtol=0)
@@ -175,52 +176,61 @@ def with_cuda_types(rank: int, world: int, optimizer: str, folder: Path) -> None
         count_steps(sharded, 0)
         for step in range(6):
             losses = [
-                binary_cross_entropy(local(*(t.to(device) for t in batch(peer, step))))
+                binary_cross_entropy(local(*(ids.to(device) for ids in batch(peer, step))))
                 for peer in range(world)
             ]
             own.zero_grad()
             torch.stack(losses).mean().backward()
             own.step()
             dense.zero_grad()
-            binary_cross_entropy(sharded(*(t.to(device) for t in batch(rank, step)))).backward()
+            binary_cross_entropy(sharded(*(ids.to(device) for ids in batch(rank, step)))).backward()
             dense.step()
         if optimizer == "adamw":
-            check_tables(sharded, local.cpu(), 1e-4)
-        state = {f"model.{name}": value for name, value in sharded.module.state_dict().items()}
-        Checkpoints(folder / kind).save(state | state_tensors(sharded, dense), {}, step=number)
-        for other in ("table_wise", "row_wise", "column_wise"):
-            again: Any = shard(build("meta"), other, optimizer=optimizer, learning_rate=0.01, verbose=False)  # type: ignore[arg-type]
+            check_tables(sharded, local, 1e-3)
+        Checkpoints(folder / kind).save(_state(sharded, dense), {}, step=number)
+        newest = Checkpoints(folder / kind).latest()
+        assert newest is not None
+        for other in kinds:
+            again = _sharded(other, optimizer)
             with torch.no_grad():
                 for value in again.parameters():
                     value.zero_()
-            newest = Checkpoints(folder / kind).latest()
-            assert newest is not None
-            states = state_tensors(again, make_optimizer(again, "adamw", learning_rate=0.01))
-            newest.read(
-                {f"model.{name}": value for name, value in again.module.state_dict().items()} | states
-            )
+            newest.read(_state(again, make_optimizer(again, "adamw", learning_rate=0.01)))
             with torch.no_grad():
                 torch.testing.assert_close(again(users, items), sharded(users, items), atol=1e-6, rtol=0)
+
+
+def _sharded(kind: str, optimizer: str) -> Any:
+    return shard(build("meta"), kind, optimizer=optimizer, learning_rate=0.01, verbose=False)  # type: ignore[arg-type]
+
+
+def _state(sharded: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    weights = {f"model.{name}": value for name, value in sharded.module.state_dict().items()}
+    return weights | state_tensors(sharded, optimizer)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_gpus_are_tested_by_runs(tmp_path: Path) -> None:
+    """Under the types and the optimizer that CPUs have."""
+    launch(steps_and_checkpoints, 2, "rowwise_adagrad", ("table_wise", "column_wise"), tmp_path)
 
 
 @needs_gpu
 @pytest.mark.parametrize("optimizer", ["adamw", "partial_rowwise_adamw", "rowwise_adagrad"])
 def test_one_gpu(tmp_path: Path, optimizer: str) -> None:
-    launch(with_cuda_types, 1, optimizer, tmp_path)
+    launch(steps_and_checkpoints, 1, optimizer, tuple(CUDA_TYPES[1:]), tmp_path)
 
 
 @needs_gpus
 @pytest.mark.parametrize("optimizer", ["adamw", "partial_rowwise_adamw", "rowwise_adagrad"])
 def test_two_gpus(tmp_path: Path, optimizer: str) -> None:
-    launch(with_cuda_types, 2, optimizer, tmp_path)
+    launch(steps_and_checkpoints, 2, optimizer, tuple(CUDA_TYPES[1:]), tmp_path)
 
 
 def cut_by_rows(rank: int, world: int, folder: Path) -> None:
     """Tables cut by rows, which TorchRec has on GPUs only: written so, read whole, by columns, and by other rows."""
     import torch.distributed as dist
     from torch.distributed._shard.sharded_tensor import Shard, init_from_local_shards
-
-    from ncf.distributed.sharding import start_processes
 
     start_processes()
     whole = {"model.table": torch.arange(11 * 4.0).view(11, 4), "fused.table.momentum1": torch.arange(11.0)}
@@ -248,5 +258,6 @@ def cut_by_rows(rank: int, world: int, folder: Path) -> None:
         assert torch.equal(part.tensor, value[:3] if rank == 0 else value[3:])
 
 
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs or none")
 def test_a_checkpoint_of_tables_cut_by_rows_is_read_under_other_cuts(tmp_path: Path) -> None:
     launch(cut_by_rows, 2, tmp_path)
