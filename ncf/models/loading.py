@@ -311,26 +311,11 @@ class _OnMeta(TorchFunctionMode):
     """
 
     _NEW = frozenset(
-        (
-            torch.empty,
-            torch.zeros,
-            torch.ones,
-            torch.full,
-            torch.rand,
-            torch.randn,
-            torch.tensor,
-            torch.arange,
-        )
+        getattr(torch, name)
+        for name in ["empty", "zeros", "ones", "full", "rand", "randn", "tensor", "arange"]
     )
     _LIKE = frozenset(
-        (
-            torch.empty_like,
-            torch.zeros_like,
-            torch.ones_like,
-            torch.full_like,
-            torch.rand_like,
-            torch.randn_like,
-        )
+        getattr(torch, f"{name}_like") for name in ["empty", "zeros", "ones", "full", "rand", "randn"]
     )
     # Not called: Python implements them on the meta device, and brings in PyTorch's compiler: 200 MB for no value.
     _VALUES = frozenset(
