@@ -247,21 +247,23 @@ def tune(
     at. A trial begins with a fourth of its epochs. It is stopped there if its NDCG is below the median of those that
     were not stopped, five at least. Ctrl-C ends the search; the trials that ended before are returned.
 
-    | setting | range |
-    |---|---|
-    | ``losses`` | bce, softmax, or both |
-    | ``factors`` | 32, 64, 128, 256 |
-    | ``epochs``, ``softmax_epochs`` | 5 to 40 |
-    | ``negatives`` | 2 to 16 |
-    | ``learning_rate`` | 0.001 to 0.01 |
-    | ``weight_decay`` | 0.02 to 1 |
-    | ``temperature`` | 0.05 to 0.3 |
-    | ``spectral`` | none, a fourth, half or all of the columns of the recipe |
-    | ``layers`` (NeuMF, MLP) | 64-32-16, 128-64-32 |
-    | ``mlp_epochs``, ``mlp_negatives`` | 3 to 20, 2 to 8 |
-    | ItemKNN | ``neighbours`` 5 to 500, ``shrinkage`` 0 to 50 |
-    | EASE | ``regularization`` 1 to 5000 |
-    | ALS | ``factors`` 16 to 256, ``regularization`` 0.1 to 300, ``alpha`` 0.5 to 50 |
+    =================================  =========================================================================
+    setting                            range
+    =================================  =========================================================================
+    ``losses``                         bce, softmax, or both
+    ``factors``                        32, 64, 128, 256
+    ``epochs``, ``softmax_epochs``     5 to 40
+    ``negatives``                      2 to 16
+    ``learning_rate``                  0.001 to 0.01
+    ``weight_decay``                   0.02 to 1
+    ``temperature``                    0.05 to 0.3
+    ``spectral``                       none, a fourth, half or all of the columns of the recipe
+    ``layers`` (NeuMF, MLP)            64-32-16, 128-64-32
+    ``mlp_epochs``, ``mlp_negatives``  3 to 20, 2 to 8
+    ItemKNN                            ``neighbours`` 5 to 500, ``shrinkage`` 0 to 50
+    EASE                               ``regularization`` 1 to 5000
+    ALS                                ``factors`` 16 to 256, ``regularization`` 0.1 to 300, ``alpha`` 0.5 to 50
+    =================================  =========================================================================
 
     Args:
         split: the training set and the validation set.
