@@ -11,6 +11,7 @@ from ncf.data.candidates import Catalogue
 from ncf.data.interactions import Interactions
 from ncf.evaluation.evaluator import check_known_ids
 from ncf.evaluation.intervals import Interval, normal_interval
+from ncf.evaluation.significance import PairedTest, paired_values
 from ncf.models.scoring import SupportsScore, inference_scorer, unwrap_model
 from ncf.utils.checks import whole
 from ncf.utils.html import html_table
@@ -65,6 +66,30 @@ class ListStatistics:
         """Confidence interval of the mean of ``"popularity"``, ``"novelty"`` or ``"diversity"`` over users."""
         return normal_interval(getattr(self, name), confidence=confidence)
 
+    def test(self, other: ListStatistics, name: str) -> PairedTest:
+        """Test whether another model's lists for the same users differ, as `paired_test` does for ranks.
+
+        Args:
+            other: of the other model.
+            name: ``"popularity"``, ``"novelty"`` or ``"diversity"``.
+
+        Returns:
+            `PairedTest` of this model less the other, with the p-value as it comes: adjust several by `holm`.
+
+        Raises:
+            ValueError: if the name is another, or a statistic is missing, or users or lengths of lists differ.
+        """
+        if name not in ("popularity", "novelty", "diversity"):
+            raise ValueError(f'name = {name!r}: choose "popularity", "novelty" or "diversity"')
+        if not torch.equal(self.users, other.users) or self.items.shape != other.items.shape:
+            raise ValueError("users or lengths of lists differ: give lists of the same catalogue and k")
+        mine, theirs = getattr(self, name), getattr(other, name)
+        if mine is None or theirs is None:
+            raise ValueError(
+                "diversity was not computed: give list_statistics the same item_features for both"
+            )
+        return paired_values(f"{name}@{self.items.shape[1]}", mine - theirs)
+
     def _rows(self) -> list[list[str]]:
         rows = [["coverage", f"{self.coverage:.3f}", ""], ["Gini of exposure", f"{self.gini:.3f}", ""]]
         for name in ("popularity", "novelty", "diversity"):
@@ -107,7 +132,7 @@ def list_statistics(
             table. An item without features is similar to no other.
 
     Returns:
-        `ListStatistics`. Two models' values are paired by user: ``sign_flip_p_value(first.novelty - second.novelty)``.
+        `ListStatistics`. ``first.test(second, "novelty")`` compares two models user by user.
 
     Raises:
         ValueError: if the catalogue, ``train`` and ``item_features`` have other numbers of items, or ``k`` is no whole

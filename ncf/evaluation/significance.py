@@ -103,9 +103,14 @@ def paired_test(
     if first.k != second.k:
         raise ValueError(f"k differs, {first.k} and {second.k}: use `ranking.at(k)` to bring both to one")
     differences = first.values(metric) - second.values(metric)  # [U]
+    return paired_values(metric_label(metric, first.k), differences, resamples=resamples, seed=seed)
+
+
+def paired_values(label: str, differences: Tensor, *, resamples: int = 10_000, seed: int = 0) -> PairedTest:
+    """Test differences of two models, ``[U]``, float64, one per user; see `paired_test`."""
     interval = normal_interval(differences) if len(differences) > 1 else Interval(-1.0, 1.0)
     p_value = sign_flip_p_value(differences, resamples=resamples, seed=seed)
-    return PairedTest(metric_label(metric, first.k), float(differences.mean()), interval, p_value)
+    return PairedTest(label, float(differences.mean()), interval, p_value)
 
 
 def sign_flip_p_value(differences: Tensor, *, resamples: int = 10_000, seed: int = 0) -> float:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ncf import GMF, Interactions, ItemPop, list_statistics, split_by_ratio, whole_catalogue
 from ncf.evaluation.beyond_accuracy import ListStatistics
+from ncf.evaluation.intervals import normal_interval
+from ncf.evaluation.significance import sign_flip_p_value
 
 
 def _split(seed: int = 0) -> tuple[Interactions, object]:
@@ -84,3 +86,23 @@ def test_one_item_for_all_covers_least_and_is_most_unequal() -> None:
     each = ListStatistics(torch.arange(4), torch.arange(4)[:, None], 4, ones, ones, None)
     assert (same.coverage, same.gini) == (0.25, 0.75)
     assert (each.coverage, each.gini) == (1.0, 0.0)
+
+
+def test_two_models_lists_are_compared_user_by_user() -> None:
+    train, catalogue = _split()
+    features = torch.eye(train.num_items)
+    popular = list_statistics(ItemPop(train), catalogue, train)
+    other = list_statistics(GMF(train.num_users, train.num_items, init_std=1.0), catalogue, train)
+    found = popular.test(other, "novelty")
+    differences = popular.novelty - other.novelty
+    assert found.metric == "novelty@10"
+    assert found.difference == pytest.approx(float(differences.mean()))
+    assert found.interval == normal_interval(differences)
+    assert found.p_value == sign_flip_p_value(differences) < 0.01
+    assert popular.test(popular, "popularity").p_value == 1.0
+    with pytest.raises(ValueError, match="name = 'coverage'"):
+        popular.test(other, "coverage")
+    with pytest.raises(ValueError, match="diversity was not computed"):
+        popular.test(list_statistics(ItemPop(train), catalogue, train, item_features=features), "diversity")
+    with pytest.raises(ValueError, match="lengths of lists differ"):
+        popular.test(list_statistics(ItemPop(train), catalogue, train, k=3), "novelty")
