@@ -1,6 +1,6 @@
 """Retrain every week, or continue: MovieLens-100K, whose last tenth in time is the new week.
 
-    python examples/weekly.py [--seeds 5]
+    python examples/weekly.py [--seeds 20]
 
 A model is trained on the first nine tenths and saved. With the last tenth come new users and films: `extend` gives the
 model rows for them, and the training continues on the new interactions and a share of the old ones. A full retrain on
@@ -29,8 +29,8 @@ from ncf.datasets import movielens
 def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--replay", type=float, default=0.1)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--replay", type=float, default=0.05)
     args = parser.parse_args()
     everything = movielens.load("100k").interactions
     # Evaluated is the last interaction, which no training has, of each user of the new week.
@@ -68,8 +68,9 @@ def main() -> None:
         train = grown.with_replay(old, args.replay, seed=seed)
         now = Trainer(
             grown.model,
-            epochs=4,
-            learning_rate=4e-3,
+            epochs=3,
+            batch_size=256,  # so few interactions would be few steps
+            learning_rate=8e-3,
             weight_decay=1e-5,
             selection="last",
             seed=seed,
