@@ -182,7 +182,7 @@ def planner_of(model: Any, types: Mapping[str, str], device: str, world: int, lo
 
 
 def fused_class(name: str) -> type[torch.optim.Optimizer]:
-    """The class by which TorchRec tells FBGEMM what to fuse into a table's backward.
+    """The class that TorchRec hands to FBGEMM, to be fused into a table's backward.
 
     Example::
 

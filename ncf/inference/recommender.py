@@ -193,7 +193,7 @@ class Recommender:
     ) -> Recommendations:
         if users is not None or isinstance(exclude, (Interactions, Mapping)):
             raise ValueError(
-                "history is of nobody known: give no users with it, and items to exclude as a list"
+                "history is of someone unknown: give no users with it, and items to exclude as a list"
             )
         offered = self._offered(items)
         if exclude is not None:

@@ -152,7 +152,7 @@ class FusedTables:
         return of_all, items_of_all
 
     def _ranked(self, ranks: Tensor, users: Tensor, *items: Tensor) -> bool:
-        """Return False where a score is NaN, which a look at the scores tells."""
+        """Return False where a score is NaN: the scores say which."""
         if not bool((ranks < 0).any()):
             return True
         self._check_known(users, *items)

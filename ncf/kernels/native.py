@@ -242,7 +242,7 @@ def draw_unseen(
 
 
 def reorder(order: Tensor, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows of users and items in an order, as PyTorch's indexing does, with memory asked for ahead.
+    """Return rows of users and items in an order, as PyTorch's indexing does, with prefetched memory.
 
     Args:
         order: rows, of any shape, int64.
@@ -276,7 +276,7 @@ def reorder(order: Tensor, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor
     return to_users, to_items
 
 
-def refuse(failed: int, users: Tensor, items: Tensor, num_users: int, num_items: int) -> None:
+def raise_kernel_error(failed: int, users: Tensor, items: Tensor, num_users: int, num_items: int) -> None:
     """Raise the exception for a kernel's return code; -1 means success.
 
     Args:
@@ -293,9 +293,9 @@ def refuse(failed: int, users: Tensor, items: Tensor, num_users: int, num_items:
     Example::
 
         >>> import torch
-        >>> from ncf.kernels.native import refuse
-        >>> refuse(-1, torch.tensor([0, 1]), torch.tensor([[2, 3], [4, 9]]), num_users=5, num_items=5)
-        >>> refuse(2 + 3, torch.tensor([0, 1]), torch.tensor([[2, 3], [4, 9]]), num_users=5, num_items=5)
+        >>> from ncf.kernels.native import raise_kernel_error
+        >>> raise_kernel_error(-1, torch.tensor([0, 1]), torch.tensor([[2, 3], [4, 9]]), num_users=5, num_items=5)
+        >>> raise_kernel_error(2 + 3, torch.tensor([0, 1]), torch.tensor([[2, 3], [4, 9]]), num_users=5, num_items=5)
         Traceback (most recent call last):
         IndexError: item 9 is out of range: ids go from 0 to 4
     """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ncf.kernels.native import Tables, lanes_for, library, refuse
+from ncf.kernels.native import Tables, lanes_for, library, raise_kernel_error
 from ncf.kernels.scoring_tables import ScoringTables, check_pairs
 
 _COLUMNS = 64  # COLUMNS of sift.h
@@ -41,7 +41,7 @@ def fits(tables: ScoringTables) -> bool:
 class PackedTables:
     """Scoring tables in the kernel's layout, copied: rows side by side, weights in panels, all padded with zeros.
 
-    A pair's score has the same bits whoever else is scored, on however many threads.
+    A pair's score has the same bits whatever else is scored, on any number of threads.
 
     Args:
         tables: for which `fits` holds.
@@ -137,7 +137,7 @@ class PackedTables:
         def work(mine: slice) -> None:
             some, lists = users[mine], candidates if shared else candidates[mine]
             answer = self._call("ncf_score", some, lists, 0 if shared else width, width, scores[mine])
-            refuse(answer, some, lists.view(-1, width), len(self._users), len(self._items))
+            raise_kernel_error(answer, some, lists.view(-1, width), len(self._users), len(self._items))
 
         if scores.numel():
             _in_parts(work, len(users), width)
@@ -153,7 +153,7 @@ class PackedTables:
 
         Returns:
             Ranks and numbers of distinct candidates, both ``[U]``, int64; ``None`` if an id is unknown or a score not
-            a number, which a look at the scores tells.
+            a number: the scores say which.
 
         Raises:
             ValueError: if shapes or types do not fit together.

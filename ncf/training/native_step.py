@@ -21,7 +21,7 @@ from ncf.kernels.native import (
     address,
     lanes_for,
     library,
-    refuse,
+    raise_kernel_error,
     use_huge_pages,
 )
 from ncf.models.neural import GMF, MLP, MatrixFactorization, NeuMF
@@ -168,7 +168,7 @@ class NativeStep:
         known = self._model.num_users, self._model.num_items
         if shared is not None and failed >= users.numel() + items.numel():
             items, samples_per_positive = torch.cat([items.view(-1), shared.view(-1)])[:, None], 1
-        refuse(failed, users.view(-1), items.view(-1, samples_per_positive), *known)
+        raise_kernel_error(failed, users.view(-1), items.view(-1, samples_per_positive), *known)
         for count in counts:
             count += len(rates)
         return losses

@@ -1,4 +1,4 @@
-"""One training run: its record, the memory it needs, how it goes on by an epoch, what is selected and kept."""
+"""One training run: its record, the memory it needs, how an epoch runs, what is selected and kept."""
 
 from __future__ import annotations
 

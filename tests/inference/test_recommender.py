@@ -213,7 +213,7 @@ def test_a_history_in_place_of_a_user(name: str, bought: Interactions) -> None:
         assert both.items[row] == [item for item in expected.items[row] if item not in hidden][:4]
         alone = recommender.recommend(history=basket, k=3, exclude_seen=False)
         assert alone.items[0] == expected.items[row][:3]
-    with pytest.raises(ValueError, match="history is of nobody known"):
+    with pytest.raises(ValueError, match="history is of someone unknown"):
         recommender.recommend("u1", history=["i00"])
 
 
