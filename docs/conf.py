@@ -38,7 +38,6 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {
     "members": True,
     "special-members": "__call__",
-    "show-inheritance": True,
     "exclude-members": "extra_repr",
 }
 napoleon_google_docstring = True

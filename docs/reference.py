@@ -51,6 +51,8 @@ def _page(module: ModuleType, known: dict[str, ModuleType]) -> str:
     entries = [f".. automodule:: {name}", "   :no-members:", ""]
     for full, value in names_of(module).items():
         entries.append(f".. auto{'class' if inspect.isclass(value) else 'function'}:: {full}")
+        if inspect.isclass(value) and value.__bases__ != (object,):
+            entries.append("   :show-inheritance:")
     text = "\n".join((f"# {name}\n", "```{eval-rst}", *entries, "```", ""))
     inside = {other: known[other] for other in known if other.rpartition(".")[0] == name}
     if not inside:
