@@ -36,6 +36,7 @@ _MODELS: dict[str, type[EmbeddingModel]] = {
 }
 _DENSE, _SPARSE = 60.0, 25.0  # interactions per row: above, cross-entropy alone; below, softmax alone
 _STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0)  # 100: it alone
+_COLUMNS = 300_000_000  # of the softmax part, times interactions: minutes of two cores
 _SCORES = 30_000_000  # of held-out users, 120 MB for each part of a model
 _DEPTH = 100  # of the list that strengths are chosen by: deeper than is shown, for less noise
 
@@ -45,7 +46,7 @@ class Recipe:
     """Settings of `fit`, each computed from the data by `recipe_for`.
 
     Args:
-        factors: columns of a part that is trained by gradient.
+        factors: columns of the part trained with ``"bce"``.
         layers: widths of the MLP.
         losses: ``"bce"``, ``"softmax"`` or both: a part of the model is trained with each.
         epochs: passes of the parts trained with ``"bce"``.
@@ -53,7 +54,8 @@ class Recipe:
         batch_size: samples of a step, with ``"bce"``.
         learning_rate: at the start, with ``"bce"``.
         weight_decay: decoupled, of the rows, with ``"bce"``.
-        softmax_epochs: passes of the part trained with ``"softmax"``.
+        softmax_factors: columns of the part trained with ``"softmax"``.
+        softmax_epochs: passes of that part.
         temperature: of the softmax.
         spectral: columns of the spectral part; 0 leaves it out.
         mlp_epochs: passes of the MLP.
@@ -75,6 +77,7 @@ class Recipe:
     batch_size: int = 4096
     learning_rate: float = 4e-3
     weight_decay: float = 0.2
+    softmax_factors: int = 256
     softmax_epochs: int = 20
     temperature: float = 0.1
     spectral: int = 256
@@ -90,9 +93,10 @@ def recipe_for(data: Interactions, model: str = "NeuMF") -> Recipe:
 
     - From n = 25 on a part is trained by binary cross-entropy: 128 columns, 20 epochs, 8 negatives, decay 0.2. Decay
       grows with the columns F as 0.2 · (F / 128)^¾.
-    - Up to n = 60 a part is trained by softmax of the cosine: 64 columns, 20 epochs, temperature
-      0.1 · √(23 / n), between 0.07 and 0.15. With few interactions a row, the dot product overfits under
-      cross-entropy, whatever its decay.
+    - Up to n = 60 a part is trained by softmax of the cosine: 20 epochs, temperature 0.08 · √(23 / n), between 0.07
+      and 0.15. With few interactions a row, the dot product overfits under cross-entropy, whatever its decay. The
+      cosine does not: it gains with every column. It has 512 columns, or as many as 3 · 10⁸ / N allows, a power of
+      two, and at most an eighth of the smaller side.
     - A spectral part (`ncf.Spectral`) has an eighth of the smaller side's size as columns, 512 at most.
     - Batches grow with N, from 512 to 4096 samples, for at least 2,000 steps per epoch.
     - The cross-entropy part is the mean of several from different seeds: 3,000,000 / N, four at most.
@@ -119,13 +123,14 @@ def recipe_for(data: Interactions, model: str = "NeuMF") -> Recipe:
     )
     dense = "bce" in losses
     alone = model == "MLP"
+    columns = default_factors(data.num_users, data.num_items)
     return Recipe(
-        factors=128 if dense else 64,
         layers=(128, 64, 32) if alone and dense else (64, 32, 16),
         losses=losses,
         batch_size=int(min(4096, max(512, 2 ** round(math.log2(size * 9 / 2000))))),
-        temperature=float(f"{min(0.15, max(0.07, 0.1 * math.sqrt(23 / per_row))):.2g}"),
-        spectral=default_factors(data.num_users, data.num_items),
+        softmax_factors=min(columns, max(64, 2 ** int(math.log2(_COLUMNS / size)))),
+        temperature=float(f"{min(0.15, max(0.07, 0.08 * math.sqrt(23 / per_row))):.2g}"),
+        spectral=columns,
         mlp_epochs=15 if alone else 10 if dense else 5,
         mlp_negatives=8 if alone else 4,
         members=max(1, min(4, 3_000_000 // size)) if dense else 1,
@@ -254,7 +259,7 @@ def _shown(recipe: Recipe, data: Interactions) -> str:
         )
     if "softmax" in recipe.losses:
         words.append(
-            f"softmax of the cosine with {64 if 'bce' in recipe.losses else recipe.factors} columns, "
+            f"softmax of the cosine with {recipe.softmax_factors} columns, "
             f"temperature {recipe.temperature:g}, {recipe.softmax_epochs} epochs"
         )
     words.append(f"{recipe.spectral} singular vectors")
@@ -359,8 +364,9 @@ def _train_parts(
                 trained.append(model)
             parts.append(_joined(trained))
         if "softmax" in recipe.losses and wanted("softmax"):
-            factors = 64 if "bce" in recipe.losses else recipe.factors
-            cosine = MatrixFactorization(*sizes, factors=factors, cosine=True, init_std=0.1, seed=seed)
+            cosine = MatrixFactorization(
+                *sizes, factors=recipe.softmax_factors, cosine=True, init_std=0.1, seed=seed
+            )
             history = _softmax_trainer(cosine, recipe, seed, progress).fit(_split(train))
             tables = cosine.scoring_tables()
             assert tables.user_gmf is not None
