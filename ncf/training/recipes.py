@@ -34,7 +34,8 @@ _MODELS: dict[str, type[EmbeddingModel]] = {
     "MLP": MLP,
     "MatrixFactorization": MatrixFactorization,
 }
-_DENSE, _SPARSE = 60.0, 25.0  # interactions per row: above, cross-entropy alone; below, softmax alone
+_DENSE, _SPARSE = 60.0, 25.0  # interactions per row: above, cross-entropy first; below, softmax alone
+_USERS = 2_000  # so many tell what a small part adds
 _STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0)  # 100: it alone
 _COLUMNS = 300_000_000  # of the softmax part, times interactions: minutes of two cores
 _SCORES = 30_000_000  # of held-out users, 120 MB for each part of a model
@@ -93,10 +94,11 @@ def recipe_for(data: Interactions, model: str = "NeuMF") -> Recipe:
 
     - From n = 25 on a part is trained by binary cross-entropy: 128 columns, 20 epochs, 8 negatives, decay 0.2. Decay
       grows with the columns F as 0.2 · (F / 128)^¾.
-    - Up to n = 60 a part is trained by softmax of the cosine: 20 epochs, temperature 0.08 · √(23 / n), between 0.07
-      and 0.15. With few interactions a row, the dot product overfits under cross-entropy, whatever its decay. The
-      cosine does not: it gains with every column. It has 512 columns, or as many as 3 · 10⁸ / N allows, a power of
-      two, and at most an eighth of the smaller side.
+    - A part is trained by softmax of the cosine: 20 epochs, temperature 0.07 · √(23 / n), between 0.07 and 0.15. With
+      few interactions a row, the dot product overfits under cross-entropy, whatever its decay. The cosine does not:
+      it gains with every column. It has 512 columns, or as many as 3 · 10⁸ / N allows, a power of two, and at most an
+      eighth of the smaller side.
+    - Above n = 60 that part adds little: it has 64 columns, and none below 2,000 users, who are too few to weigh it.
     - A spectral part (`ncf.Spectral`) has an eighth of the smaller side's size as columns, 512 at most.
     - Batches grow with N, from 512 to 4096 samples, for at least 2,000 steps per epoch.
     - The cross-entropy part is the mean of several from different seeds: 3,000,000 / N, four at most.
@@ -118,18 +120,18 @@ def recipe_for(data: Interactions, model: str = "NeuMF") -> Recipe:
     """
     size = max(1, len(data))
     per_row = size / math.sqrt(max(1, data.num_users) * max(1, data.num_items))
-    losses = tuple(
-        name for name, used in (("bce", per_row >= _SPARSE), ("softmax", per_row <= _DENSE)) if used
-    )
+    softmax = per_row <= _DENSE or data.num_users >= _USERS
+    losses = tuple(name for name, used in (("bce", per_row >= _SPARSE), ("softmax", softmax)) if used)
     dense = "bce" in losses
     alone = model == "MLP"
     columns = default_factors(data.num_users, data.num_items)
+    wide = 64 if per_row > _DENSE else max(64, 2 ** int(math.log2(_COLUMNS / size)))
     return Recipe(
         layers=(128, 64, 32) if alone and dense else (64, 32, 16),
         losses=losses,
         batch_size=int(min(4096, max(512, 2 ** round(math.log2(size * 9 / 2000))))),
-        softmax_factors=min(columns, max(64, 2 ** int(math.log2(_COLUMNS / size)))),
-        temperature=float(f"{min(0.15, max(0.07, 0.08 * math.sqrt(23 / per_row))):.2g}"),
+        softmax_factors=min(columns, wide),
+        temperature=float(f"{min(0.15, max(0.07, 0.07 * math.sqrt(23 / per_row))):.2g}"),
         spectral=columns,
         mlp_epochs=15 if alone else 10 if dense else 5,
         mlp_negatives=8 if alone else 4,
