@@ -97,7 +97,7 @@ def recipe_for(data: Interactions, model: str = "NeuMF") -> Recipe:
     - A part is trained by softmax of the cosine: 20 epochs, temperature 0.07 · √(23 / n), between 0.07 and 0.15. With
       few interactions a row, the dot product overfits under cross-entropy, whatever its decay. The cosine does not:
       it gains with every column. It has 512 columns, or as many as 3 · 10⁸ / N allows, a power of two, and at most an
-      eighth of the smaller side.
+      eighth of the smaller side or 32.
     - Above n = 60 that part adds little: it has 64 columns, and none below 2,000 users, who are too few to weigh it.
     - A spectral part (`ncf.Spectral`) has an eighth of the smaller side's size as columns, 512 at most.
     - Batches grow with N, from 512 to 4096 samples, for at least 2,000 steps per epoch.
@@ -130,7 +130,7 @@ def recipe_for(data: Interactions, model: str = "NeuMF") -> Recipe:
         layers=(128, 64, 32) if alone and dense else (64, 32, 16),
         losses=losses,
         batch_size=int(min(4096, max(512, 2 ** round(math.log2(size * 9 / 2000))))),
-        softmax_factors=min(columns, wide),
+        softmax_factors=min(max(32, columns), wide),
         temperature=float(f"{min(0.15, max(0.07, 0.07 * math.sqrt(23 / per_row))):.2g}"),
         spectral=columns,
         mlp_epochs=15 if alone else 10 if dense else 5,
@@ -176,7 +176,8 @@ def fit(
     section 3.4.1). The rows of a product stand side by side: a part trained by gradient (`recipe_for` says with which
     loss), the first singular vectors of the interactions (`ncf.Spectral`), and one column for popularity. `NeuMF` has
     an MLP beside them. How strongly each part counts is chosen on held-out interactions: those of the validation set,
-    or one of each user. Then all parts are trained again with nothing held out.
+    or one of each user. Popularity decides alone where nothing gains a standard error on it. Then all parts are trained
+    again with nothing held out.
 
     Args:
         data: `Interactions`, or a `Split`, whose training and validation sets are trained on in the end. Its test set
@@ -413,7 +414,8 @@ def _joined(models: list[Any]) -> _Part:
 def _choose(parts: list[_Part], train: Interactions, held_out: Interactions, seed: int) -> dict[str, float]:
     """Choose the strengths that rank held-out items best: one part after the other, twice.
 
-    A strength is in units of the spread of a part's scores. The first part has strength one.
+    A strength is in units of the spread of a part's scores. The first part has strength one. Popularity decides alone
+    where nothing gains more on it than one standard error: too few users hide that a part only overfits.
     """
     order = torch.randperm(len(held_out), generator=stream(seed, "judged"), dtype=torch.int64, device="cpu")
     row = torch.zeros(train.num_users, dtype=torch.int64, device="cpu")
@@ -434,8 +436,13 @@ def _choose(parts: list[_Part], train: Interactions, held_out: Interactions, see
         for part in parts[1:]:
             for strength in _STRENGTHS:
                 tried = strengths | {part.name: strength}
-                if tried != strengths and (quality := _quality(tried, scores, items)) > best:
+                if tried != strengths and (quality := _quality(tried, scores, items)).mean() > best.mean():
                     best, strengths = quality, tried
+    if "popularity" in strengths:
+        alone = dict.fromkeys(strengths, 0.0) | {parts[0].name: 1.0, "popularity": _STRENGTHS[-1]}
+        gain = best - _quality(alone, scores, items)
+        if gain.mean() < gain.std(correction=0) / math.sqrt(len(gain)):
+            return alone
     return strengths
 
 
@@ -443,15 +450,15 @@ def _spread(scores: Tensor) -> float:
     return max(1e-12, float(scores.std(dim=1).mean()))
 
 
-def _quality(strengths: Mapping[str, float], scores: Mapping[str, Tensor], items: Tensor) -> float:
-    """NDCG of the held-out items in the whole catalogue; ties lose."""
+def _quality(strengths: Mapping[str, float], scores: Mapping[str, Tensor], items: Tensor) -> Tensor:
+    """NDCG of each held-out item in the whole catalogue, ``[U]``; ties lose."""
     total = None
     for name, strength in strengths.items():
         if strength:
             total = scores[name] * strength if total is None else total.add_(scores[name], alpha=strength)
     assert total is not None
     ranks = (total >= total.gather(1, items[:, None])).sum(dim=1) - 1
-    return float(((ranks < _DEPTH) / torch.log2(ranks + 2.0)).mean())
+    return (ranks < _DEPTH) / torch.log2(ranks + 2.0)
 
 
 def _fused(
