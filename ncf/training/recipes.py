@@ -38,6 +38,7 @@ _DENSE, _SPARSE = 60.0, 25.0  # interactions per row: above, cross-entropy first
 _USERS = 2_000  # so many tell what a small part adds
 _STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0)  # 100: it alone
 _COLUMNS = 300_000_000  # of the softmax part, times interactions: minutes of two cores
+_ALONE = 1e4  # of popularity: the first part breaks its ties
 _SCORES = 30_000_000  # of held-out users, 120 MB for each part of a model
 _DEPTH = 100  # of the list that strengths are chosen by: deeper than is shown, for less noise
 
@@ -176,7 +177,7 @@ def fit(
     section 3.4.1). The rows of a product stand side by side: a part trained by gradient (`recipe_for` says with which
     loss), the first singular vectors of the interactions (`ncf.Spectral`), and one column for popularity. `NeuMF` has
     an MLP beside them. How strongly each part counts is chosen on held-out interactions: those of the validation set,
-    or one of each user. Popularity decides alone where nothing gains a standard error on it. Then all parts are trained
+    or one of each user. Popularity decides alone where nothing gains two standard errors on it. Then all parts are trained
     again with nothing held out.
 
     Args:
@@ -415,7 +416,7 @@ def _choose(parts: list[_Part], train: Interactions, held_out: Interactions, see
     """Choose the strengths that rank held-out items best: one part after the other, twice.
 
     A strength is in units of the spread of a part's scores. The first part has strength one. Popularity decides alone
-    where nothing gains more on it than one standard error: too few users hide that a part only overfits.
+    where nothing gains more on it than two standard errors: too few users hide that a part only overfits.
     """
     order = torch.randperm(len(held_out), generator=stream(seed, "judged"), dtype=torch.int64, device="cpu")
     row = torch.zeros(train.num_users, dtype=torch.int64, device="cpu")
@@ -439,9 +440,9 @@ def _choose(parts: list[_Part], train: Interactions, held_out: Interactions, see
                 if tried != strengths and (quality := _quality(tried, scores, items)).mean() > best.mean():
                     best, strengths = quality, tried
     if "popularity" in strengths:
-        alone = dict.fromkeys(strengths, 0.0) | {parts[0].name: 1.0, "popularity": _STRENGTHS[-1]}
+        alone = dict.fromkeys(strengths, 0.0) | {parts[0].name: 1.0, "popularity": _ALONE}
         gain = best - _quality(alone, scores, items)
-        if gain.mean() < gain.std(correction=0) / math.sqrt(len(gain)):
+        if gain.mean() < 2 * gain.std(correction=0) / math.sqrt(len(gain)):
             return alone
     return strengths
 
