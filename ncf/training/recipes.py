@@ -177,8 +177,8 @@ def fit(
     section 3.4.1). The rows of a product stand side by side: a part trained by gradient (`recipe_for` says with which
     loss), the first singular vectors of the interactions (`ncf.Spectral`), and one column for popularity. `NeuMF` has
     an MLP beside them. How strongly each part counts is chosen on held-out interactions: those of the validation set,
-    or one of each user. Popularity decides alone where nothing gains two standard errors on it. Then all parts are trained
-    again with nothing held out.
+    or one of each user. Popularity decides alone where nothing gains two standard errors on it. Then all parts are
+    trained again with nothing held out.
 
     Args:
         data: `Interactions`, or a `Split`, whose training and validation sets are trained on in the end. Its test set
