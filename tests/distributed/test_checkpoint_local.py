@@ -177,7 +177,7 @@ def test_a_checkpoint_of_another_model_is_an_error_that_names_the_tensors(tmp_pa
     with pytest.raises(ValueError, match="is of another model") as raised:
         checkpoint.read(wrong)
     for said in (
-        "it lacks d",
+        "it has no d",
         "b is float32 [3] in it and float32 [5] here",
         "c is float32 [4] in it and int64",
     ):
