@@ -194,7 +194,7 @@ def test_a_training_pair_that_is_there_twice_counts_once(tmp_path: Path) -> None
         (".test.rating", "0\t2\t1\t40\n1\t1.5\t1\t40\n", "Row #2: .*invalid value '1.5'"),
         (".test.rating", "0\t2\t1\t40\n-1\t1\t1\t40\n", "row 2: user -1 is negative"),
         (".test.rating", "0\t2\t1\t40\n0\t3\t1\t40\n", r"rows\) differ from row 2 on"),
-        (".test.rating", "0\t2\t1\tsoon\n", r"x\.test\.rating: timestamp holds text"),
+        (".test.rating", "0\t2\t1\tsoon\n", r"x\.test\.rating: timestamp\[0\] = 'soon' is no time"),
         (".train.rating", "0\t2\t1\t40\n-1\t1\t1\t40\n", r"x\.train\.rating, row 2: user -1 is negative"),
         (".test.negative", "", r"x\.test\.negative is empty"),
         (".test.negative", "(0,2)\t3\t-4\n", r"x\.test\.negative, row 1 is malformed"),
