@@ -99,7 +99,8 @@ def recipe_for(data: Interactions, model: str = "NeuMF") -> Recipe:
       few interactions a row, the dot product overfits under cross-entropy, whatever its decay. The cosine does not:
       it gains with every column. It has 512 columns, or as many as 3 · 10⁸ / N allows, a power of two, and at most an
       eighth of the smaller side or 32.
-    - Above n = 60 that part adds little: it has 64 columns, and none below 2,000 users, who are too few to weigh it.
+    - Above n = 60 that part adds little: it has 64 columns and 10 epochs, and none below 2,000 users, who
+      are too few to weigh it.
     - A spectral part (`ncf.Spectral`) has an eighth of the smaller side's size as columns, 512 at most.
     - Batches grow with N, from 512 to 4096 samples, for at least 2,000 steps per epoch.
     - The cross-entropy part is the mean of several from different seeds: 3,000,000 / N, four at most.
@@ -132,6 +133,7 @@ def recipe_for(data: Interactions, model: str = "NeuMF") -> Recipe:
         losses=losses,
         batch_size=int(min(4096, max(512, 2 ** round(math.log2(size * 9 / 2000))))),
         softmax_factors=min(max(32, columns), wide),
+        softmax_epochs=10 if per_row > _DENSE else 20,
         temperature=float(f"{min(0.15, max(0.07, 0.07 * math.sqrt(23 / per_row))):.2g}"),
         spectral=columns,
         mlp_epochs=15 if alone else 10 if dense else 5,
