@@ -273,7 +273,7 @@ def test_the_first_pass_in_bytes_leaves_the_best_as_they_are(
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=random)
+        return torch.randn(*shape, generator=random, dtype=torch.float32)
 
     apart, magnitude = data.draw(st.sampled_from([0.0, 1e-6, 1e-3, 1.0])), data.draw(st.integers(-30, 15))
     rows = normal(1, factors) + apart * normal(num_items, factors)
