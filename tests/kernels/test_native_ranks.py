@@ -206,6 +206,19 @@ def test_other_types_are_refused() -> None:
         packed.ranks(users, users[:1], negatives)
 
 
+def assert_best(
+    best: tuple[Tensor, Tensor] | None, scores: Tensor, items: Tensor, hidden: Tensor, k: int
+) -> None:
+    """Compare lists with the scores ``[U, I]`` of ``items``, sorted; ``hidden[u, item]`` is not offered."""
+    assert best is not None
+    for row in range(len(scores)):
+        free = ~hidden[row, items]
+        order = scores[row, free].sort(descending=True, stable=True).indices[:k]
+        rest = k - len(order)
+        assert best[1][row].tolist() == items[free][order].tolist() + [-1] * rest
+        assert best[0][row].tolist() == scores[row, free][order].tolist() + [-torch.inf] * rest
+
+
 @settings(max_examples=120)
 @given(
     st.data(),
@@ -239,14 +252,8 @@ def test_the_best_are_those_of_the_scores_to_the_bit(
         hidden[:] = False
     left_out = lengths_to_offsets(hidden.sum(1)), hidden.nonzero()[:, 1]
     best = packed.top_k(users, k, items, left_out if bool(hidden.any()) else None)
-    assert best is not None
     scores = packed.score(users, items.expand(num_users, -1).contiguous())
-    for row in range(num_users):
-        free = ~hidden[row, items]
-        order = scores[row, free].sort(descending=True, stable=True).indices[:k]
-        rest = k - len(order)
-        assert best[1][row].tolist() == items[free][order].tolist() + [-1] * rest
-        assert best[0][row].tolist() == scores[row, free][order].tolist() + [-torch.inf] * rest
+    assert_best(best, scores, items, hidden, k)
 
 
 @settings(max_examples=150)
@@ -293,13 +300,7 @@ def test_the_first_pass_in_bytes_leaves_the_best_as_they_are(
     hidden = torch.rand(num_users, num_items, generator=random) < data.draw(st.sampled_from([0.0, 0.3, 1.0]))
     best = packed.top_k(some, k, items, (lengths_to_offsets(hidden.sum(1)), hidden.nonzero()[:, 1]))
     scores = packed.score(some, items.expand(num_users, -1).contiguous())
-    assert best is not None
-    for row in range(num_users):
-        free = ~hidden[row, items]
-        order = scores[row, free].sort(descending=True, stable=True).indices[:k]
-        rest = k - len(order)
-        assert best[1][row].tolist() == items[free][order].tolist() + [-1] * rest
-        assert best[0][row].tolist() == scores[row, free][order].tolist() + [-torch.inf] * rest
+    assert_best(best, scores, items, hidden, k)
 
 
 def test_items_out_of_order_are_selected_without_the_kernel() -> None:
