@@ -252,6 +252,7 @@ def tune(
     =================================  =========================================================================
     ``losses``                         bce, softmax, or both
     ``factors``                        32, 64, 128, 256
+    ``softmax_factors``                32, 64, 128, 256, 512, or as many as the recipe has
     ``epochs``, ``softmax_epochs``     5 to 40
     ``negatives``                      2 to 16
     ``learning_rate``                  0.001 to 0.01
@@ -360,8 +361,12 @@ class _Search:
             self.recipe = replace(self.recipe, **given)
             columns = default_factors(train.num_users, train.num_items)
             shares = {0, *(max(4, columns // part // 4 * 4) for part in (4, 2, 1))}
-            spectral = _Choice({str(width): width for width in sorted(shares)})
-            self.ranges, first = {**_RANGES, "spectral": spectral}, asdict(self.recipe)
+            widths = {32, 64, 128, 256, 512, self.recipe.softmax_factors}
+            of_data = {
+                name: _Choice({str(width): width for width in sorted(among)})
+                for name, among in (("spectral", shares), ("softmax_factors", widths))
+            }
+            self.ranges, first = {**_RANGES, **of_data}, asdict(self.recipe)
         self.first = {
             name: _name_in(values, first[name]) for name, values in self.ranges.items() if name not in given
         }
@@ -392,8 +397,8 @@ class _Search:
         if "bce" in losses:
             used |= {"factors", "epochs", "negatives", "learning_rate", "weight_decay"}
         if "softmax" in losses:
-            used |= {"softmax_epochs", "temperature"}
-        return used if "bce" in losses else used | {"factors"}
+            used |= {"softmax_factors", "softmax_epochs", "temperature"}
+        return used
 
     def values(self, settings: Mapping[str, Any]) -> Iterator[float]:
         """NDCG after a part of the epochs, and after all of them."""

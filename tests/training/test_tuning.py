@@ -151,7 +151,7 @@ def test_bad_trials_are_stopped_after_a_part_of_their_epochs(
 @pytest.mark.parametrize(
     ("model", "losses", "searched"),
     [
-        ("GMF", ("softmax",), {"factors", "softmax_epochs", "temperature", "spectral"}),
+        ("GMF", ("softmax",), {"softmax_factors", "softmax_epochs", "temperature", "spectral"}),
         ("GMF", ("bce",), {"factors", "epochs", "negatives", "learning_rate", "weight_decay", "spectral"}),
         ("MLP", ("bce",), {"layers", "learning_rate", "weight_decay", "mlp_epochs", "mlp_negatives"}),
     ],
