@@ -21,12 +21,11 @@ def encoded_histories(
     """Offsets and distinct ids of each history, ascending, and how many were unknown."""
     if isinstance(histories, Interactions):
         offsets, ids = histories.csr()
-        side = "item"
         theirs: Vocabulary | None = histories.item_ids
         if vocabulary is not None and theirs is not None and vocabulary is not theirs:
             ids = vocabulary.find(theirs.values, "histories")[ids]
         else:
-            check_ids(ids, f"histories.{side}s", size, f"the model's num_{side}s")
+            check_ids(ids, "histories.items", size, "the model's num_items")
         lengths = offsets.diff()
     else:
         if isinstance(histories, str) or any(isinstance(one, str | int) for one in histories):

@@ -54,9 +54,8 @@ class PreparedLogits:
         self.tables, self.background = tables, background
         self.own_hidden, self.hidden_slopes = start[0], slopes[0]
         self.hidden = others[0]  # [N, H]
-        self.head = (
-            tables.bias if tables.mlp_head is None else tables.mlp_head
-        )  # not read where there is no tower
+        # Not read where there is no tower.
+        self.head = tables.bias if tables.mlp_head is None else tables.mlp_head
         # Without the tower's: at z = 0, [N], and the derivatives by z, [N, r].
         self.base = torch.addmv(tables.bias + start[2][0] + others[2][:, 0], others[1], start[1][0])
         self.flat = others[1] @ slopes[1].T + slopes[2][:, 0]
