@@ -200,6 +200,8 @@ def fit(
     Raises:
         TypeError: if ``data`` or ``model`` is something else, or a setting is unknown.
         ValueError: if the name of the model is unknown, or there is nothing to train on.
+        KeyboardInterrupt: at Ctrl-C, since a model of fewer parts is another one. A model that was given as an object
+            is returned with the weights of the last step, ``model.history.interrupted`` is true.
 
     Example::
 
@@ -366,14 +368,14 @@ def _train_parts(
             for member in range(members):
                 kind = MatrixFactorization if name == "MatrixFactorization" else GMF
                 model = kind(*sizes, factors=recipe.factors, init_std=0.1, seed=seed + 1000 * member)
-                history = _trainer(model, recipe, seed + 1000 * member, progress).fit(_split(train))
+                history = _whole(_trainer(model, recipe, seed + 1000 * member, progress), train)
                 trained.append(model)
             parts.append(_joined(trained))
         if "softmax" in recipe.losses and wanted("softmax"):
             cosine = MatrixFactorization(
                 *sizes, factors=recipe.softmax_factors, cosine=True, init_std=0.1, seed=seed
             )
-            history = _softmax_trainer(cosine, recipe, seed, progress).fit(_split(train))
+            history = _whole(_softmax_trainer(cosine, recipe, seed, progress), train)
             tables = cosine.scoring_tables()
             assert tables.user_gmf is not None
             assert tables.item_gmf is not None
@@ -390,10 +392,18 @@ def _train_parts(
             )
     if name in ("NeuMF", "MLP") and (name == "MLP" or wanted("mlp")):
         mlp = MLP(*sizes, layers=recipe.layers, init_std=0.1, seed=seed)
-        of_mlp = _trainer(mlp, recipe, seed, progress).fit(_split(train))
+        of_mlp = _whole(_trainer(mlp, recipe, seed, progress), train)
         history = history if history.epochs else of_mlp
         parts.append(_Part("mlp", mlp=mlp))
     return parts, history
+
+
+def _whole(trainer: Trainer, train: Interactions) -> History:
+    """Train all epochs: a `Trainer` returns at Ctrl-C, and the next part would begin."""
+    history = trainer.fit(_split(train))
+    if history.interrupted:
+        raise KeyboardInterrupt
+    return history
 
 
 def _joined(models: list[Any]) -> _Part:

@@ -410,8 +410,6 @@ class _Search:
         for passes in (few | {"members": 1}, {}):
             training: dict[str, Any] = {**settings, **passes}
             model: Any = fit(self.train, self.model, seed=self.seed, progress=False, **training)
-            if model.history.interrupted:
-                raise KeyboardInterrupt
             yield self._ndcg(model)
 
     def _ndcg(self, model: SupportsScore) -> float:

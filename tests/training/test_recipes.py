@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -100,6 +104,45 @@ def test_model_object_is_trained_in_place_and_keeps_its_widths():
     assert ncf.fit(shop(), model, **FAST) is model
     assert model.config["factors"] == 4
     assert torch.equal(model.head.weight, torch.ones(1, 4))
+
+
+@contextmanager
+def ctrl_c_after(epoch: int) -> Iterator[list[str]]:
+    """Send SIGINT to this process when so many epochs have been logged; yield the lines."""
+    lines: list[str] = []
+
+    class Impatient(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+            if len(lines) == epoch:
+                signal.raise_signal(signal.SIGINT)
+
+    logger, handler = logging.getLogger("ncf.training"), Impatient()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@pytest.mark.parametrize("name", ["NeuMF", "MLP", "MatrixFactorization"])
+@pytest.mark.parametrize("epoch", [1, 6])
+def test_ctrl_c_ends_fit_in_the_part_where_it_comes(name, epoch):
+    settings = FAST | {"mlp_epochs": 4}
+    with ctrl_c_after(epoch) as lines, pytest.raises(KeyboardInterrupt):
+        ncf.fit(shop(), name, **settings)
+    assert len(lines) == epoch
+
+
+def test_ctrl_c_leaves_a_model_object_with_what_it_has():
+    model = ncf.GMF(300, 60, factors=4)
+    with ctrl_c_after(2) as lines:
+        ncf.fit(shop(), model, **FAST | {"epochs": 5})
+    assert model.history.interrupted
+    assert len(lines) == 2
 
 
 def test_seconds_bound_the_epochs():
