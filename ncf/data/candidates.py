@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Literal
 
@@ -33,6 +33,7 @@ class Candidates:
         positives: the held-out item of each user, ``[U]``, int64.
         negatives: the sampled items of each user, ``[U, C]``, int64; ``-1`` is padding.
         fingerprint: of the vocabularies behind the ids, see `Vocabulary.fingerprint`.
+        untested: number of trained users who have no held-out item, and are therefore not evaluated.
 
     Raises:
         ValueError: if the shapes or the types do not fit together.
@@ -51,6 +52,7 @@ class Candidates:
     positives: Tensor
     negatives: Tensor
     fingerprint: str | None = None
+    untested: int = 0
 
     def __post_init__(self) -> None:
         for name, dims in (("users", 1), ("positives", 1), ("negatives", 2)):
@@ -81,20 +83,26 @@ class Candidates:
         users, positives, negatives = (
             tensor.to(device) for tensor in (self.users, self.positives, self.negatives)
         )
-        return Candidates(users, positives, negatives, self.fingerprint)
+        return replace(self, users=users, positives=positives, negatives=negatives)
 
     def for_rank(self, rank: int, world_size: int) -> Candidates:
         """Return every ``world_size``-th user, from user ``rank`` on, for one process of several."""
         check_rank(rank, world_size)
         mine = slice(rank, None, world_size)
-        return Candidates(self.users[mine], self.positives[mine], self.negatives[mine], self.fingerprint)
+        return replace(
+            self, users=self.users[mine], positives=self.positives[mine], negatives=self.negatives[mine]
+        )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the candidates to a safetensors file, complete or not at all."""
         from ncf.utils.files import write_tensors
 
         tensors = {"users": self.users, "positives": self.positives, "negatives": self.negatives}
-        metadata = {"fingerprint": self.fingerprint or "", "digest": _digest(tensors, self.fingerprint)}
+        metadata = {
+            "fingerprint": self.fingerprint or "",
+            "digest": _digest(tensors, self.fingerprint),
+            "untested": str(self.untested),
+        }
         write_tensors(path, tensors, metadata)
 
     @classmethod
@@ -112,7 +120,7 @@ class Candidates:
         digest = _digest(tensors, fingerprint)
         if metadata.get("digest", digest) != digest:
             raise ValueError(f"{path} is damaged, its digest does not fit: save the candidates again")
-        return cls(**tensors, fingerprint=fingerprint)
+        return cls(**tensors, fingerprint=fingerprint, untested=int(metadata.get("untested", 0)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +137,7 @@ class Catalogue:
         fingerprint: of the vocabularies behind the ids, see `Vocabulary.fingerprint`.
         positive_offsets: where each user's held-out items start in ``positives``, ``[U + 1]``; ``None`` where each
             user has exactly one.
+        untested: number of trained users who have no held-out item, and are therefore not evaluated.
 
     Raises:
         ValueError: if the shapes, types or ids do not fit together.
@@ -148,6 +157,7 @@ class Catalogue:
     seen_items: Tensor
     fingerprint: str | None = None
     positive_offsets: Tensor | None = None
+    untested: int = 0
 
     def __post_init__(self) -> None:
         seen, num_users = self.seen_items, self.users.numel()
@@ -215,13 +225,13 @@ class Catalogue:
         mine = torch.arange(len(self), dtype=torch.int64, device=self.users.device)[rank::world_size]
         seen = select_lists(self.seen_offsets, self.seen_items, mine)
         offsets, positives = select_lists(self.held_out_offsets, self.positives, mine)
-        return Catalogue(
-            self.users[mine],
-            positives,
-            self.num_items,
-            *seen,
-            self.fingerprint,
-            None if self.positive_offsets is None else offsets,
+        return replace(
+            self,
+            users=self.users[mine],
+            positives=positives,
+            seen_offsets=seen[0],
+            seen_items=seen[1],
+            positive_offsets=None if self.positive_offsets is None else offsets,
         )
 
 
@@ -265,7 +275,9 @@ def sample_candidates(
     unseen = UnseenItems(*split.csr(), num_items=held_out.num_items)
     generator = torch.Generator("cpu").manual_seed((seed * 2 + (part == "validation")) % 2**64)
     negatives = unseen.sample_distinct(held_out.users, num_negatives, generator)
-    return Candidates(held_out.users, held_out.items, negatives, split.fingerprint)
+    return Candidates(
+        held_out.users, held_out.items, negatives, split.fingerprint, _untested(split, held_out)
+    )
 
 
 def whole_catalogue(split: Split, part: Part = "test") -> Catalogue:
@@ -313,6 +325,7 @@ def whole_catalogue(split: Split, part: Part = "test") -> Catalogue:
         seen[keep],
         split.fingerprint,
         lengths_to_offsets(counts) if several else None,
+        _untested(split, held_out),
     )
 
 
@@ -322,6 +335,14 @@ def _digest(tensors: Mapping[str, Tensor], fingerprint: str | None) -> str:
         digest.update(repr((name, tuple(tensors[name].shape))).encode())
         digest.update(tensors[name].cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def _untested(split: Split, held_out: Interactions) -> int:
+    """Number of trained users without a held-out item; where whole users are held out, that is as it should be."""
+    if split.history is not None:
+        return 0
+    trained, there = (part.users.bincount(minlength=part.num_users) > 0 for part in (split.train, held_out))
+    return int((trained & ~there).sum())
 
 
 def _held_out(split: Split, part: Part) -> Interactions:

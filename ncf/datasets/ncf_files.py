@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def read_ncf(prefix: str | PathLike[str], *, num_negatives: int | None = None) -
     num_items = 1 + max(int(candidates.items.max()), int(train[1].max()), int(test[1].max()))
     split = Split(_once(*train, num_users, num_items), None, Interactions(*test, num_users, num_items))
     _report(split, candidates, negative_file)
-    return split, candidates
+    return split, replace(candidates, untested=len(split.users_without_test))
 
 
 def write_ncf(prefix: str | PathLike[str], split: Split, candidates: Candidates) -> None:

@@ -11,6 +11,7 @@ from ncf.data.candidates import Catalogue
 from ncf.data.interactions import Interactions
 from ncf.evaluation.evaluator import check_known_ids
 from ncf.evaluation.intervals import Interval, normal_interval
+from ncf.evaluation.ranking import shown_users
 from ncf.evaluation.significance import PairedTest, paired_values
 from ncf.models.scoring import SupportsScore, inference_scorer, unwrap_model
 from ncf.utils.checks import whole
@@ -30,6 +31,7 @@ class ListStatistics:
         popularity: mean number of training interactions of a list's items, ``[U]``, float64.
         novelty: mean of -log₂ of an item's share of the training interactions, in bits, ``[U]``, float64.
         diversity: 1 less the mean cosine of a list's pairs of items, ``[U]``, float64; ``None`` without features.
+        untested: number of trained users who have no held-out item, and whose lists are left out.
 
     Example::
 
@@ -47,6 +49,12 @@ class ListStatistics:
     popularity: Tensor
     novelty: Tensor
     diversity: Tensor | None
+    untested: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The statistics that are values of users: they have intervals and tests."""
+        return "popularity", "novelty", *(() if self.diversity is None else ("diversity",))
 
     @property
     def coverage(self) -> float:
@@ -61,6 +69,10 @@ class ListStatistics:
         place = torch.arange(1, self.num_items + 1, dtype=torch.float64, device="cpu")
         weights = 2 * place - self.num_items - 1
         return float((weights * listed).sum() / (self.num_items * listed.sum().clamp(min=1)))
+
+    def mean(self, name: str) -> float:
+        """Mean of ``"popularity"``, ``"novelty"`` or ``"diversity"`` over users."""
+        return float(getattr(self, name).mean())
 
     def interval(self, name: str, *, confidence: float = 0.95) -> Interval:
         """Confidence interval of the mean of ``"popularity"``, ``"novelty"`` or ``"diversity"`` over users."""
@@ -92,22 +104,22 @@ class ListStatistics:
 
     def _rows(self) -> list[list[str]]:
         rows = [["coverage", f"{self.coverage:.3f}", ""], ["Gini of exposure", f"{self.gini:.3f}", ""]]
-        for name in ("popularity", "novelty", "diversity"):
-            values = getattr(self, name)
-            if values is not None:
-                interval = str(self.interval(name)) if len(values) > 1 else ""
-                rows.append([name, f"{float(values.mean()):.3f}", interval])
+        for name in self.names:
+            interval = str(self.interval(name)) if len(self.users) > 1 else ""
+            rows.append([name, f"{self.mean(name):.3f}", interval])
         return rows
 
     def __str__(self) -> str:
-        return "  ".join(" ".join(cell for cell in row if cell) for row in self._rows())
+        line = "  ".join(" ".join(cell for cell in row if cell) for row in self._rows())
+        return f"{line}  (without held-out items: {self.untested} users)" if self.untested else line
 
     def __repr__(self) -> str:
         return f"ListStatistics({len(self.users)} users, {self.items.shape[1]} items each, {self})"
 
     def _repr_html_(self) -> str:
         header = ["statistic", "value", "95% interval"]
-        return html_table(header, self._rows(), f"{len(self.users)} users, {self.items.shape[1]} items each")
+        users = shown_users(len(self.users), self.untested)
+        return html_table(header, self._rows(), f"{users}, {self.items.shape[1]} items each")
 
 
 def list_statistics(
@@ -171,6 +183,7 @@ def list_statistics(
         _mean_over(items, counts),
         _mean_over(items, novelty),
         None if item_features is None else _diversity(items, item_features.detach().cpu()),
+        catalogue.untested,
     )
 
 

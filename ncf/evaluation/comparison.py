@@ -9,9 +9,14 @@ from html import escape
 from os import PathLike
 from typing import Any
 
+from torch import Tensor
+
 from ncf.data.candidates import Candidates, Catalogue
+from ncf.data.interactions import Interactions
+from ncf.evaluation.beyond_accuracy import ListStatistics, list_statistics
 from ncf.evaluation.evaluator import Ranking, evaluate
 from ncf.evaluation.metrics import Metric, metric_label
+from ncf.evaluation.ranking import shown_users
 from ncf.evaluation.significance import PairedTest, holm, paired_test
 from ncf.models.scoring import SupportsScore
 from ncf.utils.html import html_table
@@ -30,10 +35,11 @@ class Comparison:
         whole: rankings of the same models in the whole catalogue, if they were made.
         baseline: the model that the others are tested against; the best one by default.
         metric: what decides which is best, and what the test compares.
+        lists: statistics of the same models' lists, if they were computed; see `list_statistics`.
 
     Raises:
-        ValueError: if there is no ranking, the baseline is unknown, ``whole`` has other models, or users or
-            candidates differ.
+        ValueError: if there is no ranking, the baseline is unknown, ``whole`` or ``lists`` has other models, or users
+            or candidates differ.
 
     Example::
 
@@ -53,15 +59,17 @@ class Comparison:
     whole: Mapping[str, Ranking] | None = None
     baseline: str | None = None
     metric: Metric = "ndcg"
+    lists: Mapping[str, ListStatistics] | None = None
 
     def __post_init__(self) -> None:
         if not self.rankings:
             raise ValueError("there is nothing to compare: give at least one model")
         if self.baseline is not None and self.baseline not in self.rankings:
             raise ValueError(f"baseline = {self.baseline!r} is none of {', '.join(self.rankings)}")
-        if self.whole is not None and self.whole.keys() != self.rankings.keys():
-            models, others = ", ".join(self.rankings), ", ".join(self.whole)
-            raise ValueError(f"whole has rankings of {others}, but the models are {models}")
+        for name, given in (("whole", self.whole), ("lists", self.lists)):
+            if given is not None and given.keys() != self.rankings.keys():
+                models, others = ", ".join(self.rankings), ", ".join(given)
+                raise ValueError(f"{name} has {others}, but the models are {models}")
         _ = self.tests  # raises for rankings of different users or candidates
 
     @property
@@ -93,24 +101,21 @@ class Comparison:
         return dict(zip(self.tests, adjusted, strict=True))
 
     def text(self) -> str:
-        """The table in columns, for a terminal."""
-        header, rows = self._table(best="{}*", other="{} ")
-        lines = [header, *rows]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        aligned = [
-            "  ".join(
-                [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-            )
-            for line in lines
-        ]
-        return "\n".join([*(line.rstrip() for line in aligned), self._footnote("*")])
+        """The table in columns, for a terminal; a second one for ``lists``."""
+        parts = [*_aligned(*self._table(best="{}*", other="{} ")), self._footnote("*")]
+        if self.lists is not None:
+            parts += ["", *_aligned(*self._list_table())]
+        return "\n".join(parts)
 
     def markdown(self) -> str:
-        """The table in Markdown."""
-        header, rows = self._table(best="**{}**", other="{}", escaped=lambda text: text.replace("|", "\\|"))
-        ruler = ["|:--" + "|--:" * (len(header) - 1) + "|"]
-        lines = ["| " + " | ".join(line) + " |" for line in [header, *rows]]
-        return "\n".join([lines[0], *ruler, *lines[1:]])
+        """The table in Markdown; a second one for ``lists``."""
+
+        def escaped(text: str) -> str:
+            return text.replace("|", "\\|")
+
+        tables = [self._table(best="**{}**", other="{}", escaped=escaped)]
+        tables += [] if self.lists is None else [self._list_table(escaped)]
+        return "\n\n".join(_markdown(header, rows) for header, rows in tables)
 
     def plot(self, path: str | PathLike[str]) -> None:
         """Draw the metrics with their intervals; see `ncf.evaluation.plots.comparison`."""
@@ -123,16 +128,18 @@ class Comparison:
             reference=self.reference,
             p_values=self.p_values,
             metric=self.metric,
+            lists=self.lists,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: every metric with its interval, and the p-values."""
+        """For JSON: every metric with its interval, and the p-values; the statistics of ``lists`` likewise."""
         p_values = self.p_values
         return {
             name: {
                 "sampled": _as_dict(self.rankings[name]),
                 "whole": _as_dict(self.whole[name]) if self.whole else None,
                 "p_value": p_values.get(name),
+                "lists": None if self.lists is None else _lists_as_dict(self.lists[name]),
             }
             for name in self.names
         }
@@ -147,7 +154,8 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         header, rows = self._table(best="<b>{}</b>", other="{}", escaped=escape)
-        return html_table(header, rows, escape(self._footnote("bold:")).replace("\n", "<br/>"))
+        table = html_table(header, rows, escape(self._footnote("bold:")).replace("\n", "<br/>"))
+        return table if self.lists is None else table + html_table(*self._list_table(escape))
 
     def _table(
         self, best: str, other: str, escaped: Callable[[str], str] = str
@@ -172,6 +180,29 @@ class Comparison:
             columns.append([escaped(_p_value(p_values[n])) if n in tests else "" for n in names])
         return header, [list(row) for row in zip(*columns, strict=True)]
 
+    def _list_table(self, escaped: Callable[[str], str] = str) -> tuple[list[str], list[list[str]]]:
+        """Cells of the lists' statistics; those of users with intervals, and p-values against the reference."""
+        assert self.lists is not None
+        names, reference = self.names, self.lists[self.reference]
+        others = [name for name in names if name != self.reference]
+        header = ["lists", "coverage", "Gini"]
+        columns = [
+            [escaped(name) for name in names],
+            [f"{self.lists[name].coverage:.3f}" for name in names],
+            [f"{self.lists[name].gini:.3f}" for name in names],
+        ]
+        for shown in reference.names:
+            header.append(shown)
+            columns.append(
+                [f"{self.lists[n].mean(shown):.3f} {self.lists[n].interval(shown)}" for n in names]
+            )
+            if others:
+                adjusted = holm([self.lists[name].test(reference, shown).p_value for name in others])
+                of_name = dict(zip(others, adjusted, strict=True))
+                header.append("p")
+                columns.append([escaped(_p_value(of_name[n])) if n in of_name else "" for n in names])
+        return header, [list(row) for row in zip(*columns, strict=True)]
+
     def _footnote(self, mark: str) -> str:
         ranking = self.rankings[self.best]
         sizes = ranking.num_candidates
@@ -180,7 +211,8 @@ class Comparison:
             if sizes.min() == sizes.max()
             else f"{int(sizes.min())} to {int(sizes.max())}"
         )
-        note = f"{len(ranking)} users, {among} candidates each; {mark} best of its column; 95% intervals"
+        users = shown_users(len(ranking), ranking.untested)
+        note = f"{users}; {among} candidates each; {mark} best of its column; 95% intervals"
         if len(self.rankings) > 1:
             label = metric_label(self.metric, ranking.k)
             note += (
@@ -198,6 +230,8 @@ def compare(
     baseline: str | None = None,
     metric: Metric = "ndcg",
     block_users: int | None = None,
+    train: Interactions | None = None,
+    item_features: Tensor | None = None,
 ) -> Comparison:
     """Evaluate several models on the same candidates, and test their differences.
 
@@ -213,13 +247,16 @@ def compare(
         baseline: the model that the others are tested against; the best one by default.
         metric: what decides which is best, and what the test compares.
         block_users: users scored at once; see `evaluate`.
+        train: the training interactions, to show the statistics of the models' lists as well; see `list_statistics`.
+            The lists are those of the whole catalogue.
+        item_features: features of the items, ``[I, D]``, for the diversity of the lists.
 
     Returns:
         `Comparison`: ``print`` it, or call ``markdown()``, ``plot(path)``, ``to_dict()``.
 
     Raises:
         TypeError: if ``models`` has no names.
-        ValueError: see `evaluate` and `Comparison`.
+        ValueError: see `evaluate` and `Comparison`; or if ``train`` is given without a catalogue.
 
     Example::
 
@@ -238,11 +275,38 @@ def compare(
         )
     if baseline is not None and baseline not in models:
         raise ValueError(f"baseline = {baseline!r} is none of {', '.join(models)}")
+    of_lists = candidates if catalogue is None else catalogue
+    if train is not None and not isinstance(of_lists, Catalogue):
+        raise ValueError(
+            "train is given without a catalogue, whose lists are shown: give whole_catalogue(split)"
+        )
     rankings = {n: evaluate(model, candidates, k, block_users=block_users) for n, model in models.items()}
     whole = None
     if catalogue is not None:
         whole = {n: evaluate(model, catalogue, k, block_users=block_users) for n, model in models.items()}
-    return Comparison(rankings, whole, baseline, metric)
+    lists = None
+    if train is not None and isinstance(of_lists, Catalogue):
+        lists = {
+            n: list_statistics(m, of_lists, train, k, item_features=item_features) for n, m in models.items()
+        }
+    return Comparison(rankings, whole, baseline, metric, lists)
+
+
+def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    ruler = "|:--" + "|--:" * (len(header) - 1) + "|"
+    lines = ["| " + " | ".join(line) + " |" for line in [header, *rows]]
+    return "\n".join([lines[0], ruler, *lines[1:]])
 
 
 def _p_value(p: float) -> str:
@@ -254,3 +318,10 @@ def _as_dict(ranking: Ranking) -> dict[str, Any]:
         metric_label(metric, ranking.k): {"mean": ranking.mean(metric), "interval": list(interval)}
         for metric, interval in ranking.intervals.items()
     }
+
+
+def _lists_as_dict(lists: ListStatistics) -> dict[str, Any]:
+    of_users = {
+        name: {"mean": lists.mean(name), "interval": list(lists.interval(name))} for name in lists.names
+    }
+    return {"coverage": lists.coverage, "gini": lists.gini, **of_users}

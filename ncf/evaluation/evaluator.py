@@ -27,7 +27,8 @@ def evaluate(
     once, the held-out item among its own negatives does not count, and neither does padding (``-1``).
 
     A `whole_catalogue` may hold several held-out items of a user, as `split_by_ratio` and `read_lists` hold out. Each
-    gets its place in the user's list, in one pass over the catalogue; users without held-out items are not evaluated.
+    gets its place in the user's list, in one pass over the catalogue; users without held-out items are not evaluated;
+    `Ranking.untested` counts them.
 
     Args:
         model: any object with ``score(users [U], candidates [U, C]) -> [U, C]``. If it offers ``scorer()``,
@@ -72,7 +73,7 @@ def evaluate(
         columns = torch.stack([users, ranks, num_candidates], dim=1)
         users, ranks, num_candidates = all_gather_rows(columns).unbind(1)
         _check_distinct(users)
-    return Ranking(users, ranks, num_candidates, k)
+    return Ranking(users, ranks, num_candidates, k, untested=candidates.untested)
 
 
 def _ranking_of_several(
@@ -96,7 +97,9 @@ def _ranking_of_several(
     _, group, tied = keys.unique_consecutive(return_inverse=True, return_counts=True)
     first = (tied.cumsum(0) - tied)[group]
     nth = torch.arange(len(keys), dtype=torch.int64, device="cpu") - first
-    return Ranking(users[starts], ranks - tied[group] + 1 + nth, sizes[starts], k, offsets)
+    return Ranking(
+        users[starts], ranks - tied[group] + 1 + nth, sizes[starts], k, offsets, catalogue.untested
+    )
 
 
 def _check_distinct(users: Tensor) -> None:

@@ -14,7 +14,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from ncf.evaluation.beyond_accuracy import ListStatistics
 from ncf.evaluation.figures import FAINT, INK, new_figure, save_figure
+from ncf.evaluation.intervals import Interval
 from ncf.evaluation.metrics import Metric, metric_label
 from ncf.evaluation.ranking import Ranking
 
@@ -183,6 +185,7 @@ def comparison(
     reference: str | None = None,
     p_values: Mapping[str, float] | None = None,
     metric: Metric = "ndcg",
+    lists: Mapping[str, ListStatistics] | None = None,
     title: str | None = None,
 ) -> None:
     """Draw HR and NDCG of every model with 95% intervals, best on top; `Comparison.plot` calls it.
@@ -197,6 +200,7 @@ def comparison(
         reference: the model that the others were tested against; without one no model is light blue.
         p_values: of each model but the reference, adjusted for the number of tests.
         metric: what orders the models, and what the tests compared.
+        lists: statistics of the same models' lists, each in a panel of its own.
         title: a headline; none by default.
 
     Raises:
@@ -220,29 +224,45 @@ def comparison(
     alike = {name for name, p in (p_values or {}).items() if p >= 0.05} | {reference}
     colours = [_BEST if name == names[-1] else _ALIKE if name in alike else _WORSE for name in names]
     sides = [("", rankings)] + ([] if whole is None else [(", whole catalogue", whole)])
-    figure, axes = new_figure(
-        columns=2 * len(sides), width=1.8 + 3.1 * 2 * len(sides), height=1.4 + 0.42 * len(names)
-    )
     several = rankings[names[0]].offsets is not None
     metrics: tuple[Metric, ...] = ("recall" if several else "hr", "ndcg")
-    panels = [(side, of_side, shown) for side, of_side in sides for shown in metrics]
-    for axis, (side, of_side, shown) in zip(axes, panels, strict=True):
-        means = [of_side[name].mean(shown) for name in names]
-        intervals = [of_side[name].interval(shown) for name in names]
+    panels: list[tuple[str, list[float], list[Interval] | None]] = [
+        (
+            metric_label(shown, of_side[names[0]].k) + side,
+            [of_side[name].mean(shown) for name in names],
+            [of_side[name].interval(shown) for name in names],
+        )
+        for side, of_side in sides
+        for shown in metrics
+    ]
+    if lists is not None:
+        panels.append(("coverage", [lists[name].coverage for name in names], None))
+        panels.append(("Gini of exposure", [lists[name].gini for name in names], None))
+        for statistic in lists[names[0]].names:
+            means = [lists[name].mean(statistic) for name in names]
+            panels.append((statistic, means, [lists[name].interval(statistic) for name in names]))
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = new_figure(
+        rows=rows, columns=columns, width=1.8 + 3.1 * columns, height=(1.4 + 0.42 * len(names)) * rows
+    )
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    for place, (axis, (panel, means, intervals)) in enumerate(zip(axes, panels, strict=False)):
         axis.barh(names, means, color=colours, height=0.66)
-        lows, highs = zip(*intervals, strict=True)
-        axis.hlines(range(len(names)), lows, highs, color="white", linewidth=3.5)
-        axis.hlines(range(len(names)), lows, highs, color=INK, linewidth=1.5)
+        highs = means
+        if intervals is not None:
+            lows, highs = (list(ends) for ends in zip(*intervals, strict=True))
+            axis.hlines(range(len(names)), lows, highs, color="white", linewidth=3.5)
+            axis.hlines(range(len(names)), lows, highs, color=INK, linewidth=1.5)
         for row, mean in enumerate(means):
-            axis.annotate(
-                f"{mean:.3f}", (intervals[row].high, row), (4, 0), textcoords="offset points", va="center"
-            )
-        axis.set_title(metric_label(shown, of_side[names[0]].k) + side, loc="left", fontsize=11, color=INK)
-        axis.set_xlim(0, 1.22 * max(interval.high for interval in intervals) or 1)  # all may be zero
+            axis.annotate(f"{mean:.3f}", (highs[row], row), (4, 0), textcoords="offset points", va="center")
+        axis.set_title(panel, loc="left", fontsize=11, color=INK)
+        axis.set_xlim(0, 1.22 * max(highs) or 1)  # all may be zero
         axis.xaxis.get_major_locator().set_params(nbins=4)
         axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", length=0)
-        if axis is not axes[0]:
+        if place % columns:
             axis.set_yticklabels([])
     _set_title(figure, title)
     note = f"{len(rankings[names[0]])} users, 95% intervals"

@@ -27,6 +27,7 @@ class Ranking:
         k: length of the list that the metrics look at; MRR and AUC look at all candidates.
         offsets: where each user's held-out items start in ``ranks``, ``[U + 1]``, int64; by default each user has
             exactly one.
+        untested: number of trained users who have no held-out item, and are not in ``users``.
 
     Raises:
         ValueError: if the shapes or types differ, a rank is out of range, or ``k`` exceeds every list.
@@ -51,6 +52,7 @@ class Ranking:
     num_candidates: Tensor
     k: int = 10
     offsets: Tensor | None = None
+    untested: int = 0
 
     def __post_init__(self) -> None:
         several, size = self.offsets is not None, len(self.users)
@@ -198,9 +200,10 @@ class Ranking:
         }
 
     def __str__(self) -> str:
-        return "  ".join(
+        line = "  ".join(
             f"{metric_label(m, self.k)} {self.mean(m):.3f} {self.interval(m)}" for m in self._in_a_line()
         )
+        return f"{line}  (without held-out items: {self.untested} users)" if self.untested else line
 
     def _in_a_line(self) -> tuple[Metric, ...]:
         return ("hr", "ndcg", "mrr") if self.offsets is None else ("recall", "ndcg", "precision", "hr")
@@ -210,4 +213,9 @@ class Ranking:
 
     def _repr_html_(self) -> str:
         rows = [[metric_label(m, self.k), f"{self.mean(m):.3f}", str(self.interval(m))] for m in self.shown]
-        return html_table(["metric", "mean", "95% interval"], rows, f"{len(self)} users")
+        return html_table(["metric", "mean", "95% interval"], rows, shown_users(len(self), self.untested))
+
+
+def shown_users(evaluated: int, untested: int) -> str:
+    """How many users were evaluated and how many were not, in words."""
+    return f"{evaluated} users" + (f", {untested} more without held-out items" if untested else "")

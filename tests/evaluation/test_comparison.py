@@ -14,6 +14,7 @@ from ncf import (
     compare,
     evaluate,
     leave_one_out,
+    list_statistics,
     sample_candidates,
     whole_catalogue,
 )
@@ -46,11 +47,11 @@ def task():
         "good": Noisy(positives, 1.2, 90),
         "fair": Noisy(positives, 1.25, 90),
     }
-    return models, sample_candidates(split, num_negatives=30), whole_catalogue(split)
+    return models, sample_candidates(split, num_negatives=30), whole_catalogue(split), split.train
 
 
 def test_rows_are_the_rankings_of_evaluate_best_first(task) -> None:
-    models, candidates, catalogue = task
+    models, candidates, catalogue, _ = task
     result = compare(models, candidates, k=5, catalogue=catalogue)
     for name, model in models.items():
         assert torch.equal(result.rankings[name].ranks, evaluate(model, candidates, 5).ranks)
@@ -64,7 +65,7 @@ def test_rows_are_the_rankings_of_evaluate_best_first(task) -> None:
 
 @pytest.mark.parametrize("baseline", [None, "popular"])
 def test_p_values_are_those_of_the_paired_test_adjusted(task, baseline: str | None) -> None:
-    models, candidates, _ = task
+    models, candidates, *_ = task
     result = compare(models, candidates, k=5, baseline=baseline, metric="mrr")
     reference = result.rankings[baseline or result.best]
     others = [name for name in result.names if name != result.reference]
@@ -74,7 +75,7 @@ def test_p_values_are_those_of_the_paired_test_adjusted(task, baseline: str | No
 
 
 def test_text_is_a_table_in_columns(task) -> None:
-    models, candidates, catalogue = task
+    models, candidates, catalogue, _ = task
     result = compare(models, candidates, k=5, catalogue=catalogue)
     lines = str(result).splitlines()
     assert len(lines) == 1 + len(models) + 2
@@ -91,7 +92,7 @@ def test_text_is_a_table_in_columns(task) -> None:
 
 
 def test_markdown_is_a_table(task) -> None:
-    models, candidates, _ = task
+    models, candidates, *_ = task
     result = compare({"a|b": models["good"], "c": models["poor"]}, candidates, k=5)
     lines = result.markdown().splitlines()
     cells = [line.replace("\\|", "").strip("|").split("|") for line in lines]
@@ -101,7 +102,7 @@ def test_markdown_is_a_table(task) -> None:
 
 
 def test_a_notebook_shows_a_table_and_a_prompt_one_line(task) -> None:
-    models, candidates, _ = task
+    models, candidates, *_ = task
     result = compare({"a<b": models["good"], "c": models["poor"]}, candidates, k=5)
     table = ElementTree.fromstring(f"<div>{result._repr_html_()}</div>")
     assert next(cell.text for cell in table.iter("th")) == "model"
@@ -116,7 +117,7 @@ def test_a_notebook_shows_a_table_and_a_prompt_one_line(task) -> None:
 
 
 def test_models_without_names_are_refused_with_the_remedy(task) -> None:
-    models, candidates, _ = task
+    models, candidates, *_ = task
     with pytest.raises(
         TypeError, match=r'a dict of models by name, got list: give each a name, \{"GMF": first'
     ):
@@ -124,7 +125,7 @@ def test_models_without_names_are_refused_with_the_remedy(task) -> None:
 
 
 def test_results_can_be_written_as_json(task) -> None:
-    models, candidates, catalogue = task
+    models, candidates, catalogue, _ = task
     result = compare(models, candidates, k=5, catalogue=catalogue)
     read = json.loads(json.dumps(result.to_dict()))
     assert list(read) == result.names
@@ -134,8 +135,48 @@ def test_results_can_be_written_as_json(task) -> None:
     assert read["poor"]["p_value"] == result.p_values["poor"]
 
 
+def test_statistics_of_the_lists_stand_in_a_second_table(task, tmp_path) -> None:
+    models, candidates, catalogue, train = task
+    features = torch.eye(90, dtype=torch.float32)[:, :4]
+    result = compare(models, candidates, k=5, catalogue=catalogue, train=train, item_features=features)
+    assert result.lists is not None
+    lines = str(result).splitlines()[-5:]
+    assert lines[0].split() == [
+        "lists",
+        "coverage",
+        "Gini",
+        "popularity",
+        "p",
+        "novelty",
+        "p",
+        "diversity",
+        "p",
+    ]
+    assert [line.split()[0] for line in lines[1:]] == result.names
+    alone = list_statistics(models["popular"], catalogue, train, 5, item_features=features)
+    row = next(line for line in lines if line.startswith("popular"))
+    assert f"{alone.coverage:.3f}" in row
+    assert f"{alone.mean('novelty'):.3f} {alone.interval('novelty')}" in row
+    others = [name for name in result.names if name != result.best]
+    tests = [result.lists[name].test(result.lists[result.best], "novelty").p_value for name in others]
+    assert dict(zip(others, holm(tests), strict=True))["popular"] < 0.001
+    assert "<0.001" in row
+    assert len(result.markdown().splitlines()) == 2 * (2 + len(models)) + 1
+    tables = ElementTree.fromstring(f"<div>{result._repr_html_()}</div>")
+    assert len(list(tables.iter("table"))) == 2
+    assert json.loads(json.dumps(result.to_dict()))["popular"]["lists"]["gini"] == alone.gini
+    result.plot(tmp_path / "lists.svg")
+    compare(models, candidates, k=5, catalogue=catalogue).plot(tmp_path / "plain.svg")
+    drawn, plain = ((tmp_path / name).read_text() for name in ("lists.svg", "plain.svg"))
+    assert drawn.count('id="axes_') == plain.count('id="axes_') + 5
+    with pytest.raises(ValueError, match=r"train is given without a catalogue.*whole_catalogue\(split\)"):
+        compare(models, candidates, k=5, train=train)
+    with pytest.raises(ValueError, match="lists has good, but the models are popular, poor, good, fair"):
+        Comparison(result.rankings, lists={"good": result.lists["good"]})
+
+
 def test_one_model_alone_is_not_tested_against_anything(task) -> None:
-    models, candidates, _ = task
+    models, candidates, *_ = task
     result = compare({"good": models["good"]}, candidates, k=5)
     assert result.p_values == {}
     assert "p:" not in result.text()
@@ -143,7 +184,7 @@ def test_one_model_alone_is_not_tested_against_anything(task) -> None:
 
 
 def test_what_cannot_be_compared(task) -> None:
-    models, candidates, _ = task
+    models, candidates, *_ = task
     with pytest.raises(ValueError, match="nothing to compare"):
         compare({}, candidates)
     with pytest.raises(ValueError, match="baseline = 'best' is none of popular, poor, good, fair"):
@@ -154,7 +195,7 @@ def test_what_cannot_be_compared(task) -> None:
         Comparison({"one": first, "two": other})
     with pytest.raises(ValueError, match="k differs"):
         Comparison({"one": first, "two": first.at(10)})
-    with pytest.raises(ValueError, match="whole has rankings of two, but the models are one"):
+    with pytest.raises(ValueError, match="whole has two, but the models are one"):
         Comparison({"one": first}, {"two": first})
     with pytest.raises(ValueError, match="baseline = 'two' is none of one"):
         Comparison({"one": first}, baseline="two")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ncf import (
     GMF,
+    Candidates,
     Catalogue,
     Interactions,
     ItemPop,
@@ -21,6 +22,9 @@ from ncf import (
     Ranking,
     compare,
     evaluate,
+    leave_one_out,
+    list_statistics,
+    sample_candidates,
     split_by_ratio,
     whole_catalogue,
 )
@@ -167,6 +171,28 @@ def test_a_split_with_several_held_out_items_is_compared_and_drawn(tmp_path: Pat
     comparison.plot(tmp_path / "comparison.svg")
     rank_histogram(dict(comparison.rankings), tmp_path / "ranks.svg")
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("comparison.svg", "ranks.svg"))
+
+
+def test_users_without_held_out_items_are_counted_and_printed(tmp_path: Path) -> None:
+    users = torch.tensor([0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 3])
+    split = split_by_ratio(Interactions.from_arrays(users, torch.arange(12) % 7), test=0.4)
+    catalogue = whole_catalogue(split)
+    model = ItemPop(split.train)
+    ranking = evaluate(model, catalogue, k=3)
+    assert (len(ranking), ranking.untested, catalogue.for_rank(1, 2).untested) == (2, 2, 2)
+    assert ranking.at(1).untested == len(split.users_without_test) == 2
+    assert str(ranking).endswith("(without held-out items: 2 users)")
+    assert "2 users, 2 more without held-out items" in ranking._repr_html_()
+    assert "2 users, 2 more without held-out items; " in str(compare({"popularity": model}, catalogue, k=3))
+    lists = list_statistics(model, catalogue, split.train, k=3)
+    assert str(lists).endswith("(without held-out items: 2 users)")
+    one_each = leave_one_out(Interactions.from_arrays(users, torch.arange(12) % 7), validation=False)
+    candidates = sample_candidates(one_each, num_negatives=2)
+    candidates.save(tmp_path / "candidates.safetensors")
+    assert Candidates.load(tmp_path / "candidates.safetensors").untested == candidates.untested == 2
+    assert evaluate(model, candidates, k=1).untested == 2
+    full = split_by_ratio(Interactions.from_arrays(users // 2, torch.arange(12)), test=0.4)
+    assert "without" not in str(evaluate(ItemPop(full.train), whole_catalogue(full), k=3))
 
 
 def test_places_must_ascend_and_every_user_must_have_one() -> None:
