@@ -110,11 +110,19 @@ class FusedTables:
 
     @torch.no_grad()
     def catalogue_ranks(
-        self, users: Tensor, positives: Tensor, num_items: int, seen_offsets: Tensor, seen_items: Tensor
+        self,
+        users: Tensor,
+        positives: Tensor,
+        num_items: int,
+        seen_offsets: Tensor,
+        seen_items: Tensor,
+        offsets: Tensor | None = None,
     ) -> Tensor | None:
-        """See `ncf.kernels.native_scoring.PackedTables.catalogue_ranks`, and `ranks`."""
+        """See `ncf.kernels.native_scoring.PackedTables.catalogue_ranks`, and `ranks`; ``None`` with ``offsets``."""
         from ncf.kernels.triton_ranking import rank_catalogue_triton
 
+        if offsets is not None:  # several held-out items: counted in scores, block by block
+            return None
         device, found = self.tables.device, []
         with _on(device):
             for block in _blocks(len(users), _USERS_AT_ONCE):

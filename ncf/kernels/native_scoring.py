@@ -174,34 +174,44 @@ class PackedTables:
         return (ranks, counts) if all(done) else None
 
     def catalogue_ranks(
-        self, users: Tensor, positives: Tensor, num_items: int, seen_offsets: Tensor, seen_items: Tensor
+        self,
+        users: Tensor,
+        positives: Tensor,
+        num_items: int,
+        seen_offsets: Tensor,
+        seen_items: Tensor,
+        offsets: Tensor | None = None,
     ) -> Tensor | None:
-        """Rank each user's held-out item among the first ``num_items`` items, less those that the user has seen.
+        """Rank each user's held-out items among the first ``num_items`` items, less those that the user has seen.
 
         Args:
             users: ``[U]``, int64.
-            positives: the held-out item of each, ``[U]``, int64.
+            positives: the held-out items, one user behind the other, ``[P]``, int64.
             num_items: how many items are ranked.
             seen_offsets: where each user's items begin in ``seen_items``, ``[U + 1]``; the first need not be 0.
-            seen_items: the items to leave out, ascending within a user, without the positive.
+            seen_items: the items to leave out, ascending within a user, without the positives.
+            offsets: where each user's items begin in ``positives``, ``[U + 1]``; by default each user has one.
 
         Returns:
-            Ranks, ``[U]``, int64; ``None`` where `ranks` gives it, and if there are fewer items or the lists are not
+            Ranks, ``[P]``, int64; ``None`` where `ranks` gives it, and if there are fewer items or the lists are not
             such lists.
         """
-        check_pairs(users, positives[:, None], self._users.device, "positives")
-        if num_items > len(self._items) or len(seen_offsets) != len(users) + 1:
+        one_each = positives[:, None] if offsets is None else positives
+        check_pairs(users, one_each, self._users.device, "positives")
+        if offsets is None:
+            offsets = torch.arange(len(users) + 1, dtype=torch.int64, device="cpu")
+        if num_items > len(self._items) or not len(seen_offsets) == len(offsets) == len(users) + 1:
             return None
         users, positives = users.contiguous(), positives.contiguous()
-        seen_offsets, seen_items = (
-            tensor.to("cpu", torch.int64).contiguous() for tensor in (seen_offsets, seen_items)
+        offsets, seen_offsets, seen_items = (
+            tensor.to("cpu", torch.int64).contiguous() for tensor in (offsets, seen_offsets, seen_items)
         )
-        ranks, done = torch.empty_like(users), []
+        ranks, done = torch.empty_like(positives), []
 
         def work(mine: slice) -> None:
-            seen = seen_offsets[mine.start : mine.stop + 1], seen_items, len(seen_items)
-            parts = (positives[mine], num_items, *seen, ranks[mine])
-            done.append(self._call("ncf_rank_catalogue", users[mine], *parts))
+            places, seen_places = (each[mine.start : mine.stop + 1] for each in (offsets, seen_offsets))
+            lists = (places, positives, len(positives), num_items, seen_places, seen_items, len(seen_items))
+            done.append(self._call("ncf_rank_catalogue", users[mine], *lists, ranks))
 
         _in_parts(work, len(users), num_items)
         return ranks if all(done) else None

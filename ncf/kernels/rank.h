@@ -43,39 +43,44 @@ int64_t ncf_rank(const Tables *t, int lanes, const int64_t *users, int64_t num_u
 }
 
 /* The first num_items items, less those that each user has seen: of user u seen[offsets[u]] to seen[offsets[u + 1] - 1],
-   ascending, without the positive. As many items at a time as stay in the cache for all users. Returns as ncf_rank
-   does; 0 as well if the seen items are not such a list. */
-int64_t ncf_rank_catalogue(const Tables *t, int lanes, const int64_t *users, int64_t num_users,
-                           const int64_t *positives, int64_t num_items, const int64_t *offsets, const int64_t *seen,
-                           int64_t num_seen, int64_t *ranks) {
+   ascending, without the positives, which are positives[places[u]] to positives[places[u + 1] - 1]. As many items at a
+   time as stay in the cache for all users. Returns as ncf_rank does; 0 as well if the seen items or the places are not
+   such lists. ranks: at the same places as the positives. */
+int64_t ncf_rank_catalogue(const Tables *t, int lanes, const int64_t *users, int64_t num_users, const int64_t *places,
+                           const int64_t *positives, int64_t num_positives, int64_t num_items, const int64_t *offsets,
+                           const int64_t *seen, int64_t num_seen, int64_t *ranks) {
     const Score score = score_of(lanes);
     const int64_t chunk = cached_items(t);
     int64_t *items = malloc(chunk * sizeof(*items)), *next = malloc((num_users + 1) * sizeof(*next));
-    float *own = malloc((chunk + num_users) * sizeof(*own)), *scores = own + num_users, *scratch = scratch_of(t, lanes);
-    int done = items && next && own && scratch && unknown_user(t, users, num_users) == -1;
-    for (int64_t u = 0; u < num_users && done; u++)
-        done = positives[u] >= 0 && positives[u] < num_items && offsets[u] >= 0 && offsets[u + 1] <= num_seen;
-    if (done) {
-        score(t, users, num_users, positives, 1, 1, scratch, own);
-        memcpy(next, offsets, num_users * sizeof(*next));
-        memset(ranks, 0, num_users * sizeof(*ranks));
+    float *scores = malloc((chunk + num_positives) * sizeof(*scores)), *own = scores + chunk;
+    float *scratch = scratch_of(t, lanes);
+    int done = items && next && scores && scratch && unknown_user(t, users, num_users) == -1;
+    for (int64_t u = 0; u < num_users && done; u++) {
+        done = offsets[u] >= 0 && offsets[u + 1] <= num_seen;
+        done = done && places[u] >= 0 && places[u] <= places[u + 1] && places[u + 1] <= num_positives;
+        for (int64_t p = places[u]; p < places[u + 1] && done; p++) done = positives[p] >= 0 && positives[p] < num_items;
+        if (!done) break;
+        score(t, users + u, 1, positives + places[u], 0, places[u + 1] - places[u], scratch, own + places[u]);
+        for (int64_t p = places[u]; p < places[u + 1]; p++) ranks[p] = 0, done = done && own[p] == own[p];
+        next[u] = offsets[u];
     }
     for (int64_t start = 0; start < num_items && done; start += chunk) {
         const int64_t end = start + chunk < num_items ? start + chunk : num_items;
         for (int64_t item = start; item < end; item++) items[item - start] = item;
         for (int64_t u = 0; u < num_users && done; u++) {
+            const int64_t first = next[u];
             score(t, users + u, 1, items, 0, end - start, scratch, scores);
-            const int64_t num_at_least = at_least(scores, end - start, own[u]);
-            int64_t left_out = positives[u] >= start && positives[u] < end;
-            done = num_at_least >= 0 && own[u] == own[u];
-            for (; next[u] < offsets[u + 1] && seen[next[u]] < end && done; next[u]++) {
-                done = seen[next[u]] >= start;
-                left_out += done && scores[seen[next[u]] - start] >= own[u];
+            while (next[u] < offsets[u + 1] && seen[next[u]] < end && done) done = seen[next[u]++] >= start;
+            for (int64_t p = places[u]; p < places[u + 1] && done; p++) {
+                const int64_t num_at_least = at_least(scores, end - start, own[p]);
+                int64_t left_out = positives[p] >= start && positives[p] < end;
+                for (int64_t s = first; s < next[u]; s++) left_out += scores[seen[s] - start] >= own[p];
+                ranks[p] += num_at_least - left_out;
+                done = num_at_least >= 0;
             }
-            ranks[u] += num_at_least - left_out;
         }
     }
-    free(items), free(next), free(own), free(scratch);
+    free(items), free(next), free(scores), free(scratch);
     return done;
 }
 

@@ -323,7 +323,7 @@ class Scorer(Ranker):
         self.device = tables.device
         self.num_users, self.num_items = tables.num_users, tables.num_items
         self._packed = PackedTables(tables) if fits(tables) else None
-        # Of one list for all users, the product alone is a matrix product, faster still.
+        # Scores of one list for all users, where a product is all, are a matrix product: faster than the kernel.
         plain = self._packed is None or tables.item_hidden is None
         self._tables = tables.copied() if plain else None
         self._fused = (
@@ -351,17 +351,18 @@ class Scorer(Ranker):
     ) -> tuple[Tensor, Tensor]:
         """See `Ranker.rank`: where a kernel can, no table of scores is made."""
         ranked = None
-        kernel = self._kernel(isinstance(candidates, Catalogue))
-        if kernel is None or getattr(candidates, "positive_offsets", None) is not None:
+        kernel = self._packed if self._fused is None else self._fused
+        if kernel is None:
             return super().rank(candidates, block_users=block_users)
         if isinstance(candidates, Catalogue):
             users, positives = self._placed(candidates.users), self._placed(candidates.positives)
             offsets, seen = self._placed(candidates.seen_offsets), self._placed(candidates.seen_items)
-            ranks = kernel.catalogue_ranks(users, positives, candidates.num_items, offsets, seen)
+            lists = users, positives, candidates.num_items, offsets, seen
+            ranks = kernel.catalogue_ranks(*lists, candidates.positive_offsets)
             ranked = None if ranks is None else (ranks, candidates.num_items - offsets.diff().cpu())
         else:
-            lists = candidates.users, candidates.positives, candidates.negatives
-            ranked = kernel.ranks(*map(self._placed, lists))
+            negatives = candidates.users, candidates.positives, candidates.negatives
+            ranked = kernel.ranks(*map(self._placed, negatives))
         # The kernel has no ranks for an unknown id or NaN: the scores then give an exact error.
         return super().rank(candidates, block_users=block_users) if ranked is None else ranked
 
@@ -369,17 +370,11 @@ class Scorer(Ranker):
         self, users: Tensor, k: int, items: Tensor, left_out: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Ranker.top_k`: where a kernel can, no table of scores is made."""
-        selected, kernel = None, self._kernel()
+        selected, kernel = None, self._packed if self._fused is None else self._fused
         if kernel is not None and k:
             lists = None if left_out is None else (self._placed(left_out[0]), self._placed(left_out[1]))
             selected = kernel.top_k(self._placed(users), k, self._placed(items), lists)
         return super().top_k(users, k, items, left_out) if selected is None else selected
-
-    def _kernel(self, catalogue: bool = False) -> PackedTables | FusedTables | None:
-        """Return what ranks without a table of scores: not for a catalogue whose scores are a matrix product."""
-        if self._fused is not None:
-            return self._fused
-        return None if catalogue and self._tables is not None else self._packed
 
     def _placed(self, ids: Tensor) -> Tensor:
         """Ids where the kernel takes them: that of a GPU moves them itself, a block at a time."""

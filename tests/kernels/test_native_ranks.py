@@ -98,6 +98,45 @@ def test_catalogue_ranks_are_those_of_the_scores(
         assert torch.equal(ranks, expected[first:])
 
 
+@settings(max_examples=60)
+@given(st.data(), networks, st.sampled_from([None, 4, 8, 16]), st.integers(1, 6))
+def test_ranks_of_several_held_out_items_are_those_of_the_scores(
+    any_processor: Any, data: st.DataObject, network: dict[str, Any], lanes: int | None, num_users: int
+) -> None:
+    packed = packed_tables(any_processor, lanes, **network)
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 100)))
+    num_items = data.draw(st.integers(1, network["num_items"]))
+    catalogue = with_several(random_catalogue(num_users, num_items, generator), generator)
+    offsets = catalogue.positive_offsets
+    assert offsets is not None
+    expected, _ = ranks_of(Scores(packed), catalogue)
+    for first in (0, num_users // 2):
+        lists = catalogue.positives, num_items, catalogue.seen_offsets[first:], catalogue.seen_items
+        ranks = packed.catalogue_ranks(catalogue.users[first:], *lists, offsets[first:])
+        assert ranks is not None
+        assert torch.equal(ranks[offsets[first] :], expected[offsets[first] :])
+
+
+def with_several(catalogue: Catalogue, generator: torch.Generator) -> Catalogue:
+    """Half of the seen items are held out as well."""
+    kept = torch.rand(len(catalogue.seen_items), generator=generator) < 0.5
+    rows = torch.repeat_interleave(catalogue.seen_offsets.diff())
+    own = torch.arange(len(catalogue), dtype=torch.int64) * catalogue.num_items + catalogue.positives
+    keys = torch.cat([own, rows[~kept] * catalogue.num_items + catalogue.seen_items[~kept]]).sort().values
+    counts = (keys // catalogue.num_items).bincount(minlength=len(catalogue))
+    none = torch.zeros(1, dtype=torch.int64)
+    seen_offsets = torch.cat([none, rows[kept].bincount(minlength=len(catalogue)).cumsum(0)])
+    offsets = torch.cat([none, counts.cumsum(0)])
+    return Catalogue(
+        catalogue.users,
+        keys % catalogue.num_items,
+        catalogue.num_items,
+        seen_offsets,
+        catalogue.seen_items[kept],
+        positive_offsets=offsets,
+    )
+
+
 def random_catalogue(num_users: int, num_items: int, generator: torch.Generator) -> Catalogue:
     positives = torch.randint(num_items, (num_users,), generator=generator)
     seen = torch.rand(num_users, num_items, generator=generator) < torch.rand(
@@ -127,6 +166,13 @@ def test_a_large_catalogue_is_walked_in_parts_by_several_threads(
     assert ranked is not None
     assert torch.equal(ranked[0], of_some)
     assert torch.equal(ranked[1], counts)
+    several = with_several(catalogue, torch.Generator().manual_seed(1))
+    seen = several.seen_offsets, several.seen_items
+    ranks = packed.catalogue_ranks(
+        several.users, several.positives, several.num_items, *seen, several.positive_offsets
+    )
+    assert ranks is not None
+    assert torch.equal(ranks, ranks_of(Scores(packed), several)[0])
 
 
 def test_ties_lose_to_the_last_bit_and_without_the_kernel_it_is_the_same(
@@ -195,6 +241,10 @@ def test_lists_that_are_none_are_not_read(offsets: list[int], seen: list[int]) -
     users, positives = torch.tensor([0, 1]), torch.tensor([0, 1])
     seen_items = torch.tensor(seen) + 1000 * torch.tensor([1, 0])  # in another part of the catalogue
     assert packed.catalogue_ranks(users, positives, 2000, torch.tensor(offsets), seen_items) is None
+    none = torch.zeros(3, dtype=torch.int64), seen_items
+    assert packed.catalogue_ranks(users, positives, 2000, *none, torch.tensor([0, 1, 3])) is None
+    assert packed.catalogue_ranks(users, positives, 2000, *none, torch.tensor([0, 2, 1])) is None
+    assert packed.catalogue_ranks(users, positives, 2000, *none, torch.tensor([-1, 1, 2])) is None
 
 
 def test_other_types_are_refused() -> None:
