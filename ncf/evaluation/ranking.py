@@ -217,5 +217,5 @@ class Ranking:
 
 
 def shown_users(evaluated: int, untested: int) -> str:
-    """How many users were evaluated and how many were not, in words."""
+    """Numbers of users that were evaluated and that were not, in words."""
     return f"{evaluated} users" + (f", {untested} more without held-out items" if untested else "")
