@@ -135,10 +135,12 @@ def search(split: ncf.Split, name: str, k: int, seconds: float) -> Any:
     """Search one trial after the other until the processor seconds are spent."""
     end = processor_seconds() + seconds
     with tempfile.TemporaryDirectory() as folder:
+        found = None
         for trials in itertools.count(1):
             found = ncf.tune(split, name, trials=trials, k=k, folder=folder, progress=False)
             if processor_seconds() > end:
-                return found
+                break
+    return found
 
 
 def processor_seconds() -> float:
