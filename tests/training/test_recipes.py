@@ -15,6 +15,7 @@ import ncf
 from ncf.data.interactions import Interactions
 from ncf.models.baselines.spectral import Spectral
 from ncf.training.recipes import recipe_for
+from ncf.training.recipes.parts import _faded, histories
 
 FAST = {"epochs": 2, "softmax_epochs": 4, "mlp_epochs": 1, "members": 1, "spectral": 8}
 
@@ -84,6 +85,68 @@ def test_settings_follow_the_data():
     assert recipe_for(dense).losses == ("bce",)
     assert recipe_for(shop(3000, 3000, 5)).losses == ("softmax",)
     assert recipe_for(shop(3000, 3000, 5)).temperature > recipe_for(shop(3000, 3000, 20)).temperature
+
+
+def walks(num_users: int = 400, num_items: int = 80, each: int = 10, seed: int = 0) -> Interactions:
+    """Users who go on from item n to n + 1 or n + 2, with the moments as timestamps."""
+    random = torch.Generator("cpu").manual_seed(seed)
+    start = torch.randint(num_items, (num_users, 1), generator=random)
+    steps = torch.randint(1, 3, (num_users, each), generator=random)
+    times = torch.arange(each).expand(num_users, -1)
+    users = torch.arange(num_users)[:, None].expand(-1, each)
+    items = (start + steps.cumsum(1)) % num_items
+    shuffled = torch.randperm(num_users * each, generator=random)
+    columns = (column.reshape(-1)[shuffled] for column in (users, items))
+    return Interactions.from_arrays(*columns, timestamps=times.reshape(-1)[shuffled])
+
+
+def test_histories_are_in_the_order_of_time():
+    data = walks(20, 30, 6)
+    offsets, rows = histories(data)
+    for user in range(data.num_users):
+        own = (data.users == user).nonzero()[:, 0].tolist()
+        expected = sorted(own, key=lambda row: (int(data.timestamps[row]), row))
+        assert rows[offsets[user] : offsets[user + 1]].tolist() == expected
+
+
+def test_faded_sums_equal_those_written_out():
+    data, rows = walks(20, 30, 6), torch.randn(30, 5, dtype=torch.float64)
+    expected = torch.zeros(20, 5, dtype=torch.float64)
+    for user in range(20):
+        own = sorted(
+            (int(time), int(item))
+            for time, item in zip(
+                data.timestamps[data.users == user], data.items[data.users == user], strict=True
+            )
+        )
+        for age, (_, item) in enumerate(reversed(own)):
+            expected[user] += 0.5**age * rows[item]
+    torch.testing.assert_close(_faded(data, rows, 0.5), expected)
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_the_order_of_time_tells_the_next_item(validation):
+    data = walks()
+    split = ncf.leave_one_out(data, validation=validation)
+    candidates = ncf.whole_catalogue(split)
+    known = ncf.fit(split, "GMF", **FAST)
+    unknown = ncf.fit(Interactions.from_arrays(split.train.users, split.train.items), "GMF", **FAST)
+    assert ncf.evaluate(known, candidates).ndcg > ncf.evaluate(unknown, candidates).ndcg + 0.1
+    for part in ("last", "next"):
+        assert f"{part} 0," not in known.record["recipe"]
+        assert part in known.record["recipe"]
+        assert part not in unknown.record["recipe"]
+
+
+def test_timestamps_that_follow_the_items_are_no_times():
+    data = shop()
+    numbered = Interactions.from_arrays(data.users, data.items, timestamps=data.items)
+    assert "last" not in ncf.fit(numbered, "GMF", **FAST).record["recipe"]
+
+
+def test_order_without_a_gain_does_not_count():
+    split = ncf.split_by_ratio(shop(each=6), test=0.2, validation=0.2, seed=0)
+    assert "last 0, recent 0," in ncf.fit(split, "GMF", **FAST).record["recipe"]
 
 
 def test_wrong_arguments_are_named():
