@@ -52,14 +52,24 @@ test-fast: install
 coverage: install
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov
 
+# The tests run on a copy whose kernels are built with the sanitizer; all that is not is left out of the thread sanitizer.
+SANITIZED := build/sanitized
+SANITIZE := cc -g -O1 -fno-math-errno -Wno-psabi -fno-sanitize-recover=all -pthread
 sanitize: install
 	@for kind in thread address,undefined; do \
-		cc -g -O1 -fno-math-errno -Wno-psabi -fsanitize=$$kind -fno-sanitize-recover=all -pthread \
-			-o /tmp/ncf_train_threads tests/kernels/train_threads.c -lm && /tmp/ncf_train_threads || exit 1; \
+		rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && cp -r ncf tests conftest.py pyproject.toml README.md $(SANITIZED) && \
+		$(SANITIZE) -fsanitize=$$kind -o $(SANITIZED)/program tests/kernels/sanitized.c -lm && $(SANITIZED)/program && \
+		rm -f $(SANITIZED)/ncf/kernels/_native* && \
+		$(SANITIZE) -fsanitize=$$kind -fPIC -shared -o $(SANITIZED)/ncf/kernels/_native.so ncf/kernels/native.c -lm && \
+		case $$kind in thread) libraries=libtsan.so ;; *) libraries="libasan.so libubsan.so" ;; esac && \
+		(cd $(SANITIZED) && \
+			CFLAGS="-g -fsanitize=$$kind -fno-sanitize-recover=all" PYTHONPATH=$$PWD OMP_NUM_THREADS=1 \
+			ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=ignore_noninstrumented_modules=1 \
+			LD_PRELOAD="$$(for name in $$libraries; do cc -print-file-name=$$name; done | xargs)" \
+			$(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider \
+				tests/kernels/test_native.py tests/kernels/test_native_ranks.py tests/training/test_native_step.py \
+				tests/data/test_sampling.py tests/data/test_candidates.py) || exit 1; \
 	done
-	@CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" ASAN_OPTIONS=detect_leaks=0 \
-		LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest tests/kernels/test_native.py tests/kernels/test_native_ranks.py tests/training/test_native_step.py
 
 lint: install
 	@$(BIN)/ruff check .

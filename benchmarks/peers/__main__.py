@@ -36,6 +36,12 @@ def main() -> None:
         "--threads", type=int, default=1, help="CPU threads of each (default: 1; none of them gains by two)"
     )
     parser.add_argument("--quick", action="store_true", help="three epochs of everything, once: does it run?")
+    parser.add_argument(
+        "--at-size",
+        type=int,
+        metavar="INTERACTIONS",
+        help="random ones of MovieLens-20M's shape instead: one epoch at two batch sizes, rates and memory",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/peers"), help="where the results go")
     options = parser.parse_args()
     peers = [peer for peer in options.peers.split(",") if peer]
@@ -44,13 +50,18 @@ def main() -> None:
         parser.error(f"--peers {','.join(unknown)}: choose from {','.join(PEERS)}")
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    prefix = write_data(out)
+    if options.at_size:
+        os.environ["NCF_PEERS_AT_SIZE"] = "1"
+    prefix = write_random(out, options.at_size) if options.at_size else write_data(out)
     pythons: dict[str, Path] = {}
     for name in [*LABELS, *peers]:
         try:
             pythons[name] = python_for(CONTESTANTS[name][0], out / f"{name}-install.log")
         except RuntimeError as error:
             print(error, flush=True)
+    if options.at_size:
+        at_size(pythons, prefix, out, options.threads)
+        return
     rounds = 1 if options.quick else options.rounds
     arguments = ["--epochs", str(options.epochs), *(["--quick"] if options.quick else [])]
     report: dict[str, Any] = {"machine": machine(options.threads), "arguments": arguments, "results": {}}
@@ -86,6 +97,51 @@ def write_data(out: Path) -> Path:
         split = leave_one_out(movielens.load("100k").interactions, validation=False)
         write_ncf(prefix, split, sample_candidates(split))
     return prefix
+
+
+def write_random(out: Path, interactions: int) -> Path:
+    """Write random pairs of MovieLens-20M's shape, and one line of a test set that has the last user and item."""
+    import numpy as np
+
+    users, items = 138_493, 26_744
+    prefix = out / f"random-{interactions}"
+    if not prefix.with_suffix(".test.negative").exists():
+        random = np.random.default_rng(0)
+        of_users = np.arange(users) * items + random.integers(
+            0, items, users
+        )  # some peers know no other users
+        pairs = random.integers(0, users * items, max(0, interactions - users))
+        pairs = np.unique(np.concatenate([of_users, pairs]))
+        rows = np.stack([pairs // items, pairs % items, np.ones_like(pairs), np.arange(len(pairs))], axis=1)
+        np.savetxt(prefix.with_suffix(".train.rating"), rows, "%d", "\t")
+        prefix.with_suffix(".test.rating").write_text(f"{users - 1}\t{items - 1}\t1\t0\n")
+        prefix.with_suffix(".test.negative").write_text(f"({users - 1},{items - 1})\t0\n")
+    return prefix
+
+
+def at_size(pythons: dict[str, Path], prefix: Path, out: Path, threads: int) -> None:
+    """Print a table of one epoch of each, in turn."""
+    heading = (
+        "batch 2048, samples/s",
+        "a CPU second",
+        "batch 8192, samples/s",
+        "a CPU second",
+        "peak MB",
+        "of it the data",
+    )
+    print(f"| | {' | '.join(heading)} |\n|{'---|' * (1 + len(heading))}", flush=True)
+    for name, python in pythons.items():
+        if name == "implicit":  # no network: see benchmarks.scale --bpr
+            continue
+        folder, more = CONTESTANTS[name]
+        command = [str(python), "-m", f"benchmarks.peers.{folder}.work", "--data", str(prefix), *more]
+        result = run(command, out / f"{name}-at-size", threads)
+        if result is None:
+            print(f"| {name} | failed: see {out / f'{name}-at-size.log'} |", flush=True)
+            continue
+        keys = [f"samples_per_{unit}_{size}" for size in (2048, 8192) for unit in ("s", "cpu_s")]
+        cells = [f"{result[key]:,.0f}" for key in [*keys, "memory_mb", "memory_mb_with_data"]]
+        print(f"| {name} {result['version']}, {result['model']} | {' | '.join(cells)} |", flush=True)
 
 
 def run(command: list[str], stem: Path, threads: int) -> Result | None:

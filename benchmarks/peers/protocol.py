@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-FACTORS, LAYERS, NEGATIVES, K = 8, (32, 16, 8), 4, 10
+AT_SIZE = "NCF_PEERS_AT_SIZE" in os.environ  # set by `benchmarks.peers --at-size`: wider, and only trained
+FACTORS, LAYERS = (32, (64, 32, 16)) if AT_SIZE else (8, (32, 16, 8))
+NEGATIVES, K = 4, 10
 TARGET = 0.65  # HR@10 that the time to quality is taken to
 
 Ints = NDArray[np.int64]
@@ -152,23 +155,26 @@ class Clock:
     judge: Callable[[], Ints]
     wall: Callable[[], float] = time.perf_counter
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     hr: list[float] = field(default_factory=list)
     ndcg: list[float] = field(default_factory=list)
     _since: float | None = None
+    _cpu_since: float = 0.0
 
     def start(self) -> None:
         """Call this where training starts: what comes before, such as reading data, is not counted."""
-        self._since = self.wall()
+        self._since, self._cpu_since = self.wall(), time.process_time()
 
     def epoch(self) -> None:
         """Call this at the end of every epoch."""
         if self._since is None:
             raise RuntimeError("start() was not called")
         self.seconds.append(self.wall() - self._since)
+        self.cpu_seconds.append(time.process_time() - self._cpu_since)
         placed = self.judge()
         self.hr.append(hr(placed))
         self.ndcg.append(ndcg(placed))
-        self._since = self.wall()
+        self.start()
 
     def seconds_to(self, target: float) -> float | None:
         """Seconds of training until HR first reached the target; None if it never did."""
@@ -252,6 +258,19 @@ def measure(contestant: Contestant, data: Data, runs: dict[str, Setting], seed: 
     return results
 
 
+def measure_at_size(contestant: Contestant, data: Data, seed: int) -> dict[str, Any]:
+    """Rates of one epoch at two batch sizes, and memory: nothing is ranked."""
+    results: dict[str, Any] = {"memory_mb_with_data": peak_megabytes()}
+    for batch_size in (2048, 8192):
+        clock = Clock(lambda: np.zeros(1, dtype=np.int64))
+        contestant.fit(Setting(batch_size, 1e-3, 1), seed, clock)
+        results[f"samples_per_s_{batch_size}"] = data.samples / clock.seconds[0]
+        results[f"samples_per_cpu_s_{batch_size}"] = data.samples / clock.cpu_seconds[0]
+        results["memory_mb"] = peak_megabytes()
+        print(results, flush=True)
+    return results
+
+
 def _ranking(contestant: Contestant, data: Data, ranked: Callable[[], object]) -> dict[str, float]:
     count = len(data.test_users)
     results = {"ranking_users_per_s": count * rate(ranked), "memory_mb": peak_megabytes()}
@@ -286,13 +305,13 @@ def main(
     parser.add_argument("--quick", action="store_true")
     options, _ = parser.parse_known_args()
     data = read(options.data)
-    runs = settings(options.epochs, options.quick)
-    results = measure(
-        make(data, options.data),
-        data,
-        {name: setting for name, setting in runs.items() if only is None or name in only},
-        options.seed,
-    )
+    contestant = make(data, options.data)
+    if AT_SIZE:
+        results = measure_at_size(contestant, data, options.seed)
+    else:
+        runs = settings(options.epochs, options.quick)
+        some = {name: setting for name, setting in runs.items() if only is None or name in only}
+        results = measure(contestant, data, some, options.seed)
     options.out.write_text(
         json.dumps({"version": version, "model": model, "seed": options.seed, **results}, indent=1)
     )

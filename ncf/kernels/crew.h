@@ -83,10 +83,6 @@ static void crew_enter(Crew *c, int64_t phase) {
 static void crew_phases(const Worker *h) {
     Crew *c = h->crew;
     int64_t phase, task;
-#ifdef __SSE__
-    const unsigned int control = _mm_getcsr();
-    _mm_setcsr(control | 0x8040); /* numbers below 1e-38 are zero: moments would linger there, and be slow */
-#endif
     while ((phase = crew_phase(c)) < c->phases) {
         for (int64_t n = 0; n < c->shares; n++) {
             const int64_t number = (h->number + n) % c->shares;
@@ -99,9 +95,6 @@ static void crew_phases(const Worker *h) {
         }
         crew_await(c, phase);
     }
-#ifdef __SSE__
-    _mm_setcsr(control);
-#endif
 }
 
 static void crew_leave(Crew *c) {
@@ -149,4 +142,43 @@ static int crew_run(int threads, int64_t phases, int64_t (*tasks)(void *, int64_
     crew_phases(&own);
     crew_leave(c);
     return 1;
+}
+
+#define FINE INT64_MAX /* what a piece of a call returns if nothing is wrong */
+
+/* A call that is one phase: work on the users of the job, so many at a time. */
+typedef struct {
+    int64_t (*work)(const void *job, int64_t from, int64_t to);
+    const void *job;
+    int64_t users, at_once, threads;
+    atomic_llong least; /* of what the pieces returned */
+} Pieces;
+
+/* The number of the first piece in a share. */
+static int64_t pieces_before(const Pieces *p, int64_t share) {
+    return (p->users + p->at_once - 1) / p->at_once * share / p->threads;
+}
+
+static int64_t pieces_of(void *given, int64_t phase, int64_t share) {
+    (void)phase;
+    return pieces_before(given, share + 1) - pieces_before(given, share);
+}
+
+static void do_piece(void *given, int64_t thread, int64_t phase, int64_t share, int64_t task) {
+    Pieces *p = given;
+    const int64_t from = (pieces_before(p, share) + task) * p->at_once, to = from + p->at_once;
+    const long long answer = p->work(p->job, from, to < p->users ? to : p->users);
+    long long least = atomic_load(&p->least);
+    (void)thread, (void)phase;
+    while (answer < least && !atomic_compare_exchange_weak(&p->least, &least, answer)) {}
+}
+
+/* The least of what `work` returns for pieces of some users, with at most so many threads; -2 for want of memory. */
+static int64_t in_pieces(int64_t threads, int64_t users, int64_t at_once,
+                         int64_t (*work)(const void *job, int64_t from, int64_t to), const void *job) {
+    Pieces p = {work, job, users, at_once > 1 ? at_once : 1, 1, FINE};
+    const int64_t pieces = (users + p.at_once - 1) / p.at_once, most = threads < MAX_THREADS ? threads : MAX_THREADS;
+    p.threads = pieces < most ? pieces : most;
+    if (p.threads < 1) return FINE;
+    return crew_run((int)p.threads, 1, pieces_of, do_piece, &p) ? p.least : -2;
 }

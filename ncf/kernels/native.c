@@ -22,6 +22,8 @@
 
 #define PAIRS 24                 /* candidates in a block; a multiple of 12 */
 #define CACHE_FLOATS (32 * 1024) /* floats of item rows that stay in the second-level cache */
+#define PAIRS_PER_PIECE (1 << 14) /* pairs that a thread scores at a time: fewer are not worth starting another for */
+#define USERS_PER_PIECE 24       /* users that a thread takes at least where all have the same items */
 #define PAIRS_PER_BLOCK 120      /* pairs of a training batch whose activations stay in the cache */
 #define POSITIVES_PER_BLOCK 24   /* positives of a block whose logits with the shared negatives stay in the cache */
 #define PAIRS_PER_SLOT 240       /* pairs of a piece of a batch, at least */
@@ -30,7 +32,7 @@
 #define PREFETCHED_ROWS 8        /* rows that memory is asked for before they are read */
 #define MIN_LENGTH 1e-12f        /* length that a cosine divides by at least, as PyTorch's normalize does */
 #define MAX_LAYERS 16
-#define NCF_ABI 7 /* ABI of native.py: raise both when a function's arguments or a structure's meaning change */
+#define NCF_ABI 8 /* ABI of native.py: raise both when a function's arguments or a structure's meaning change */
 
 typedef float float4 __attribute__((vector_size(16), aligned(4), may_alias));
 
@@ -161,6 +163,12 @@ static Score score_of(int lanes) {
 
 static float *scratch_of(const Tables *t, int lanes) { return malloc(sizeof(float) * PAIRS * (2 * t->widest + lanes)); }
 
+/* How many users make a piece of work: many where all have the same items, whose rows are then read once. */
+static int64_t users_at_once(int64_t width, int same) {
+    const int64_t users = PAIRS_PER_PIECE / (width + 1) + 1;
+    return same && users < USERS_PER_PIECE ? USERS_PER_PIECE : users;
+}
+
 /* The place of the first user without a row, or -1. */
 static int64_t unknown_user(const Tables *t, const int64_t *users, int64_t num_users) {
     for (int64_t u = 0; u < num_users; u++)
@@ -168,21 +176,44 @@ static int64_t unknown_user(const Tables *t, const int64_t *users, int64_t num_u
     return -1;
 }
 
+typedef struct {
+    const Tables *t;
+    int lanes;
+    const int64_t *users, *candidates;
+    int64_t num_users, step, width;
+    float *scores;
+} Scored;
+
+/* The number of users and the place of the first unknown item among the candidates of some, or FINE. */
+static int64_t unknown_item(const Scored *s, int64_t from, int64_t to) {
+    for (int64_t u = from; u < to; u++)
+        for (int64_t c = 0; c < s->width; c++)
+            if (s->candidates[u * s->step + c] >= s->t->num_items) return s->num_users + u * s->width + c;
+    return FINE;
+}
+
+static int64_t score_piece(const void *job, int64_t from, int64_t to) {
+    const Scored *s = job;
+    const int64_t unknown = s->step ? unknown_item(s, from, to) : FINE;
+    if (unknown != FINE) return unknown;
+    float *scratch = scratch_of(s->t, s->lanes);
+    if (!scratch) return -2;
+    score_of(s->lanes)(s->t, s->users + from, to - from, s->candidates + from * s->step, s->step, s->width, scratch,
+                       s->scores + from * s->width);
+    free(scratch);
+    return FINE;
+}
+
 /* candidates: user u's begin at u * step; scores: [num_users, width].
    Returns -1; or where the first unknown user is; or num_users + the place of the first unknown item; or -2 for want
    of memory. */
-int64_t ncf_score(const Tables *t, int lanes, const int64_t *users, int64_t num_users, const int64_t *candidates,
-                  int64_t step, int64_t width, float *scores) {
-    const int64_t unknown = unknown_user(t, users, num_users);
-    if (unknown != -1) return unknown;
-    for (int64_t u = 0; u < (step ? num_users : 1); u++)
-        for (int64_t c = 0; c < width; c++)
-            if (candidates[u * step + c] >= t->num_items) return num_users + u * width + c;
-    float *scratch = scratch_of(t, lanes);
-    if (!scratch) return -2;
-    score_of(lanes)(t, users, num_users, candidates, step, width, scratch, scores);
-    free(scratch);
-    return -1;
+int64_t ncf_score(const Tables *t, int lanes, int64_t threads, const int64_t *users, int64_t num_users,
+                  const int64_t *candidates, int64_t step, int64_t width, float *scores) {
+    const Scored s = {t, lanes, users, candidates, num_users, step, width, scores};
+    const int64_t user = unknown_user(t, users, num_users), item = step || user != -1 ? FINE : unknown_item(&s, 0, 1);
+    if (user != -1 || item != FINE) return user != -1 ? user : item;
+    const int64_t wrong = in_pieces(threads, num_users, users_at_once(width, !step), score_piece, &s);
+    return wrong == FINE ? -1 : wrong;
 }
 
 #include "sift.h"

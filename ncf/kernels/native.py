@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ABI = 7  # NCF_ABI of native.c: raise both when a function's arguments or a structure's meaning change
+ABI = 8  # NCF_ABI of native.c: raise both when a function's arguments or a structure's meaning change
 MAX_LAYERS = 16  # of native.c
 
 

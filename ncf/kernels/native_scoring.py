@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from ctypes import byref, c_int64, c_void_p
-from threading import Thread
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from ncf.kernels.scoring_tables import ScoringTables, check_pairs
 
 _COLUMNS = 64  # COLUMNS of sift.h
 _USERS_FOR_BYTES = 16  # for fewer, to lay some of the items out takes longer than it saves
-_PAIRS_PER_THREAD = 1 << 14  # fewer are not worth starting a thread for
 
 
 def fits(tables: ScoringTables) -> bool:
@@ -133,14 +130,9 @@ class PackedTables:
         width, shared = candidates.shape[-1], candidates.dim() == 1
         scores = torch.empty(len(users), width, dtype=torch.float32, device="cpu")
         users, candidates = users.contiguous(), candidates.contiguous()
-
-        def work(mine: slice) -> None:
-            some, lists = users[mine], candidates if shared else candidates[mine]
-            answer = self._call("ncf_score", some, lists, 0 if shared else width, width, scores[mine])
-            raise_kernel_error(answer, some, lists.view(-1, width), len(self._users), len(self._items))
-
         if scores.numel():
-            _in_parts(work, len(users), width)
+            failed = self._call("ncf_score", users, candidates, 0 if shared else width, width, scores)
+            raise_kernel_error(failed, users, candidates.view(-1, width), len(self._users), len(self._items))
         return scores
 
     def ranks(self, users: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -162,16 +154,9 @@ class PackedTables:
         check_pairs(users, negatives, self._users.device, "negatives")
         width = negatives.shape[1]
         users, positives, negatives = users.contiguous(), positives.contiguous(), _rows(negatives)
-        ranks, counts, done = torch.empty_like(users), torch.empty_like(users), []
-
-        def work(mine: slice) -> None:
-            lists, out = negatives[mine], (ranks[mine], counts[mine])
-            done.append(
-                self._call("ncf_rank", users[mine], positives[mine], lists, _step(lists), width, *out)
-            )
-
-        _in_parts(work, len(users), 1 + width)
-        return (ranks, counts) if all(done) else None
+        ranks, counts = torch.empty_like(users), torch.empty_like(users)
+        lists = positives, negatives, _step(negatives), width
+        return (ranks, counts) if self._call("ncf_rank", users, *lists, ranks, counts) else None
 
     def catalogue_ranks(
         self,
@@ -206,15 +191,9 @@ class PackedTables:
         offsets, seen_offsets, seen_items = (
             tensor.to("cpu", torch.int64).contiguous() for tensor in (offsets, seen_offsets, seen_items)
         )
-        ranks, done = torch.empty_like(positives), []
-
-        def work(mine: slice) -> None:
-            places, seen_places = (each[mine.start : mine.stop + 1] for each in (offsets, seen_offsets))
-            lists = (places, positives, len(positives), num_items, seen_places, seen_items, len(seen_items))
-            done.append(self._call("ncf_rank_catalogue", users[mine], *lists, ranks))
-
-        _in_parts(work, len(users), num_items)
-        return ranks if all(done) else None
+        ranks, seen = torch.empty_like(positives), (seen_offsets, seen_items, len(seen_items))
+        lists = offsets, positives, len(positives), num_items, *seen
+        return ranks if self._call("ncf_rank_catalogue", users, *lists, ranks) else None
 
     def top_k(
         self, users: Tensor, k: int, items: Tensor, left_out: tuple[Tensor, Tensor] | None = None
@@ -244,19 +223,10 @@ class PackedTables:
         else:
             first_pass = *bytes_of, len(bytes_of[0])
         scores = torch.empty(len(users), k, dtype=torch.float32, device="cpu")
-        selected, done = torch.empty(len(users), k, dtype=torch.int64, device="cpu"), []
-
-        def work(mine: slice) -> None:
-            lists = (
-                (None, None, 0)
-                if offsets is None or hidden is None
-                else (offsets[mine.start : mine.stop + 1], hidden, len(hidden))
-            )
-            parts = (items, len(items), *lists, k, *first_pass, scores[mine], selected[mine])
-            done.append(self._call("ncf_top_k", users[mine], *parts))
-
-        _in_parts(work, len(users), len(items))
-        return (scores, selected) if all(done) else None
+        selected = torch.empty(len(users), k, dtype=torch.int64, device="cpu")
+        lists = offsets, hidden, 0 if hidden is None else len(hidden)
+        done = self._call("ncf_top_k", users, items, len(items), *lists, k, *first_pass, scores, selected)
+        return (scores, selected) if done else None
 
     def _bytes(self, items: Tensor, num_users: int) -> tuple[Tensor, Tensor] | None:
         """Lay items out for the first pass of a selection; all of them once, some for many users only.
@@ -278,10 +248,10 @@ class PackedTables:
         return panel, numbers
 
     def _call(self, function: str, users: Tensor, *arguments: Tensor | int | None) -> int:
-        """Call a function of the library; ctypes lets other threads run meanwhile."""
+        """Call a function of the library on as many threads as PyTorch has; ctypes lets others run meanwhile."""
         given = [
             c_int64(a) if isinstance(a, int) else c_void_p(None if a is None else a.data_ptr())
-            for a in (users, len(users), *arguments)
+            for a in (torch.get_num_threads(), users, len(users), *arguments)
         ]
         answer: int = getattr(self._kernel, function)(byref(self._tables), self._lanes, *given)
         return answer
@@ -317,25 +287,3 @@ def _rows(ids: Tensor) -> Tensor:
 def _step(lists: Tensor) -> int:
     """From a user's list to the next one's; 0 only where it is the same."""
     return lists.stride(0) if len(lists) > 1 else lists.shape[1]
-
-
-def _in_parts(work: Callable[[slice], None], num_users: int, width: int) -> None:
-    """Have slices of the users worked on, by as many threads as PyTorch has if there is enough for each."""
-    parts = max(1, min(torch.get_num_threads(), 1 + num_users * width // _PAIRS_PER_THREAD, num_users))
-    step = max(1, -(-num_users // parts))
-    failures: list[Exception] = []
-
-    def guarded(start: int) -> None:
-        try:
-            work(slice(start, min(start + step, num_users)))
-        except Exception as error:
-            failures.append(error)
-
-    others = [Thread(target=guarded, args=(start,)) for start in range(step, num_users, step)]
-    for thread in others:
-        thread.start()
-    guarded(0)
-    for thread in others:
-        thread.join()
-    if failures:
-        raise failures[0]

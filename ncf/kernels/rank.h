@@ -7,24 +7,30 @@ static int64_t at_least(const float *scores, int64_t count, float own) {
     return num_nan ? -1 : num_at_least;
 }
 
-/* negatives: user u's begin at u * step; a negative number is padding, and an item that comes again, or is the
-   positive, is not ranked. ranks, counts: [num_users]. Returns 1; or 0 if an id is unknown, a score is not a number, or
-   there is no memory: ncf_score of the same pairs tells which. */
-int64_t ncf_rank(const Tables *t, int lanes, const int64_t *users, int64_t num_users, const int64_t *positives,
-                 const int64_t *negatives, int64_t step, int64_t width, int64_t *ranks, int64_t *counts) {
-    const Score score = score_of(lanes);
+typedef struct {
+    const Tables *t;
+    int lanes;
+    const int64_t *users, *positives, *negatives;
+    int64_t step, width;
+    int64_t *ranks, *counts;
+} Ranked;
+
+static int64_t rank_piece(const void *job, int64_t from, int64_t to) {
+    const Ranked *r = job;
+    const Tables *t = r->t;
+    const Score score = score_of(r->lanes);
     char *listed = calloc(t->num_items + 1, 1); /* whether an item is already among this user's */
-    int64_t *items = malloc((1 + width) * sizeof(*items));
-    float *scores = malloc((1 + width) * sizeof(*scores)), *scratch = scratch_of(t, lanes);
-    int done = listed && items && scores && scratch && unknown_user(t, users, num_users) == -1;
-    for (int64_t u = 0; u < num_users && done; u++) {
-        done = positives[u] >= 0 && positives[u] < t->num_items;
+    int64_t *items = malloc((1 + r->width) * sizeof(*items));
+    float *scores = malloc((1 + r->width) * sizeof(*scores)), *scratch = scratch_of(t, r->lanes);
+    int done = listed && items && scores && scratch;
+    for (int64_t u = from; u < to && done; u++) {
+        done = r->positives[u] >= 0 && r->positives[u] < t->num_items;
         if (!done) break;
         int64_t count = 1;
-        items[0] = positives[u];
+        items[0] = r->positives[u];
         listed[items[0]] = 1;
-        for (int64_t c = 0; c < width; c++) {
-            const int64_t item = negatives[u * step + c];
+        for (int64_t c = 0; c < r->width; c++) {
+            const int64_t item = r->negatives[u * r->step + c];
             if (item >= t->num_items) done = 0;
             if (item >= t->num_items || item < 0 || listed[item]) continue;
             listed[item] = 1;
@@ -32,36 +38,53 @@ int64_t ncf_rank(const Tables *t, int lanes, const int64_t *users, int64_t num_u
         }
         for (int64_t c = 0; c < count; c++) listed[items[c]] = 0;
         if (!done) break;
-        score(t, users + u, 1, items, 0, count, scratch, scores);
+        score(t, r->users + u, 1, items, 0, count, scratch, scores);
         const int64_t num_at_least = at_least(scores, count, scores[0]);
         if (num_at_least < 1) done = 0; /* the positive reaches its own score, if it is a number */
-        ranks[u] = num_at_least - 1;
-        counts[u] = count;
+        r->ranks[u] = num_at_least - 1;
+        r->counts[u] = count;
     }
     free(listed), free(items), free(scores), free(scratch);
-    return done;
+    return done ? FINE : 0;
 }
 
-/* The first num_items items, less those that each user has seen: of user u seen[offsets[u]] to seen[offsets[u + 1] - 1],
-   ascending, without the positives, which are positives[places[u]] to positives[places[u + 1] - 1]. As many items at a
-   time as stay in the cache for all users. Returns as ncf_rank does; 0 as well if the seen items or the places are not
-   such lists. ranks: at the same places as the positives. */
-int64_t ncf_rank_catalogue(const Tables *t, int lanes, const int64_t *users, int64_t num_users, const int64_t *places,
-                           const int64_t *positives, int64_t num_positives, int64_t num_items, const int64_t *offsets,
-                           const int64_t *seen, int64_t num_seen, int64_t *ranks) {
-    const Score score = score_of(lanes);
-    const int64_t chunk = cached_items(t);
-    int64_t *items = malloc(chunk * sizeof(*items)), *next = malloc((num_users + 1) * sizeof(*next));
-    float *scores = malloc((chunk + num_positives) * sizeof(*scores)), *own = scores + chunk;
-    float *scratch = scratch_of(t, lanes);
-    int done = items && next && scores && scratch && unknown_user(t, users, num_users) == -1;
+/* negatives: user u's begin at u * step; a negative number is padding, and an item that comes again, or is the
+   positive, is not ranked. ranks, counts: [num_users]. Returns 1; or 0 if an id is unknown, a score is not a number, or
+   there is no memory: ncf_score of the same pairs tells which. */
+int64_t ncf_rank(const Tables *t, int lanes, int64_t threads, const int64_t *users, int64_t num_users,
+                 const int64_t *positives, const int64_t *negatives, int64_t step, int64_t width, int64_t *ranks,
+                 int64_t *counts) {
+    const Ranked r = {t, lanes, users, positives, negatives, step, width, ranks, counts};
+    int64_t at_once = users_at_once(width, 0);
+    if (at_once < t->num_items / (width + 1)) at_once = t->num_items / (width + 1); /* a piece clears a mark for each item */
+    return unknown_user(t, users, num_users) == -1 && in_pieces(threads, num_users, at_once, rank_piece, &r) == FINE;
+}
+
+typedef struct {
+    const Tables *t;
+    int lanes;
+    const int64_t *users, *places, *positives, *offsets, *seen;
+    int64_t num_items;
+    int64_t *ranks;
+} CatalogueRanked;
+
+static int64_t rank_catalogue_piece(const void *job, int64_t from, int64_t to) {
+    const CatalogueRanked *r = job;
+    const Tables *t = r->t;
+    const Score score = score_of(r->lanes);
+    const int64_t chunk = cached_items(t), num_users = to - from, num_items = r->num_items;
+    const int64_t *users = r->users + from, *places = r->places + from, *offsets = r->offsets + from;
+    const int64_t *positives = r->positives, *seen = r->seen;
+    const int64_t num_own = places[num_users] - places[0];
+    int64_t *items = malloc(chunk * sizeof(*items)), *next = malloc(num_users * sizeof(*next)), *ranks = r->ranks;
+    float *scores = malloc((chunk + num_own) * sizeof(*scores)), *owns = scores + chunk, *scratch = scratch_of(t, r->lanes);
+    int done = items && next && scores && scratch;
     for (int64_t u = 0; u < num_users && done; u++) {
-        done = offsets[u] >= 0 && offsets[u + 1] <= num_seen;
-        done = done && places[u] >= 0 && places[u] <= places[u + 1] && places[u + 1] <= num_positives;
+        float *own = owns + (places[u] - places[0]);
         for (int64_t p = places[u]; p < places[u + 1] && done; p++) done = positives[p] >= 0 && positives[p] < num_items;
         if (!done) break;
-        score(t, users + u, 1, positives + places[u], 0, places[u + 1] - places[u], scratch, own + places[u]);
-        for (int64_t p = places[u]; p < places[u + 1]; p++) ranks[p] = 0, done = done && own[p] == own[p];
+        score(t, users + u, 1, positives + places[u], 0, places[u + 1] - places[u], scratch, own);
+        for (int64_t p = places[u]; p < places[u + 1]; p++) ranks[p] = 0, done = done && *own == *own, own++;
         next[u] = offsets[u];
     }
     for (int64_t start = 0; start < num_items && done; start += chunk) {
@@ -72,19 +95,35 @@ int64_t ncf_rank_catalogue(const Tables *t, int lanes, const int64_t *users, int
             score(t, users + u, 1, items, 0, end - start, scratch, scores);
             while (next[u] < offsets[u + 1] && seen[next[u]] < end && done) done = seen[next[u]++] >= start;
             for (int64_t p = places[u]; p < places[u + 1] && done; p++) {
-                const int64_t num_at_least = at_least(scores, end - start, own[p]);
+                const float own = owns[p - places[0]];
+                const int64_t num_at_least = at_least(scores, end - start, own);
                 int64_t left_out = positives[p] >= start && positives[p] < end;
-                for (int64_t s = first; s < next[u]; s++) left_out += scores[seen[s] - start] >= own[p];
+                for (int64_t s = first; s < next[u]; s++) left_out += scores[seen[s] - start] >= own;
                 ranks[p] += num_at_least - left_out;
                 done = num_at_least >= 0;
             }
         }
     }
     free(items), free(next), free(scores), free(scratch);
-    return done;
+    return done ? FINE : 0;
 }
 
-#define QUERIES 480                /* users for whom a part of a panel is read; a multiple of TOGETHER */
+/* The first num_items items, less those that each user has seen: of user u seen[offsets[u]] to seen[offsets[u + 1] - 1],
+   ascending, without the positives, which are positives[places[u]] to positives[places[u + 1] - 1]. As many items at a
+   time as stay in the cache, for all users of a piece. Returns as ncf_rank does; 0 as well if the seen items or the places
+   are not such lists. ranks: at the same places as the positives. */
+int64_t ncf_rank_catalogue(const Tables *t, int lanes, int64_t threads, const int64_t *users, int64_t num_users,
+                           const int64_t *places, const int64_t *positives, int64_t num_positives, int64_t num_items,
+                           const int64_t *offsets, const int64_t *seen, int64_t num_seen, int64_t *ranks) {
+    const CatalogueRanked r = {t, lanes, users, places, positives, offsets, seen, num_items, ranks};
+    int done = unknown_user(t, users, num_users) == -1;
+    for (int64_t u = 0; u < num_users && done; u++)
+        done = offsets[u] >= 0 && offsets[u + 1] <= num_seen && places[u] >= 0 && places[u] <= places[u + 1] &&
+               places[u + 1] <= num_positives;
+    return done && in_pieces(threads, num_users, users_at_once(num_items, 1), rank_catalogue_piece, &r) == FINE;
+}
+
+#define QUERIES 120               /* users for whom a part of a panel is read; a multiple of TOGETHER */
 #define PANEL_CACHED (128 * 1024) /* bytes of a panel that stay in the second-level cache */
 
 /* The best items so far: a heap whose first is the worst. Of equal scores the item with the lower number is better.
@@ -199,60 +238,83 @@ static float cut(const Tables *t, const Best *b, int64_t user) {
     return worst - base - (rounding(t->factors) * fabsf(base) + 4.0f * FLT_EPSILON * fabsf(worst));
 }
 
-/* The k items of `items` (ascending) with the highest scores, best first, without those that are left out: of user u
-   left_out[offsets[u]] to left_out[offsets[u + 1] - 1], ascending; offsets may be absent. best_scores, best_items:
-   [num_users, k]. No score leaves the cache. Of a product alone, `panel` and `numbers` may be what ncf_bytes made of the
-   items: then only those are scored that it leaves open. Returns as ncf_rank does. */
-int64_t ncf_top_k(const Tables *t, int lanes, const int64_t *users, int64_t num_users, const int64_t *items,
-                  int64_t num_items, const int64_t *offsets, const int64_t *left_out, int64_t num_left_out, int64_t k,
-                  const uint8_t *panel, const float *numbers, int64_t columns, float *best_scores,
-                  int64_t *best_items) {
-    const Score score = score_of(lanes);
-    const Sift sift = sift_of(lanes);
-    const int64_t factors = t->factors, tile = panel ? TOGETHER : 1, group = panel ? QUERIES : num_users;
-    const int64_t fits = panel ? PANEL_CACHED / factors / COLUMNS * COLUMNS + COLUMNS : cached_items(t);
-    const int64_t short_part = panel ? (k + COLUMNS - 1) / COLUMNS * COLUMNS : fits; /* of which all are scored */
+typedef struct {
+    const Tables *t;
+    int lanes;
+    const int64_t *users, *items, *offsets, *left_out;
+    int64_t num_items, k;
+    const uint8_t *panel;
+    const float *numbers;
+    int64_t columns;
+    float *best_scores;
+    int64_t *best_items;
+} Selected;
+
+static int64_t top_k_piece(const void *job, int64_t from, int64_t to) {
+    const Selected *s = job;
+    const Tables *t = s->t;
+    const Score score = score_of(s->lanes);
+    const Sift sift = sift_of(s->lanes);
+    const float *numbers = s->numbers;
+    const int64_t *users = s->users + from, *items = s->items;
+    const int64_t num_users = to - from, num_items = s->num_items, k = s->k, columns = s->columns, factors = t->factors;
+    const int64_t tile = s->panel ? TOGETHER : 1;
+    const int64_t fits = s->panel ? PANEL_CACHED / factors / COLUMNS * COLUMNS + COLUMNS : cached_items(t);
+    const int64_t short_part = s->panel ? (k + COLUMNS - 1) / COLUMNS * COLUMNS : fits; /* of which all are scored */
     const int64_t longest_part = short_part > fits ? short_part : fits;
     Bytes bytes = {0};
-    if (panel) bytes = (Bytes){panel, numbers, numbers + columns, numbers + 2 * columns, numbers + 3 * columns, factors};
-    float *scratch = scratch_of(t, lanes), *scores = malloc(sizeof(*scores) * longest_part);
+    if (s->panel)
+        bytes = (Bytes){s->panel, numbers, numbers + columns, numbers + 2 * columns, numbers + 3 * columns, factors};
+    float *scratch = scratch_of(t, s->lanes), *scores = malloc(sizeof(*scores) * longest_part);
     uint16_t *marks = malloc(sizeof(*marks) * TOGETHER * longest_part / BLOCK);
-    int8_t *whole = malloc(panel ? QUERIES * factors : 1);
-    Asked *asked = malloc(sizeof(*asked) * QUERIES);
-    Best *best = malloc(sizeof(*best) * (num_users + 1));
-    int done = scratch && scores && marks && whole && asked && best && unknown_user(t, users, num_users) == -1;
-    done = done && ascend(t, items, num_items);
-    for (int64_t u = 0; u < num_users && offsets && done; u++)
-        done = offsets[u] >= 0 && offsets[u] <= offsets[u + 1] && offsets[u + 1] <= num_left_out;
+    int8_t *whole = malloc(s->panel ? num_users * factors : 1);
+    Asked *asked = malloc(sizeof(*asked) * num_users);
+    Best *best = malloc(sizeof(*best) * num_users);
+    int done = scratch && scores && marks && whole && asked && best;
     for (int64_t u = 0; u < num_users && done; u++) {
-        best[u] = (Best){best_scores + u * k, best_items + u * k, k, 0, left_out, left_out};
-        if (offsets) best[u].left_out = left_out + offsets[u], best[u].left_end = left_out + offsets[u + 1];
+        best[u] = (Best){s->best_scores + (from + u) * k, s->best_items + (from + u) * k, k, 0, s->left_out, s->left_out};
+        if (s->offsets) best[u].left_out += s->offsets[from + u], best[u].left_end += s->offsets[from + u + 1];
+        if (s->panel) asked[u] = ask(t, &bytes, numbers[4 * columns], users[u], whole + u * factors);
     }
-    for (int64_t first = 0; first < num_users && done; first += group) {
-        const int64_t last = first + group < num_users ? first + group : num_users;
-        for (int64_t u = first; u < last && panel; u++)
-            asked[u - first] = ask(t, &bytes, numbers[4 * columns], users[u], whole + (u - first) * factors);
-        for (int64_t start = 0, size = short_part; start < num_items && done; start += size) {
-            if (start) size = start < fits ? start : fits; /* so that a cut is made anew while it rises most */
-            const int64_t end = start + size < columns ? start + size : columns;
-            const int64_t count = start + size < num_items ? size : num_items - start;
-            for (int64_t u = first; u < last && done; u += tile) {
-                const int rows = (int)(last - u < tile ? last - u : tile);
-                for (int r = 0; r < rows && panel; r++) {
-                    asked[u - first + r].cut = cut(t, best + u + r, users[u + r]);
-                    __builtin_prefetch(best[u + r].left_out);
-                }
-                if (panel) sift(&bytes, rows, whole + (u - first) * factors, asked + u - first, start, end, marks);
-                for (int r = 0; r < rows && done && panel; r++)
-                    done = scan_marked(t, score, users + u + r, best + u + r, items + start,
-                                       marks + r * (end - start) / BLOCK, count, scratch);
-                if (panel) continue;
-                score(t, users + u, 1, items + start, 0, count, scratch, scores);
-                done = scan(best + u, items + start, scores, count);
+    for (int64_t start = 0, size = short_part; start < num_items && done; start += size) {
+        if (start) size = start < fits ? start : fits; /* so that a cut is made anew while it rises most */
+        const int64_t end = start + size < columns ? start + size : columns;
+        const int64_t count = start + size < num_items ? size : num_items - start;
+        for (int64_t u = 0; u < num_users && done; u += tile) {
+            const int rows = (int)(num_users - u < tile ? num_users - u : tile);
+            for (int r = 0; r < rows && s->panel; r++) {
+                asked[u + r].cut = cut(t, best + u + r, users[u + r]);
+                __builtin_prefetch(best[u + r].left_out);
             }
+            if (s->panel) sift(&bytes, rows, whole + u * factors, asked + u, start, end, marks);
+            for (int r = 0; r < rows && done && s->panel; r++)
+                done = scan_marked(t, score, users + u + r, best + u + r, items + start,
+                                   marks + r * (end - start) / BLOCK, count, scratch);
+            if (s->panel) continue;
+            score(t, users + u, 1, items + start, 0, count, scratch, scores);
+            done = scan(best + u, items + start, scores, count);
         }
     }
     for (int64_t u = 0; u < num_users && done; u++) finish(best + u);
     free(scratch), free(scores), free(marks), free(whole), free(asked), free(best);
-    return done;
+    return done ? FINE : 0;
+}
+
+/* The k items of `items` (ascending) with the highest scores, best first, without those that are left out: of user u
+   left_out[offsets[u]] to left_out[offsets[u + 1] - 1], ascending; offsets may be absent. best_scores, best_items:
+   [num_users, k]. No score leaves the cache. Of a product alone, `panel` and `numbers` may be what ncf_bytes made of the
+   items: then only those are scored that it leaves open. Returns as ncf_rank does. */
+int64_t ncf_top_k(const Tables *t, int lanes, int64_t threads, const int64_t *users, int64_t num_users,
+                  const int64_t *items, int64_t num_items, const int64_t *offsets, const int64_t *left_out,
+                  int64_t num_left_out, int64_t k, const uint8_t *panel, const float *numbers, int64_t columns,
+                  float *best_scores, int64_t *best_items) {
+    const Selected s = {t, lanes, users, items, offsets, left_out, num_items, k, panel, numbers, columns, best_scores,
+                        best_items};
+    int done = unknown_user(t, users, num_users) == -1 && ascend(t, items, num_items);
+    for (int64_t u = 0; u < num_users && offsets && done; u++)
+        done = offsets[u] >= 0 && offsets[u] <= offsets[u + 1] && offsets[u + 1] <= num_left_out;
+    int64_t at_once = users_at_once(num_items, 1);
+    if (panel && at_once < QUERIES) at_once = num_users / (4 * threads) < QUERIES ? num_users / (4 * threads) : QUERIES;
+    at_once = (at_once / TOGETHER + 1) * TOGETHER;
+    return done && in_pieces(threads, num_users, at_once, top_k_piece, &s) == FINE;
 }

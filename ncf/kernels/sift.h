@@ -11,9 +11,10 @@
 #define TOGETHER 6 /* users for whom a block is read once */
 #define STEPS 63   /* of an item; a user has 127: two products of bytes and their sum fit 16 bits */
 #define COLUMNS 64 /* a panel has a multiple of them */
+#define COLUMNS_PER_PIECE 512 /* that a thread lays out at a time */
 
 /* Items in bytes, q + STEPS + 1: blocks of [size / 4, BLOCK, 4], or where `lanes` is 4 of [size / 4, 4, BLOCK]. Beside
-   each its scale, ‖e‖ with the rounding, ‖s q‖ and bias; `longest` is the largest norm. */
+   each its scale, ‖e‖ with the rounding, ‖s q‖ and bias. */
 typedef struct {
     const uint8_t *panel;
     const float *scale, *slack, *length, *bias;
@@ -205,31 +206,49 @@ static int ascend(const Tables *t, const int64_t *items, int64_t num_items) {
     return done;
 }
 
-/* Lay items out in bytes. panel: [columns, factors]; numbers: [4, columns], of Bytes, and then the largest norm. */
-int64_t ncf_bytes(const Tables *t, int lanes, const int64_t *items, int64_t num_items, int64_t columns, uint8_t *panel,
-                  float *numbers) {
-    const int64_t size = t->factors;
-    const int apart = sift_of(lanes) == sift_plain;
+typedef struct {
+    const Tables *t;
+    int apart;
+    const int64_t *items;
+    int64_t num_items, columns;
+    uint8_t *panel;
+    float *numbers;
+} Packed;
+
+static int64_t pack_piece(const void *job, int64_t from, int64_t to) {
+    const Packed *p = job;
+    const Tables *t = p->t;
+    const int64_t size = t->factors, columns = p->columns;
     int8_t *whole = malloc(size);
-    float longest = 0.0f;
-    const int done = whole && ascend(t, items, num_items);
-    for (int64_t c = 0; c < columns && done; c++) {
+    for (int64_t c = from; c < to && whole; c++) {
         float scale = 0.0f, rest = 0.0f, length = 0.0f, bias = -INFINITY;
         memset(whole, 0, size);
-        if (c < num_items) {
-            const float own = t->item_bias ? t->item_bias[items[c]] : 0.0f;
-            scale = in_steps(t->items + items[c] * size, size, STEPS, whole, &rest, &length);
+        if (c < p->num_items) {
+            const float own = t->item_bias ? t->item_bias[p->items[c]] : 0.0f;
+            scale = in_steps(t->items + p->items[c] * size, size, STEPS, whole, &rest, &length);
             bias = own + rounding(size) * fabsf(own) + 1e-30f; /* products below 1e-38 vanish */
         }
         for (int64_t f = 0; f < size; f++) whole[f] += STEPS + 1;
-        uint8_t *to = panel + c / BLOCK * BLOCK * size + (apart ? c % BLOCK : c % BLOCK * 4);
-        for (int64_t f = 0; f < size; f += 4, to += 4 * BLOCK)
-            for (int l = 0; l < 4; l++) to[apart ? l * BLOCK : l] = (uint8_t)whole[f + l];
-        if (length + rest > longest && length + rest <= FLT_MAX) longest = length + rest;
-        numbers[c] = scale, numbers[columns + c] = rest + rounding(size) * (length + rest);
-        numbers[2 * columns + c] = length, numbers[3 * columns + c] = bias;
+        uint8_t *to_row = p->panel + c / BLOCK * BLOCK * size + (p->apart ? c % BLOCK : c % BLOCK * 4);
+        for (int64_t f = 0; f < size; f += 4, to_row += 4 * BLOCK)
+            for (int l = 0; l < 4; l++) to_row[p->apart ? l * BLOCK : l] = (uint8_t)whole[f + l];
+        p->numbers[c] = scale, p->numbers[columns + c] = rest + rounding(size) * (length + rest);
+        p->numbers[2 * columns + c] = length, p->numbers[3 * columns + c] = bias;
+    }
+    free(whole);
+    return whole ? FINE : 0;
+}
+
+/* Lay items out in bytes. panel: [columns, factors]; numbers: [4, columns], of Bytes, and then a bound of the norms. */
+int64_t ncf_bytes(const Tables *t, int lanes, int64_t threads, const int64_t *items, int64_t num_items, int64_t columns,
+                  uint8_t *panel, float *numbers) {
+    const Packed p = {t, sift_of(lanes) == sift_plain, items, num_items, columns, panel, numbers};
+    float longest = 0.0f;
+    if (!ascend(t, items, num_items) || in_pieces(threads, columns, COLUMNS_PER_PIECE, pack_piece, &p) != FINE) return 0;
+    for (int64_t c = 0; c < columns; c++) {
+        const float norm = numbers[columns + c] + numbers[2 * columns + c];
+        if (norm > longest && norm <= FLT_MAX) longest = norm;
     }
     numbers[4 * columns] = longest;
-    free(whole);
-    return done;
+    return 1;
 }

@@ -705,6 +705,10 @@ TARGET static void NAMED(work)(void *given, int64_t number, int64_t phase, int64
     NAMED(Work) w = j->work;
     const Chunk *c = j->c;
     int64_t batch;
+#ifdef __SSE__
+    const unsigned int control = _mm_getcsr();
+    _mm_setcsr(control | 0x8040); /* numbers below 1e-38 are zero: moments would linger there, and be slow */
+#endif
     NAMED(take_own)(j, &w, j->own + number * j->own_size);
     switch (NAMED(stage)(c, phase, &batch)) {
         case 0:
@@ -721,6 +725,9 @@ TARGET static void NAMED(work)(void *given, int64_t number, int64_t phase, int64
         default:
             NAMED(update_part)(j, &w, batch, share, task);
     }
+#ifdef __SSE__
+    _mm_setcsr(control);
+#endif
 }
 
 TARGET static int NAMED(train)(const Model *m, const Chunk *c, int threads) {

@@ -159,12 +159,11 @@ def test_an_unknown_id_is_refused(common: bool, users: list[int], items: list[in
 
 
 def test_an_unknown_id_is_refused_on_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ncf.kernels.native_scoring._PAIRS_PER_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     packed = PackedTables(random_tables(hidden=(4,), factors=2))
-    candidates = torch.zeros(9, 2, dtype=torch.int64)
-    candidates[8, 1] = 8
-    with pytest.raises(IndexError, match="item 8 is out of range"):
+    candidates = torch.zeros(9, 1 << 14, dtype=torch.int64)  # a piece of work for each user
+    candidates[5, 77], candidates[8, 1] = 9, 8
+    with pytest.raises(IndexError, match="item 9 is out of range"):  # the first
         packed.score(torch.zeros(9, dtype=torch.int64), candidates)
 
 

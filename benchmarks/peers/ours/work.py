@@ -10,6 +10,7 @@ import torch
 
 import ncf
 from benchmarks.peers.protocol import (
+    AT_SIZE,
     FACTORS,
     LAYERS,
     NEGATIVES,
@@ -47,7 +48,7 @@ class Ours:
             negatives=NEGATIVES,
             selection="last",
             seed=seed,
-            optimizer="adam",
+            optimizer="adamw" if AT_SIZE else "adam",
             compile=False if self.eager else None,
             progress=False,
         )
