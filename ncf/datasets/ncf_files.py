@@ -103,7 +103,7 @@ def write_ncf(prefix: str | PathLike[str], split: Split, candidates: Candidates)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_ncf(f"{folder}/tiny", split, sample_candidates(split, num_negatives=1))
         ...     pathlib.Path(f"{folder}/tiny.test.rating").read_text().split()  # user, item, rating
-        ['0', '2', '1', '1', '3', '1']
+        ['0', '2', '1', '2', '1', '3', '1', '5']
     """
     train_file, test_file, negative_file = _files(prefix)
     _check_same((split.test.users, split.test.items, None), candidates, "split.test", "candidates")

@@ -124,9 +124,13 @@ def test_faded_sums_equal_those_written_out():
     torch.testing.assert_close(_faded(data, rows, 0.5), expected)
 
 
+@pytest.mark.parametrize("timestamps", [False, True])
 @pytest.mark.parametrize("validation", [False, True])
-def test_the_order_of_time_tells_the_next_item(validation):
+def test_the_order_of_time_tells_the_next_item(validation, timestamps):
     data = walks()
+    if not timestamps:  # then the lines are in order
+        rows = histories(data)[1]
+        data = Interactions.from_arrays(data.users[rows], data.items[rows])
     split = ncf.leave_one_out(data, validation=validation)
     candidates = ncf.whole_catalogue(split)
     known = ncf.fit(split, "GMF", **FAST)

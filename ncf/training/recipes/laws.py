@@ -76,7 +76,7 @@ def recipe_for(data: Interactions, model: str = "NeuMF") -> Recipe:
     - A spectral part (`ncf.Spectral`) has an eighth of the smaller side's size as columns, 512 at most.
     - Where the order of time is known, users have two more rows in the columns of the first part: sums of the rows of
       their items, where each counts 0.5 or 0.8 times the one after it. Up to n = 60, if these gain, the chain part is
-      trained as well: softmax of the cosine over pairs of an item and the next one.
+      trained as well: softmax of the cosine over pairs of an item and the next one, in half the epochs.
     - Batches grow with N, from 512 to 4096 samples, for at least 2,000 steps per epoch.
     - The cross-entropy part is the mean of several from different seeds: 3,000,000 / N, four at most.
 
