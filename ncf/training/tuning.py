@@ -245,7 +245,8 @@ def tune(
     others come from a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), as Optuna has it. Each trial
     is trained on the training set and ranks the validation set in the whole catalogue; the test set is never looked
     at. A trial begins with a fourth of its epochs. It is stopped there if its NDCG is below the median of those that
-    were not stopped, five at least. Ctrl-C ends the search; the trials that ended before are returned.
+    were not stopped, five at least. It trains one member of those whose mean `fit` keeps on dense data. Ctrl-C ends
+    the search; the trials that ended before are returned.
 
     =================================  =========================================================================
     setting                            range
@@ -407,8 +408,8 @@ class _Search:
             return
         whole_recipe: Recipe = replace(self.recipe, **settings)
         few = {name: max(1, getattr(whole_recipe, name) // _PART) for name in _PASSES}
-        for passes in (few | {"members": 1}, {}):
-            training: dict[str, Any] = {**settings, **passes}
+        for passes in (few, {}):
+            training: dict[str, Any] = {"members": 1, **settings, **passes}
             model: Any = fit(self.train, self.model, seed=self.seed, progress=False, **training)
             yield self._ndcg(model)
 

@@ -139,7 +139,7 @@ def test_bad_trials_are_stopped_after_a_part_of_their_epochs(
     found = tune(split, "GMF", trials=8, losses=("softmax",), softmax_epochs=20, progress=False)
     assert [trial.stopped for trial in found.trials] == [False] * 5 + [True, False, False]
     assert [trial.value for trial in found.trials][5:] == [0.4, 0.7, 0.5]
-    assert epochs == [(5, 1), (20, 0)] * 5 + [(5, 1)] + [(5, 1), (20, 0)] * 2
+    assert epochs == [(5, 1), (20, 1)] * 5 + [(5, 1)] + [(5, 1), (20, 1)] * 2
     assert found.best_trial.number == 7
     assert "0.4000†" in str(found)
     assert "stopped after 1/4" in str(found)
