@@ -14,8 +14,9 @@ import torch
 import ncf
 from ncf.data.interactions import Interactions
 from ncf.models.baselines.spectral import Spectral
-from ncf.training.recipes import recipe_for
-from ncf.training.recipes.parts import _faded, histories
+from ncf.training.recipes import Recipe, recipe_for
+from ncf.training.recipes.blending import fuse
+from ncf.training.recipes.parts import Part, _faded, histories
 
 FAST = {"epochs": 2, "softmax_epochs": 4, "mlp_epochs": 1, "members": 1, "spectral": 8}
 
@@ -51,15 +52,16 @@ def test_fit_ranks_better_than_popularity():
     assert fitted > ncf.evaluate(ncf.ItemPop(split.train), candidates).hr + 0.1
 
 
+@pytest.mark.parametrize("name", ["GMF", "MLP"])
 @pytest.mark.parametrize(("num_users", "num_items", "each"), [(100, 50, 6), (1000, 300, 8), (1500, 600, 6)])
-def test_fit_is_as_good_as_popularity_where_there_is_nothing_else(num_users, num_items, each):
+def test_fit_is_as_good_as_popularity_where_there_is_nothing_else(name, num_users, num_items, each):
     odds = torch.arange(1, num_items + 1, dtype=torch.float64).reciprocal()
     random = torch.Generator("cpu").manual_seed(1)
     items = torch.multinomial(odds, num_users * each, replacement=True, generator=random)
     data = Interactions.from_arrays(torch.arange(num_users).repeat_interleave(each), items)
     split = ncf.leave_one_out(data, validation=False)
     candidates = ncf.whole_catalogue(split)
-    fitted = ncf.evaluate(ncf.fit(split, "GMF", **FAST), candidates).ndcg
+    fitted = ncf.evaluate(ncf.fit(split, name, **FAST), candidates).ndcg
     assert fitted > ncf.evaluate(ncf.ItemPop(split.train), candidates).ndcg - 0.001
 
 
@@ -210,6 +212,21 @@ def test_ctrl_c_leaves_a_model_object_with_what_it_has():
         ncf.fit(shop(), model, **FAST | {"epochs": 5})
     assert model.history.interrupted
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize("layers", [(16,), (16, 8), (32, 16, 8)])
+def test_popularity_beside_an_mlp_is_the_weighted_sum(layers):
+    mlp = ncf.MLP(7, 30, layers=layers, init_std=1.0)
+    counts = torch.arange(30, dtype=torch.float32).log1p()
+    part = Part("popularity", torch.ones(7, 1, dtype=torch.float32), counts[:, None])
+    wide = fuse(
+        "MLP", [Part("mlp", mlp=mlp), part], {"mlp": 1.0, "popularity": 0.5}, shop(7, 30), Recipe(), 0
+    )
+    users, items = torch.arange(7), torch.arange(30).expand(7, -1)
+    plain = mlp.score(users, items)
+    weight = 0.5 * plain.std(dim=1).mean() / counts.std()
+    torch.testing.assert_close(wide.score(users, items), plain + weight * counts)
+    assert fuse("MLP", [Part("mlp", mlp=mlp), part], {"mlp": 1.0}, shop(7, 30), Recipe(), 0) is mlp
 
 
 def test_seconds_bound_the_epochs():

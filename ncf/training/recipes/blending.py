@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ncf.data.interactions import Interactions
 from ncf.models.base import EmbeddingModel
+from ncf.models.neural import MLP
 from ncf.training.recipes.laws import Recipe
 from ncf.training.recipes.parts import MODELS, TIMED, Part
 from ncf.utils.jagged import select_lists
@@ -94,9 +95,6 @@ def fuse(
     """One model whose logits are the weighted sum of the parts'."""
     products = [part for part in parts if part.mlp is None]
     mlp = next((part.mlp for part in parts if part.mlp is not None), None)
-    if name == "MLP":
-        assert mlp is not None
-        return mlp
     asked = torch.arange(data.num_users, dtype=torch.int64, device="cpu")[
         :: max(1, data.num_users // min(256, max(1, _SCORES // data.num_items)))
     ]
@@ -107,6 +105,10 @@ def fuse(
         return 1.0 if part is base else strengths.get(part.name, 0.0) * unit / _spread(part.scores(asked))
 
     scales = {part.name: scale(part) for part in parts}
+    if name == "MLP":
+        assert mlp is not None
+        popularity = next((part for part in products if scales[part.name] > 0), None)
+        return mlp if popularity is None else _with_popularity(mlp, popularity, scales["popularity"], seed)
     columns: dict[int, tuple[Tensor, Tensor]] = {}  # parts with the same rows of items share their columns
     for part in products:
         assert part.user is not None
@@ -140,3 +142,32 @@ def fuse(
         elif name == "NeuMF":
             fused.head.weight[:, width:] = 0.0
     return fused
+
+
+def _with_popularity(mlp: MLP, popularity: Part, weight: float, seed: int) -> MLP:
+    """The same MLP, wider by one unit in each layer, which passes an item's popularity on to the head."""
+    widths = mlp.config["layers"]
+    layers = (widths[0] + 8, *(width + 1 for width in widths[1:]))  # FBGEMM needs a multiple of four columns
+    wide = MLP(mlp.num_users, mlp.num_items, layers=layers, seed=seed)
+    columns = widths[0] // 2
+    with torch.no_grad():
+        for parameter in wide.parameters():
+            parameter.zero_()
+        for side in ("user", "item"):
+            wide.embeddings.weight(f"{side}_mlp")[:, :columns] = mlp.embeddings.weight(f"{side}_mlp")
+        assert popularity.item is not None
+        wide.embeddings.weight("item_mlp")[:, columns] = popularity.item[
+            :, 0
+        ]  # never negative: ReLU passes it
+        towers: Any = zip(wide.towers["mlp"].layers, mlp.towers["mlp"].layers, strict=True)
+        inputs = [*range(columns), *range(columns + 4, 2 * columns + 4)]  # the user's columns, the item's
+        passed = 2 * columns + 4
+        for new, old in towers:
+            new.weight[: len(old.weight), inputs] = old.weight
+            new.weight[-1, passed] = 1.0
+            new.bias[: len(old.bias)] = old.bias
+            inputs, passed = [*range(len(old.weight))], len(old.weight)
+        wide.head.weight[:, inputs] = mlp.head.weight
+        wide.head.weight[:, passed] = weight
+        wide.head.bias.copy_(mlp.head.bias)
+    return wide

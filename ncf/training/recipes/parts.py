@@ -141,18 +141,15 @@ def train_parts(
         if recipe.spectral and wanted("spectral"):
             spectral = Spectral(train, factors=recipe.spectral, seed=seed)
             parts.append(Part("spectral", spectral.user_factors, spectral.item_factors))
-        if wanted("popularity"):
-            counts = train.item_counts().to(torch.float32).log1p()
-            parts.append(
-                Part(
-                    "popularity", torch.ones(sizes[0], 1, dtype=torch.float32, device="cpu"), counts[:, None]
-                )
-            )
+    if wanted("popularity"):
+        counts = train.item_counts().to(torch.float32).log1p()
+        ones = torch.ones(sizes[0], 1, dtype=torch.float32, device="cpu")
+        parts.append(Part("popularity", ones, counts[:, None]))
     if name in ("NeuMF", "MLP") and (name == "MLP" or wanted("mlp")):
         mlp = MLP(*sizes, layers=recipe.layers, init_std=0.1, seed=seed)
         of_mlp = _whole(trainer_for(mlp, recipe, seed, progress), train)
         history = history if history.epochs else of_mlp
-        parts.append(Part("mlp", mlp=mlp))
+        parts.insert(0 if name == "MLP" else len(parts), Part("mlp", mlp=mlp))
     return parts, history
 
 
