@@ -38,12 +38,12 @@ def fit(
     A model is put together from parts that are trained one by one, as the paper pre-trains NeuMF (He et al. 2017,
     section 3.4.1). The rows of a product stand side by side: a part trained by gradient (`recipe_for` says with
     which loss), the first singular vectors of the interactions (`ncf.Spectral`), and one column for popularity.
-    `NeuMF` has an MLP beside them. Where the order of time is known and tells something, a user's last items count
-    more: the model is then one for the next item after them. The order is known by timestamps, or by a validation
-    set that was held out by it; timestamps that number the lines of a file sorted by items are not taken for times.
-    How strongly each part counts is chosen on held-out interactions: those of the validation set, or one of each
-    user. Popularity decides alone where nothing gains two standard errors on it. Then all parts are trained again
-    with nothing held out.
+    `NeuMF` has an MLP beside them, and in `MLP` one unit of each layer passes popularity on. Where the order of
+    time is known and tells something, a user's last items count more: the model is then one for the next item after
+    them. The order is known by timestamps, or by a validation set that was held out by it; timestamps that number
+    the lines of a file sorted by items are not taken for times. How strongly each part counts is chosen on held-out
+    interactions: those of the validation set, or one of each user. Popularity decides alone where nothing gains two
+    standard errors on it. Then all parts are trained again with nothing held out.
 
     Args:
         data: `Interactions`, or a `Split`, whose training and validation sets are trained on in the end. Its test set
