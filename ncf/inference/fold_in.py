@@ -211,7 +211,10 @@ class FoldIn:
             self._prepared = PreparedLogits(self._tables, self._other_parts, self._background, start, by_z)
         # Where an operation costs less than its call, one history after the other is faster than blocks of them.
         self._unit = torch.eye(len(self._axes), dtype=dtype, device=self._mean.device)
-        self._alone = self._prepared is not None and self._mean.device.type == "cpu"
+        movable = (
+            len(self._axes) > 0
+        )  # trained rows that are all equal, as of one user, leave nothing to find
+        self._alone = movable and self._prepared is not None and self._mean.device.type == "cpu"
 
     @torch.no_grad()
     def __call__(self, histories: Interactions | Sequence[Any]) -> FoldedRows:
@@ -246,10 +249,11 @@ class FoldIn:
         steps = torch.zeros(len(lengths), dtype=torch.int64, device=device)
         converged = torch.ones(len(lengths), dtype=torch.bool, device=device)
         order = lengths.argsort(stable=True)  # users of like length share a block with little padding
-        order = order[int((lengths == 0).sum()) :]
+        order = order[int((lengths == 0).sum()) if len(self._axes) else len(order) :]
         while len(order):
             longest = int(lengths[order[-1]])
-            size = self._block_size(longest)
+            alike = int((2 * lengths[order] >= longest).sum())  # at most half of a block is padding
+            size = min(self._block_size(longest), max(FEW, alike))
             block, order = order[-size:], order[:-size]
             columns = torch.arange(longest, dtype=torch.int64, device="cpu")
             real = (columns < lengths[block, None]).to(device)  # [B, n]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -120,6 +121,45 @@ class Grown:
             times = torch.cat([old.timestamps[chosen], new.timestamps])
         users = torch.cat([old.users[chosen], new.users])
         return replace(new, users=users, items=torch.cat([old.items[chosen], new.items]), timestamps=times)
+
+    def histories(self, side: Side = "user") -> list[Tensor]:
+        """The items of each new user, or the users of each new item, with the new model's numbers.
+
+        `ncf.fold_in` finds rows from them: ``grown.start(fold_in(grown.model, grown.histories()).rows)``.
+
+        Args:
+            side: ``"user"`` or ``"item"``, of the new ids; in the order of their numbers.
+        """
+        own, others = self.interactions.users, self.interactions.items
+        if side == "item":
+            own, others = others, own
+        is_new = self._old(side) < 0
+        number, rows = is_new.cumsum(0) - 1, is_new[own].nonzero()[:, 0]
+        rows = rows[own[rows].argsort(stable=True)]
+        counts = number[own[rows]].bincount(minlength=int(is_new.sum()))
+        return list(others[rows].split(counts.tolist()))
+
+    @torch.no_grad()
+    def start(self, rows: Mapping[str, Tensor]) -> None:
+        """Give the new ids of a side rows to start from, in place of those of a new model.
+
+        Args:
+            rows: by table, one for each new id in the order of their numbers, such as `ncf.fold_in` returns.
+
+        Raises:
+            ValueError: if the model does not have such a table, or so many new rows.
+        """
+        sides: dict[str, Side] = {table.name: table.side for table in self.model.embeddings.tables}
+        if unknown := sorted(set(rows) - set(sides)):
+            raise ValueError(f"rows has the table {unknown[0]!r}: the model has {', '.join(sides)}")
+        sums = self.model.embeddings.weights()
+        for name, given in rows.items():
+            new = (self._old(sides[name]) < 0).nonzero()[:, 0].to(sums[name].device)
+            if given.shape != (wanted := (len(new), sums[name].shape[1])):
+                raise ValueError(f"rows[{name!r}] is {list(given.shape)}, for new rows of {list(wanted)}")
+            weight = self.model.embeddings.weight(name)
+            # What an id's features add to its own row stays as it is.
+            weight[new] += given.to(weight) - sums[name][new]
 
     def _old(self, side: Side) -> Tensor:
         return self.old_users if side == "user" else self.old_items

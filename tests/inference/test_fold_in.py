@@ -165,6 +165,16 @@ def test_no_history_gives_the_mean_row(name: str) -> None:
     torch.testing.assert_close(rows[2], mean, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["bce", "bpr"])
+@pytest.mark.parametrize("copies", [1, 20])
+def test_a_model_of_one_user_gives_everybody_that_users_row(loss: Any, copies: int) -> None:
+    model = NeuMF(1, ITEMS, factors=6, layers=(12, 8, 4), init_std=0.7, seed=1)
+    folded = fold_in(model, HISTORIES * copies, loss=loss)
+    row = model.embeddings.weight("user_mlp").detach()
+    torch.testing.assert_close(folded.rows["user_mlp"], row.expand(len(folded), -1))
+    assert bool(folded.converged.all())
+
+
 def test_a_new_item_is_a_new_user_with_the_sides_exchanged() -> None:
     model, mirror = MatrixFactorization(USERS, ITEMS, factors=6), MatrixFactorization(ITEMS, USERS, factors=6)
     with torch.no_grad():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ncf
-from ncf import GMF, MLP, Interactions, MatrixFactorization, NeuMF, Trainer, extend
+from ncf import GMF, MLP, Features, Interactions, MatrixFactorization, NeuMF, Trainer, extend
 from ncf.data.splitting import Split
 from ncf.distributed.sharding import shard
 from ncf.models.base import EmbeddingModel
@@ -108,6 +108,51 @@ def test_training_continues_as_in_the_large_model_where_no_new_row_is_used(
         results.append({key: value.clone() for key, value in onward.state_dict().items()})
     for key, value in results[0].items():
         assert torch.equal(value, results[1][key]), key
+
+
+@pytest.mark.parametrize("side", ["user", "item"])
+@pytest.mark.parametrize("features", [False, True])
+def test_new_ids_start_at_the_rows_that_fold_in_finds(side: Any, features: bool) -> None:
+    tags = {"id": ["ann", "bob", "dan", "eve", "zoe"], "tag": ["a", "b", "a", "b", "a"]}
+    old = log(["bob", "dan", "eve", "eve"], ["tea", "milk", "rice", "tea"])
+    week = log(["ann", "zoe", "dan", "ann"], ["rice", "beer", "ale", "tea"])
+    given, new = {}, {}
+    if features:
+        given["user_features"] = Features.from_table(tags, "id", ids=old.user_ids)
+        new["user_features"] = Features.from_table(tags, "id", like=given["user_features"])
+    model = known(GMF(3, 3, factors=8, init_std=0.5, seed=3, **given), old)
+    grown = extend(model, week, **new)
+    with torch.no_grad():
+        grown.model.embeddings.weight("user_gmf")[grown.model.num_users :].normal_()
+    numbers = (getattr(grown, f"old_{side}s") < 0).nonzero()[:, 0]
+    ids, others = (
+        getattr(grown.model, f"{each}_ids") for each in (side, "item" if side == "user" else "user")
+    )
+    wanted: dict[str, list[str]] = {"ann": ["rice", "tea"], "zoe": ["beer"], "beer": ["zoe"], "ale": ["dan"]}
+    histories = grown.histories(side)
+    for number, history in zip(numbers.tolist(), histories, strict=True):
+        assert others.decode(history) == wanted[ids.decode(torch.tensor([number]))[0]]
+    before = grown.model.embeddings.weights()[f"{side}_gmf"].detach().clone()
+    folded = ncf.fold_in(grown.model, histories, side=side)
+    grown.start(folded.rows)
+    after = grown.model.embeddings.weights()[f"{side}_gmf"]
+    torch.testing.assert_close(after[numbers], folded.rows[f"{side}_gmf"])
+    kept = torch.ones(len(after), dtype=torch.bool)
+    kept[numbers] = False
+    assert torch.equal(after[kept], before[kept])
+
+
+def test_a_week_without_new_ids_has_nothing_to_fold_in() -> None:
+    old = log(["bob", "dan"], ["tea", "milk"])
+    grown = extend(known(GMF(2, 2, factors=4), old), log(["dan"], ["tea"]))
+    assert grown.histories() == grown.histories("item") == []
+    before = grown.model.embeddings.weight("user_gmf").detach().clone()
+    grown.start(ncf.fold_in(grown.model, grown.histories()).rows)
+    assert torch.equal(grown.model.embeddings.weight("user_gmf"), before)
+    with pytest.raises(ValueError, match=r"rows\['user_gmf'\] is \[1, 4\], for new rows of \[0, 4\]"):
+        grown.start({"user_gmf": torch.zeros(1, 4, dtype=torch.float32)})
+    with pytest.raises(ValueError, match="the table 'user_mlp': the model has user_gmf, item_gmf"):
+        grown.start({"user_mlp": torch.zeros(0, 4, dtype=torch.float32)})
 
 
 def test_old_positives_are_replayed_in_their_share_and_pairs_count_once() -> None:
