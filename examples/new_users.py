@@ -1,6 +1,6 @@
-"""New users without training: fold-in against the same users trained, on MovieLens-100K.
+"""New users without training: fold-in against the same users trained, by default on MovieLens-100K.
 
-    python examples/new_users.py [--ncf-files PREFIX] [--seeds 5] [--models GMF NeuMF]
+    python examples/new_users.py [--ncf-files PREFIX | --lists FILE] [--seeds 5] [--models GMF NeuMF]
 
 A tenth of the users is left out of training altogether. Their rows are then found from their history, of which they
 show 0, 1, 2, 5, 10 or all items. Every list ranks the user's held-out item among 99 or 100 others.
@@ -28,7 +28,7 @@ from ncf import (
     leave_one_out,
     sample_candidates,
 )
-from ncf.datasets import movielens, read_ncf
+from ncf.datasets import movielens, read_lists, read_ncf
 
 SHOWN = (0, 1, 2, 5, 10, None)
 MODELS = {
@@ -125,6 +125,10 @@ def main() -> int:
     """Run the example."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--ncf-files", type=Path)
+    parser.add_argument("--lists", type=Path)
+    parser.add_argument(
+        "--neighbours", type=int, help="of EASE, where items are many"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument(
@@ -135,7 +139,12 @@ def main() -> int:
         split, candidates = read_ncf(args.ncf_files)
         settings = {"selection": "last"}
     else:
-        split = leave_one_out(movielens.load("100k").interactions)
+        log = (
+            read_lists(args.lists)
+            if args.lists
+            else movielens.load("100k").interactions
+        )
+        split = leave_one_out(log)
         candidates, settings = sample_candidates(split), {}
     settings |= {"epochs": args.epochs, "weight_decay": 1e-5, "progress": False}
     results: dict[str, list[list[float]]] = {}
@@ -162,7 +171,7 @@ def main() -> int:
         models = {
             "popularity": ItemPop(rest),
             "ItemKNN": ItemKNN(rest),
-            "EASE": EASE(rest),
+            "EASE": EASE(rest, neighbours=args.neighbours),
         }
         for name in args.models:
             trained = MODELS[name](train.num_users, train.num_items, seed)

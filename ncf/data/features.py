@@ -241,6 +241,8 @@ class _Builder:
 
 def _kinds(table: Any, id_column: str, columns: Any, like: Features | None) -> dict[str, Kind]:
     """The columns to use, and the kind of each."""
+    if isinstance(columns, str):
+        raise ValueError(f"columns = {columns!r}: give a list of names, [{columns!r}]")
     known = None if like is None else list(dict.fromkeys(column for column, _ in like.names))
     others = [name for name in table.column_names if name != id_column] if known is None else known
     wanted = others if columns is None else list(columns)
@@ -286,7 +288,8 @@ def _kind(name: str, of: Any, given: Any) -> Kind:
     category = pa.types.is_integer(inner) or pa.types.is_boolean(inner) or pa.types.is_null(inner)
     category = category or any(is_of(inner) for is_of in TEXT)
     kind: Kind = given or ("numeric" if number else "categorical")
-    fits = (number or pa.types.is_integer(inner)) and not is_list if kind == "numeric" else category
+    numeric = (number or pa.types.is_integer(inner) or pa.types.is_null(inner)) and not is_list
+    fits = numeric if kind == "numeric" else category
     if not fits:
         raise ValueError(
             f"column {name!r} is of type {of}, which is not {kind}: categories are strings, whole numbers, truth "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ def encoded_histories(
             check_ids(ids, "histories.items", size, "the model's num_items")
         lengths = offsets.diff()
     else:
-        if isinstance(histories, str) or any(isinstance(one, str | int) for one in histories):
+        lists = hasattr(histories, "__len__") and not isinstance(histories, str | Mapping)
+        if not lists or not all(hasattr(one, "__len__") and not isinstance(one, str) for one in histories):
             raise ValueError("histories must be one list of ids for each user: give [[id, id], ...]")
         if len(histories) == 1 and isinstance(histories[0], Tensor):
             check_ids(histories[0], "histories", size, "the number of ids of the model")

@@ -28,6 +28,7 @@ class FeatureBags(nn.Module):
         device: of the buffers.
 
     Raises:
+        TypeError: if they are a table, and not `Features`.
         ValueError: if there are features for another number of ids.
 
     Example::
@@ -51,6 +52,10 @@ class FeatureBags(nn.Module):
         super().__init__()
         self.size = size
         if isinstance(features, Mapping):
+            if set(features) != {"rows", "entries", "bytes"}:
+                raise TypeError(
+                    "features are a dict: read it with Features.from_table(table, id_column, ids=train.item_ids)"
+                )
             self.sizes = dict(features)
             offsets = torch.empty(size + 1, dtype=torch.int64, device="cpu")
             rows = torch.empty(self.sizes["entries"], dtype=torch.int64, device="cpu")

@@ -76,11 +76,13 @@ class Grown:
             interactions: with the old model's numbers; users and items that were dropped are left out.
 
         Raises:
-            ValueError: if no interaction is left.
+            ValueError: if no interaction is left, or the interactions number other raw ids than the old model.
         """
         columns = {}
-        for side in ("user", "item"):
-            old: Tensor = getattr(self, f"old_{side}s")
+        sides: tuple[Side, ...] = "user", "item"
+        for side in sides:
+            self._check_numbers(getattr(interactions, f"{side}_ids"), side)
+            old = self._old(side)
             size = max(int(old.max()) + 1, getattr(interactions, f"num_{side}s"))
             new = torch.full((size,), -1, dtype=torch.int64, device="cpu")
             kept = old >= 0
@@ -106,7 +108,7 @@ class Grown:
             Interactions with the new model's numbers; timestamps are kept where both have them.
 
         Raises:
-            ValueError: if the share is not between 0 and 1.
+            ValueError: if the share is not between 0 and 1; or see `renumbered`.
         """
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"share = {share}: give a number between 0 and 1")
@@ -162,7 +164,24 @@ class Grown:
             weight[new] += given.to(weight) - sums[name][new]
 
     def _old(self, side: Side) -> Tensor:
+        if side not in ("user", "item"):
+            raise ValueError(f"side = {side!r}: choose 'user' or 'item'")
         return self.old_users if side == "user" else self.old_items
+
+    def _check_numbers(self, theirs: Vocabulary | None, side: Side) -> None:
+        """Check that ids with the old model's numbers are the ids that the new model has for them."""
+        ours: Vocabulary | None = getattr(self.model, f"{side}_ids")
+        if ours is None or theirs is None or isinstance(ours, HashedVocabulary):
+            return
+        kept = (self._old(side) >= 0).nonzero()[:, 0]
+        old = self._old(side)[kept]
+        if int(old.max()) >= len(theirs) or not theirs.values.take(from_tensor(old)).equals(
+            ours.values.take(from_tensor(kept))
+        ):
+            raise ValueError(
+                f"the interactions number other {side} ids than the model that was extended: give those that it was "
+                f"trained on, or number them with {side}_ids=model.{side}_ids"
+            )
 
 
 def extend(
@@ -197,6 +216,7 @@ def extend(
         `Grown`: the model, and the interactions with its numbers.
 
     Raises:
+        TypeError: if the interactions are something else.
         ValueError: if the model is sharded, is to drop rows without having values, its raw ids are of another type, or
             features were not read like its own.
 
@@ -210,6 +230,10 @@ def extend(
         >>> grown.model.user_ids.values.to_pylist(), grown.interactions.users
         (['bob', 'dan', 'ann'], tensor([2, 0]))
     """
+    if not isinstance(interactions, Interactions):
+        raise TypeError(
+            f"interactions are {type(interactions).__name__}: make them with Interactions.from_arrays(users, items)"
+        )
     if model.embeddings.is_sharded:
         raise ValueError('the model is sharded: save it and load it with device="meta"')
     if drop and model.embeddings.is_meta:

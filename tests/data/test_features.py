@@ -96,6 +96,8 @@ def test_new_entities_are_read_like_known_ones_and_unknown_values_counted() -> N
     assert skipped.unknown == {"genres": 1, "country": 1}
     scaled = (3.0 - like.scales["hours"][0]) / like.scales["hours"][1]
     assert skipped.of("Emma") == {("genres", "satire"): 1.0, ("hours", None): pytest.approx(scaled)}
+    nothing = Features.from_table(new | {"hours": [None]}, "film", like=like)
+    assert nothing.of("Emma") == {("genres", "satire"): 1.0}
     added = Features.from_table(new, "film", like=like, unknown="add")
     assert added.names == (*like.names, ("genres", "romance"), ("country", "FR"))
     assert added.of("Emma")[("country", "FR")] == 1.0
@@ -128,6 +130,7 @@ def test_a_description_gives_the_features_back() -> None:
         ({"film": ["Alien", None, "B", "C"]}, {}, r"film\[1\] is missing"),
         ({"hours": [1.0, float("inf"), 2.0, 3.0]}, {}, "hours holds an infinite number"),
         ({}, {"columns": []}, "there is no column beside 'film'"),
+        ({}, {"columns": "genres"}, r"columns = 'genres': give a list of names, \['genres'\]"),
         (
             {},
             {"columns": {"hours": "categorical"}},

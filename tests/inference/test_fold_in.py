@@ -254,7 +254,8 @@ def test_arguments_out_of_range_are_named(arguments: dict[str, Any], message: st
 
 def test_histories_of_the_wrong_form_are_named() -> None:
     model = GMF(5, 7)
-    for flat in ([1, 2], "ann", ["ann", "bob"]):
+    wrong: list[Any] = [[1, 2], "ann", ["ann", "bob"], None, 5, [None], {"ann": ["tea"]}, iter([[1]])]
+    for flat in wrong:
         with pytest.raises(ValueError, match="one list of ids for each user"):
             fold_in(model, flat)
     with pytest.raises(ValueError, match="holds strings, but the model has no raw ids"):

@@ -155,6 +155,22 @@ def test_a_week_without_new_ids_has_nothing_to_fold_in() -> None:
         grown.start({"user_mlp": torch.zeros(0, 4, dtype=torch.float32)})
 
 
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_log_of_other_ids_is_not_replayed(drop: bool) -> None:
+    old = log(["bob", "dan", "eve"], ["tea", "milk", "rice"])
+    grown = extend(known(GMF(3, 3, factors=4), old), log(["dan", "zoe"], ["milk", "rice"]), drop=drop)
+    assert len(grown.with_replay(old)) == (3 if drop else 5) - 1
+    for others in (["bob", "dan", "flo"], ["bob", "cat", "dan"]):
+        if drop and others[1] == "dan":
+            continue  # dan alone was kept, with the number that he has there
+        with pytest.raises(ValueError, match="number other user ids than the model that was extended"):
+            grown.with_replay(log(others, ["tea", "milk", "rice"]))
+    with pytest.raises(ValueError, match="number other item ids"):
+        grown.with_replay(log(["bob", "dan", "eve"], ["tea", "milk", "tea"]))
+    with pytest.raises(ValueError, match="side = 'film': choose"):
+        grown.histories("film")  # type: ignore[arg-type]
+
+
 def test_old_positives_are_replayed_in_their_share_and_pairs_count_once() -> None:
     old = log([0, 0, 1, 2], [0, 1, 1, 2])
     model = known(GMF(3, 3, factors=4), old)
@@ -184,6 +200,11 @@ def test_a_saved_model_is_grown_without_values_and_sharded(tmp_path: Path) -> No
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    table: Any = {"user": ["ann"], "item": ["tea"]}
+    with pytest.raises(TypeError, match="interactions are dict"):
+        extend(GMF(2, 2), table)
+    with pytest.raises(TypeError, match="read it with Features"):
+        GMF(2, 2, item_features=table)
     model = known(GMF(2, 2, factors=4), log(["a", "b"], ["x", "y"]))
     with pytest.raises(ValueError, match="user_ids holds int64 in the interactions"):
         extend(model, log([1], ["x"]))
