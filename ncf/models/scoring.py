@@ -323,9 +323,7 @@ class Scorer(Ranker):
         self.device = tables.device
         self.num_users, self.num_items = tables.num_users, tables.num_items
         self._packed = PackedTables(tables) if fits(tables) else None
-        # Scores of one list for all users, where a product is all, are a matrix product: faster than the kernel.
-        plain = self._packed is None or tables.item_hidden is None
-        self._tables = tables.copied() if plain else None
+        self._tables = tables.copied() if self._packed is None else None  # one copy of the rows, not two
         self._fused = (
             FusedTables(self._tables) if self._tables is not None and can_rank(self._tables) else None
         )
@@ -337,7 +335,7 @@ class Scorer(Ranker):
         Raises:
             IndexError: on a CPU, if an id is unknown; see `EmbeddingModel.score` for ids that were not checked.
         """
-        if self._packed is not None and (self._tables is None or candidates.dim() == 2):
+        if self._packed is not None:
             return self._packed.score(users, candidates)
         assert self._tables is not None
         if self._tables.device.type == "cpu":
