@@ -48,6 +48,7 @@ MODELS = (
     "MLP",
     "NeuMF",
     "NeuMF-pretrained",
+    "NeuMF-fit",
 )
 
 
@@ -123,6 +124,8 @@ def train(
         return ItemPop(split.train), None
     if name == "EASE":
         return EASE(split.train), None
+    if name == "NeuMF-fit":  # settings and epochs are its own
+        return ncf.fit(split, "NeuMF", seed=seed), None
     size = {
         "num_users": split.train.num_users,
         "num_items": split.train.num_items,
@@ -228,9 +231,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--models",
         nargs="+",
-        default=list(MODELS),
         choices=MODELS,
-        help="which models",
+        help="which models; by default all, but NeuMF-fit where tables are sharded",
     )
     parser.add_argument(
         "--epochs", type=int, default=10, help="passes over the training data"
@@ -290,7 +292,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out", default="runs/movielens", help="folder for what is written"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.sharding and "NeuMF-fit" in (args.models or ()):
+        parser.error(
+            "--models NeuMF-fit: ncf.fit trains in one process; leave out --sharding"
+        )
+    args.models = args.models or [
+        name for name in MODELS if not (args.sharding and name == "NeuMF-fit")
+    ]
+    return args
 
 
 if __name__ == "__main__":
