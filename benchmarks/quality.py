@@ -19,6 +19,7 @@ from the training set, and adds a row for the best ones, with their difference t
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import resource
 import sys
@@ -44,7 +45,7 @@ EXACT = 20_000  # items; above, exact EASE takes gigabytes and an hour: only if 
 
 
 def load(options: argparse.Namespace) -> tuple[ncf.Split, Evaluated]:
-    """Return the split, all but the test set in its training set, and what to evaluate on it."""
+    """Return the split, and what to evaluate on it."""
     kind, files, drawn = options.data, options.files, None
     if kind == "movielens":
         split = ncf.leave_one_out(movielens.load("100k").interactions, validation=False)
@@ -54,7 +55,7 @@ def load(options: argparse.Namespace) -> tuple[ncf.Split, Evaluated]:
     elif kind == "lists":
         split = read_lists(*files)
     elif kind == "sequences":
-        split = ncf.leave_one_out(read_lists(*files), validation=False)
+        split = ncf.leave_one_out(read_lists(*files))  # the validation set tells fit that the order is time
     else:
         split = ncf.leave_one_out(draw(*SHAPES[int(files[0])], False, 0), validation=False)
     if options.users is not None:
@@ -62,7 +63,11 @@ def load(options: argparse.Namespace) -> tuple[ncf.Split, Evaluated]:
             : options.users
         ]
         kept, drawn = kept.sort().values, None
-        split = ncf.Split(some_users(split.train, kept), None, some_users(split.test, kept))
+        sets = (
+            None if part is None else some_users(part, kept)
+            for part in (split.train, split.validation, split.test)
+        )
+        split = ncf.Split(*sets)
     catalogue = ncf.whole_catalogue(split)
     if catalogue.positive_offsets is not None:
         return split, [("", catalogue, 20, "recall"), ("", catalogue, 20, "ndcg")]
@@ -79,12 +84,14 @@ def some_users(data: ncf.Interactions, kept: torch.Tensor) -> ncf.Interactions:
 
 
 def with_validation(split: ncf.Split, kind: str) -> ncf.Split:
-    """Cut a validation set from the training set as the test set was cut."""
+    """Cut a validation set from the training set as the test set was cut, unless there is one."""
+    if split.validation is not None:
+        return split
     if kind == "lists":
         inner = ncf.split_by_ratio(split.train, validation=0.0, test=0.1)
-    elif kind == "paper":  # without times; the lines are in the order of the items
+    elif kind == "paper":  # its times may be places in a file that is sorted by items: one at random
         order = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(0))
-        shuffled = split.train.take(order)
+        shuffled = dataclasses.replace(split.train.take(order), timestamps=None)
         inner = ncf.leave_one_out(shuffled, validation=False)
     else:
         inner = ncf.leave_one_out(split.train, validation=False)
@@ -97,10 +104,15 @@ def trainer_of(name: str, settings: dict[str, Any]) -> Callable[[ncf.Split, int]
     if name in GRADIENT:
         return lambda split, seed: ncf.fit(split, name, seed=seed, progress=False, **settings)
     if name == "ALS":
-        return lambda split, seed: ALS(split.train, seed=seed, **settings)
+        return lambda split, seed: ALS(known(split), seed=seed, **settings)
     if name == NEIGHBOURS:
-        return lambda split, seed: ncf.EASE(split.train, neighbours=200, **settings)
-    return lambda split, seed: closed[name](split.train, **settings)
+        return lambda split, seed: ncf.EASE(known(split), neighbours=200, **settings)
+    return lambda split, seed: closed[name](known(split), **settings)
+
+
+def known(split: ncf.Split) -> ncf.Interactions:
+    """All but the test set, as `fit` trains on in the end."""
+    return split.with_validation_in_train().train
 
 
 def row(
