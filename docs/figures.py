@@ -276,12 +276,58 @@ def factors(narrow: bool = False) -> Drawing:
     return Drawing(paper.draw_lines("factors", curves, level, paper.published("ml-1m"), narrow))
 
 
+_SHOWN = ("0", "1", "2", "5", "10", "all")
+_COLOURS = {"GMF": USER, "NeuMF": ITEM, "EASE": HEAD, "ItemKNN": BOTH, "popularity": FAINT}
+
+
+def _fold_in_tables() -> dict[str, dict[str, list[float]]]:
+    """HR@10 over the items of history by data set and line, as the pages print them; last, of the trained."""
+    tables: dict[str, dict[str, list[float]]] = {"MovieLens-100K": {}}
+    text = (HERE / "examples" / "output" / "new_users.txt").read_text(encoding="utf-8")
+    for name, hr in re.findall(r"^(\w+), \w+ items +([\d.]+) /", text, re.MULTILINE):
+        tables["MovieLens-100K"].setdefault(name, []).append(float(hr))
+    for name, hr in re.findall(r"^(\w+), trained on them +([\d.]+) /", text, re.MULTILINE):
+        tables["MovieLens-100K"][name].append(float(hr))
+    page = (HERE / "new_users.md").read_text(encoding="utf-8").split("## The proof")[1]
+    for title, block in re.findall(r"^(.+?)  +items of history.*\n((?:.+\n)+?)```", page, re.MULTILINE):
+        found = re.findall(r"^(\w+),? .*?((?:[.]\d+/[.]\d+ *)+)$", block, re.MULTILINE)
+        tables[title] = {name: [float(pair.split("/")[0]) for pair in pairs.split()] for name, pairs in found}
+    return tables
+
+
+def fold_in(narrow: bool = False) -> Drawing:
+    """New users' HR@10 over the items that they show, from the tables of the pages."""
+    tables = _fold_in_tables()
+    count = len(tables)
+    size, grid = ((4.2, 3.0 * count), (count, 1)) if narrow else ((3.4 * count, 3.3), (1, count))
+    figure = Figure(figsize=size, facecolor="white", layout="constrained")
+    for number, (title, lines) in enumerate(tables.items()):
+        axis: Any = figure.add_subplot(*grid, number + 1)
+        for name, colour in _COLOURS.items():
+            values = lines.get(name, [])
+            level = values[:1] * len(_SHOWN) if name == "popularity" else values[: len(_SHOWN)]
+            axis.plot(_SHOWN[: len(level)], level, color=colour, marker=".", linewidth=1.4, label=name)
+            if len(values) > len(_SHOWN) and name != "popularity":
+                axis.axhline(values[-1], color=colour, linewidth=0.9, linestyle=(0, (4, 3)))
+        axis.set_title(title, fontsize=10, color=INK)
+        axis.set_xlabel("items of history", fontsize=9, color=INK)
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8, colors=INK)
+        if number == 0:
+            axis.set_ylabel("HR@10", fontsize=9, color=INK)
+            axis.legend(fontsize=8, frameon=False, loc="lower right")
+    return Drawing(figure)
+
+
 FIGURES = {
     "gmf": gmf,
     "mlp": mlp,
     "neumf": neumf,
     "leave_one_out": leave_one_out,
     "leave_one_out_narrow": lambda: leave_one_out(narrow=True),
+    "fold_in": fold_in,
+    "fold_in_narrow": lambda: fold_in(narrow=True),
     "factors": factors,
     "factors_narrow": lambda: factors(narrow=True),
 }

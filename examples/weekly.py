@@ -71,7 +71,7 @@ def main() -> None:
         grown = extend(saved, week)
         for side in ("user", "item"):
             histories = grown.histories(side)
-            # The training goes on from there: a rough solution will do.
+            # The training continues from there: a rough solution will do.
             rough = {"side": side, "background": 128, "tolerance": 3.0}
             grown.start(fold_in(grown.model, histories, **rough).rows)
         now = Trainer(
