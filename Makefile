@@ -66,7 +66,7 @@ sanitize: install
 			CFLAGS="-g -fsanitize=$$kind -fno-sanitize-recover=all" PYTHONPATH=$$PWD OMP_NUM_THREADS=1 \
 			ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=ignore_noninstrumented_modules=1 \
 			LD_PRELOAD="$$(for name in $$libraries; do cc -print-file-name=$$name; done | xargs)" \
-			$(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider \
+			$(CURDIR)/$(BIN)/python -m pytest --capture=sys -p no:cacheprovider \
 				tests/kernels/test_native.py tests/kernels/test_native_ranks.py tests/training/test_native_step.py \
 				tests/data/test_sampling.py tests/data/test_candidates.py) || exit 1; \
 	done

@@ -264,11 +264,10 @@ class PackedTables:
     def _side_by_side(self, *rows: Tensor | None) -> Tensor:
         parts = [part for part in rows if part is not None]
         widths = [part.shape[1] + -part.shape[1] % self._lanes for part in parts]
-        packed = torch.zeros(
-            len(parts[0]), sum(widths), dtype=torch.float32, device="cpu"
-        )  # one copy, since a table may be large
+        packed = torch.empty(len(parts[0]), sum(widths), dtype=torch.float32, device="cpu")
         for part, place in zip(parts, packed.split(widths, dim=1), strict=True):
-            place[:, : part.shape[1]] = part
+            rows_of, width = place.numpy(), part.shape[1]  # NumPy wakes none of PyTorch's threads
+            rows_of[:, :width], rows_of[:, width:] = part.detach().numpy(), 0.0
         return packed
 
     def _panels(self, weight: Tensor, padded_input: bool) -> Tensor:

@@ -9,11 +9,11 @@ typedef struct {
     int shift;
 } Rows;
 
-/* Numbers of 4 bytes that the lists of so many places take; the ids' 8 bytes come first. */
+/* Numbers of 4 bytes that the lists of so many places take, an even number: the ids' 8 bytes come first. */
 static int64_t rows_size(int64_t places) {
     int64_t slots = 2;
     while (slots < 2 * places) slots *= 2;
-    return 2 * places + slots + 3 * places;
+    return (2 * places + slots + 3 * places + 1) / 2 * 2;
 }
 
 static void rows_place(Rows *r, void *memory, int64_t places) {
