@@ -116,7 +116,8 @@ def test_new_ids_start_at_the_rows_that_fold_in_finds(side: Any, features: bool)
     tags = {"id": ["ann", "bob", "dan", "eve", "zoe"], "tag": ["a", "b", "a", "b", "a"]}
     old = log(["bob", "dan", "eve", "eve"], ["tea", "milk", "rice", "tea"])
     week = log(["ann", "zoe", "dan", "ann"], ["rice", "beer", "ale", "tea"])
-    given, new = {}, {}
+    given: dict[str, Any] = {}
+    new: dict[str, Any] = {}
     if features:
         given["user_features"] = Features.from_table(tags, "id", ids=old.user_ids)
         new["user_features"] = Features.from_table(tags, "id", like=given["user_features"])
