@@ -41,7 +41,7 @@ Evaluated = list[tuple[str, ncf.Candidates | ncf.Catalogue, int, str]]  # suffix
 GRADIENT = ("MatrixFactorization", "GMF", "MLP", "NeuMF")
 NEIGHBOURS = "EASE, 200 neighbours"
 MODELS = ("ItemPop", "ItemKNN", "EASE", NEIGHBOURS, "ALS", *GRADIENT)
-EXACT = 20_000  # items; above, exact EASE takes gigabytes and an hour: only if it is named
+EXACT = 20_000  # items; above, exact EASE takes gigabytes and long: only if it is named
 
 
 def load(options: argparse.Namespace) -> tuple[ncf.Split, Evaluated]:
