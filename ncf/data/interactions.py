@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
@@ -338,14 +337,6 @@ class Interactions:
     def fingerprint(self) -> str | None:
         """Fingerprint of both vocabularies, see `Vocabulary.fingerprint`; ``None`` where ids are plain numbers."""
         return fingerprint_of(self.user_ids, self.item_ids)
-
-    @cached_property
-    def content_fingerprint(self) -> str:
-        """Digest of the rows and their order: users, items and the sizes of both vocabularies."""
-        digest = hashlib.blake2b(f"{self.num_users} {self.num_items} ".encode(), digest_size=16)
-        for column in (self.users, self.items):
-            digest.update(column.cpu().contiguous().numpy().data)
-        return digest.hexdigest()
 
     def _repr_html_(self) -> str:
         rows = [[f"{count:,}" for count in (len(self), self.num_users, self.num_items)]]

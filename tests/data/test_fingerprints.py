@@ -80,15 +80,6 @@ def test_other_ids_are_named_and_plain_numbers_fit_everything(tmp_path: Path) ->
     assert Candidates.load(tmp_path / "bare").fingerprint is None
 
 
-def test_interactions_of_other_content_have_another_fingerprint() -> None:
-    ours = log(["a", "b", "c", "d"])
-    swapped = ours.take(torch.arange(len(ours)).flip(0))
-    wider = Interactions(ours.users, ours.items, None, 2, 5)
-    again = log(["a", "b", "c", "d"])
-    assert ours.content_fingerprint == again.content_fingerprint
-    assert len({one.content_fingerprint for one in (ours, swapped, wider)}) == 3
-
-
 def test_saved_candidates_whose_bits_flipped_do_not_load(tmp_path: Path) -> None:
     candidates = sample_candidates(leave_one_out(log(["a", "b", "c", "d"])), num_negatives=2)
     candidates.save(tmp_path / "whole")
