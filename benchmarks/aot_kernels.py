@@ -3,7 +3,6 @@
 ::
 
     python benchmarks/aot_kernels.py                      # the table of docs/kernels.md
-    python benchmarks/aot_kernels.py --only factor-8 --types fp32
     python benchmarks/aot_kernels.py --write docs/kernels.md   # replace the table between its two marks
 """
 
@@ -30,9 +29,11 @@ from ncf.kernels.triton_ranking import catalogue_launch, rank_launch, select_lau
 from ncf.kernels.triton_scoring import scoring_launch
 
 TARGETS = (80, 90, 100)
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Factors of the product, and widths of the MLP with the two rows side by side first.
-SHAPES = {"factor-8": (8, (32, 16, 8)), "paper": (8, (64, 32, 16, 8)), "factor-64": (64, (256, 128, 64))}
+# Factors of the product, widths of the MLP with the two rows side by side first, and type.
+MODELS = {
+    ("paper", "fp32"): (8, (64, 32, 16, 8), torch.float32),
+    ("factor-64", "bf16"): (64, (256, 128, 64), torch.bfloat16),
+}
 MARKS = "<!-- resources: begin -->\n", "<!-- resources: end -->\n"
 
 
@@ -119,26 +120,25 @@ def launches(factors: int, layers: tuple[int, ...], dtype: torch.dtype) -> Itera
         yield "update of rows, AdamW", update
 
 
-def table(shapes: list[str], types: list[str], targets: list[int]) -> str:
+def table(targets: list[int]) -> str:
     """A Markdown table with a row per kernel, model and type."""
     heads = [
         f"sm_{target}: {name}" for target in targets for name in ("registers", "shared, KiB", "spills, B")
     ]
     lines = [["kernel", "model", "type", "pairs × warps", *heads]]
-    for shape in shapes:
-        for name in types:
-            for title, launch in launches(*SHAPES[shape], TYPES[name]):
-                sizes = launch.arguments
-                pairs = sizes.get("BLOCK") or sizes.get("PAIRS") or sizes.get("CHUNK", 1)
-                line = [title, shape, name, f"{pairs} × {sizes['num_warps']}"]
-                for target in targets:
-                    _, r = compile_for(launch, target)
-                    line += [
-                        str(r.registers),
-                        f"{r.shared / 1024:.1f}",
-                        f"{r.spill_stores} + {r.spill_loads}",
-                    ]
-                lines.append(line)
+    for (model, kind), sizes in MODELS.items():
+        for title, launch in launches(*sizes):
+            given = launch.arguments
+            pairs = given.get("BLOCK") or given.get("PAIRS") or given.get("CHUNK", 1)
+            line = [title, model, kind, f"{pairs} × {given['num_warps']}"]
+            for target in targets:
+                _, r = compile_for(launch, target)
+                line += [
+                    str(r.registers),
+                    f"{r.shared / 1024:.1f}",
+                    f"{r.spill_stores} + {r.spill_loads}",
+                ]
+            lines.append(line)
     lines.insert(1, ["---"] * len(lines[0]))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -146,12 +146,10 @@ def table(shapes: list[str], types: list[str], targets: list[int]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Print the table, or write it into a document."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--only", nargs="+", choices=SHAPES, default=list(SHAPES), help="models")
-    parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
     parser.add_argument("--targets", nargs="+", type=int, default=list(TARGETS), help="compute capabilities")
     parser.add_argument("--write", type=Path, help="a document with the two marks of this script")
     options = parser.parse_args(arguments)
-    text = table(options.only, options.types, options.targets)
+    text = table(options.targets)
     text = f"Triton {triton.__version__}, by `python benchmarks/aot_kernels.py`.\n\n{text}"
     if options.write is None:
         print(text)

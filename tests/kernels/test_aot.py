@@ -34,30 +34,29 @@ def _run(script: str, cache: Path, *options: str) -> str:
     return run.stdout
 
 
+def _rows(text: str) -> list[list[str]]:
+    """Cells of a Markdown table, its head first."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
+    return [rows[0], *rows[2:]]
+
+
 @needs_triton
 @pytest.mark.parametrize("target", ["80", "90", "100"])
-def test_kernels_compile_without_a_device_and_spill_nothing(tmp_path: Path, target: str) -> None:
-    table = _run("aot_kernels.py", tmp_path, "--only", "factor-8", "--types", "fp32", "--targets", target)
-    lines = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line[:1] == "|"
-    ]
-    assert [line[0] for line in lines[2:]] == KERNELS
-    for line in lines[2:]:
-        registers, shared, spills = line[4:]
+def test_kernels_compile_without_a_device_and_take_what_is_documented(tmp_path: Path, target: str) -> None:
+    printed = _run("aot_kernels.py", tmp_path, "--targets", target)
+    page = (ROOT / "docs/kernels.md").read_text()
+    head, *documented = _rows(page.split("<!-- resources: begin -->")[1].split("<!-- resources: end -->")[0])
+    first = head.index(f"sm_{target}: registers")
+    table = _rows(printed)[1:]
+    assert [row[:4] for row in table] == [row[:4] for row in documented]
+    assert [row[0] for row in table[: len(KERNELS)]] == KERNELS
+    for row in table:
+        registers, shared, spills = row[4:]
         assert 16 <= int(registers) <= 255
         assert 0 <= float(shared) <= 163  # KiB of a processor of an A100; an H100 has more
-        assert spills == "0 + 0"
-
-
-@needs_triton
-@pytest.mark.slow
-def test_documented_resources_are_those_of_the_script(tmp_path: Path) -> None:
-    documented = (ROOT / "docs/kernels.md").read_text()
-    table = _run("aot_kernels.py", tmp_path)
-    version = table.split(",")[0]
-    if version not in documented:
-        pytest.skip(f"docs/kernels.md was written with another version than {version}")
-    assert table.strip() in documented
+        assert sum(map(int, spills.split(" + "))) <= 48  # bytes
+    if printed.split(",")[0] in page:  # another version of Triton makes other code
+        assert [row[4:] for row in table] == [row[first : first + 3] for row in documented]
 
 
 def test_documented_floors_are_those_of_the_script(tmp_path: Path) -> None:
