@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass
@@ -92,7 +91,6 @@ class Trainer:
             had never stopped; the data and all settings that bear on them must be the same. ``epochs`` may be another
             number, to train longer. By default nothing is written.
         checkpoint_every: steps between checkpoints; there is one at the end of each epoch anyway.
-        law: the former name of ``negative_sampling``.
 
     Raises:
         ValueError: for an unknown choice, a number out of range, or settings that exclude each other.
@@ -135,11 +133,7 @@ class Trainer:
         progress: bool | None = None,
         checkpoint: Checkpoints | str | PathLike[str] | None = None,
         checkpoint_every: int | None = None,
-        law: Literal["uniform", "popularity"] | None = None,
     ) -> None:
-        if law is not None:
-            warnings.warn("law is now negative_sampling", FutureWarning, stacklevel=2)
-            negative_sampling = law
         _check_choice("schedule", schedule, ("linear", "constant"), "function")
         _check_choice("loss", loss, LOSSES, "function")
         _check_choice("negative_sampling", negative_sampling, ("uniform", "popularity"))

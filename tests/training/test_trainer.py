@@ -501,12 +501,6 @@ def test_an_epoch_is_a_line_in_the_log(split: Split, caplog: pytest.LogCaptureFi
     assert "HR@3 0." in second
 
 
-def test_law_is_the_former_name_of_negative_sampling(split: Split) -> None:
-    with pytest.warns(FutureWarning, match="law is now negative_sampling"):
-        trainer = Trainer(GMF(40, 60), law="popularity")
-    assert trainer.negative_sampling == "popularity"
-
-
 def test_dropout_leaves_the_generators_of_gpus_alone(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         torch.cuda, "device_count", lambda: 2
