@@ -18,7 +18,7 @@ from ncf.data.filters import sorted_keys
 from ncf.data.interactions import Interactions
 from ncf.data.sampling import UnseenItems
 from ncf.data.splitting import Split
-from ncf.utils.checks import check_ids, check_rank, of_type, whole
+from ncf.utils.checks import check_choice, check_ids, check_rank, of_type, whole
 from ncf.utils.jagged import lengths_to_offsets, select_lists
 
 Part = Literal["validation", "test"]
@@ -347,8 +347,7 @@ def _untested(split: Split, held_out: Interactions) -> int:
 
 def _held_out(split: Split, part: Part) -> Interactions:
     of_type("split", split, Split, "leave_one_out(interactions) makes one")
-    if part not in ("validation", "test"):
-        raise ValueError(f'part = {part!r}: choose "validation" or "test"')
+    check_choice("part", part, ("validation", "test"))
     held_out: Interactions | None = getattr(split, part)
     if held_out is None or len(held_out) == 0:
         raise ValueError(

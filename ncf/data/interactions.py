@@ -21,10 +21,12 @@ from ncf.data.filters import (
 )
 from ncf.data.readers import Wanted, read_files, read_table
 from ncf.data.vocabulary import HashedVocabulary, Vocabulary, encode_column, fingerprint_of
-from ncf.utils.checks import check_ids, whole
+from ncf.utils.checks import check_choice, check_ids, whole
 from ncf.utils.html import html_table
 
 __all__ = ["Interactions", "Vocabulary"]
+
+_GAPS = ("raise", "drop")
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +148,8 @@ class Interactions:
         min_item_count: int,
     ) -> Interactions:
         """Interactions of columns of raw users, raw items and, where there are any, times, by their names."""
-        _check_choice("missing", missing)
-        _check_choice("unknown", unknown)
+        check_choice("missing", missing, _GAPS)
+        check_choice("unknown", unknown, _GAPS)
         if isinstance(item_ids, HashedVocabulary):
             raise ValueError("item_ids is hashed, and a list could not name its items: hash users only")
         min_user_count = whole("min_user_count", min_user_count, least=0)
@@ -270,7 +272,7 @@ class Interactions:
             >>> Interactions.from_table(orders, user="who", item="what", where=pc.field("pieces") > 0, missing="drop")
             Interactions(2 rows, 1 users, 2 items; left out: 1 who missing)
         """
-        _check_choice("missing", missing)
+        check_choice("missing", missing, _GAPS)
         columns = read_table(table, Wanted(user, item, timestamp, where, missing == "drop"))
         return cls._number(columns, missing, user_ids, item_ids, unknown, min_user_count, min_item_count)
 
@@ -320,7 +322,7 @@ class Interactions:
             FileNotFoundError: if nothing matches.
             ValueError: for a malformed line (file and row are named), a missing column, and as in `from_arrays`.
         """
-        _check_choice("missing", missing)
+        check_choice("missing", missing, _GAPS)
         wanted = Wanted(user, item, timestamp, where, missing == "drop")
         read = read_files(paths, wanted, columns=columns, separator=separator)
         return cls._number(read, missing, user_ids, item_ids, unknown, min_user_count, min_item_count)
@@ -383,11 +385,6 @@ class Interactions:
         return replace(
             self, users=self.users[rows], items=self.items[rows], timestamps=timestamps, dropped={}, shared=0
         )
-
-
-def _check_choice(name: str, value: str) -> None:
-    if value not in ("raise", "drop"):
-        raise ValueError(f'{name} = {value!r}: choose "raise" or "drop"')
 
 
 def _check_column(ids: Any, name: str, size: int) -> None:

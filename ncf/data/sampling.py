@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ncf.data.interactions import Interactions
-from ncf.utils.checks import check_ids, whole
+from ncf.utils.checks import check_choice, check_ids, whole
 
 _TOTAL_WEIGHT = 2**31  # of the popularity distribution: fine for any catalogue, small enough for 64-bit keys
 _DRAWS_PER_BLOCK = 1 << 16
@@ -59,13 +59,12 @@ class NegativeSampler:
         device: torch.device | str | None = None,
     ) -> None:
         device = torch.device("cpu" if device is None else device)
+        check_choice("law", law, ("uniform", "popularity"))
         offsets, items = (tensor.to(device) for tensor in train.csr())
         weights = None
         if law == "popularity":
             counts = train.item_counts() if counts is None else counts
             weights = _weights(counts.cpu().to(torch.float64), power, train.num_items).to(device)
-        elif law != "uniform":
-            raise ValueError(f'law = {law!r}: choose "uniform" or "popularity"')
         self.law = law
         self.num_items = train.num_items
         self._unseen = UnseenItems(offsets, items, num_items=train.num_items, weights=weights)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ncf.data.filters import lists_of_keys, sorted_keys, stable_order
 from ncf.data.interactions import Interactions
-from ncf.utils.checks import check_rank, of_type, whole
+from ncf.utils.checks import check_choice, check_rank, of_type, whole
 from ncf.utils.jagged import lengths_to_offsets
 from ncf.utils.seeding import stream
 
@@ -296,8 +296,7 @@ def split_by_ratio(
         raise ValueError(
             f"test = {test}, validation = {validation}: shares lie between 0 and 1, and leave some to train on"
         )
-    if by not in ("random", "time"):
-        raise ValueError(f'by = {by!r}: choose "random" or "time"')
+    check_choice("by", by, ("random", "time"))
     order: Tensor | None = None  # of the file
     if by == "random":
         order = _permutation(len(interactions), seed)

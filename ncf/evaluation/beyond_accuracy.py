@@ -14,7 +14,7 @@ from ncf.evaluation.intervals import Interval, normal_interval
 from ncf.evaluation.ranking import shown_users
 from ncf.evaluation.significance import PairedTest, paired_values
 from ncf.models.scoring import SupportsScore, inference_scorer, unwrap_model
-from ncf.utils.checks import whole
+from ncf.utils.checks import check_choice, whole
 from ncf.utils.html import html_table
 
 _NUMBERS_AT_ONCE = 1 << 22  # of a block of lists' features: 32 MB
@@ -91,8 +91,7 @@ class ListStatistics:
         Raises:
             ValueError: if the name is another, or a statistic is missing, or users or lengths of lists differ.
         """
-        if name not in ("popularity", "novelty", "diversity"):
-            raise ValueError(f'name = {name!r}: choose "popularity", "novelty" or "diversity"')
+        check_choice("name", name, ("popularity", "novelty", "diversity"))
         if not torch.equal(self.users, other.users) or self.items.shape != other.items.shape:
             raise ValueError("users or lengths of lists differ: give lists of the same catalogue and k")
         mine, theirs = getattr(self, name), getattr(other, name)

@@ -13,6 +13,7 @@ from ncf.data.candidates import Catalogue
 from ncf.evaluation.intervals import Interval
 from ncf.evaluation.metrics import Metric, metric_label, metric_values
 from ncf.evaluation.ranking import Ranking
+from ncf.utils.checks import check_choice
 
 _SIZES_ALIKE = 0.02  # catalogues that differ by less share one estimator
 _MEAN_RANKS = 40  # geometric distributions that a mixture of ranks is made of
@@ -116,8 +117,7 @@ def correct_for_sampling(
             f"catalogue[{row}] = {int(sizes[row])} items is less than the "
             f"{int(ranking.num_candidates[row])} candidates of that user"
         )
-    if method not in ("bias-variance", "rank"):
-        raise ValueError(f'method = {method!r}: choose "bias-variance" or "rank"')
+    check_choice("method", method, ("bias-variance", "rank"))
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma = {gamma}: give a weight between 0 and 1")
     alike = (sizes.to(torch.float64).log() / _SIZES_ALIKE).floor().to(torch.int64)

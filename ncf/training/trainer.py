@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass
 from os import PathLike
@@ -33,7 +33,7 @@ from ncf.training.native_step import NativeStep, can_be_native
 from ncf.training.optimizers import learning_rate_at, make_optimizer
 from ncf.training.run import SELECTIONS, History, TrainingRun, check_memory, selection_candidates
 from ncf.training.steps import CollectiveStep, EagerStep, Step
-from ncf.utils.checks import whole, whole_or_none
+from ncf.utils.checks import check_choice, whole, whole_or_none
 from ncf.utils.threads import cpu_threads
 
 __all__ = ["History", "Trainer"]
@@ -134,13 +134,13 @@ class Trainer:
         checkpoint: Checkpoints | str | PathLike[str] | None = None,
         checkpoint_every: int | None = None,
     ) -> None:
-        _check_choice("schedule", schedule, ("linear", "constant"), "function")
-        _check_choice("loss", loss, LOSSES, "function")
-        _check_choice("negative_sampling", negative_sampling, ("uniform", "popularity"))
-        _check_choice("compile", compile, (None, True, False))
-        _check_choice("precision", precision, ("fp32", "tf32", "bf16"))
+        check_choice("schedule", schedule, ("linear", "constant"), "function")
+        check_choice("loss", loss, LOSSES, "function")
+        check_choice("negative_sampling", negative_sampling, ("uniform", "popularity"))
+        check_choice("compile", compile, (None, True, False))
+        check_choice("precision", precision, ("fp32", "tf32", "bf16"))
         if selection is not None:
-            _check_choice("selection", selection, SELECTIONS)
+            check_choice("selection", selection, SELECTIONS)
         if patience is not None and selection == "last":
             raise ValueError(
                 'patience waits for a better epoch, and selection="last" selects none: give one of them'
@@ -426,15 +426,6 @@ def _matrix_precision(precision: str) -> Iterator[None]:
     finally:
         if precision == "tf32":
             torch.set_float32_matmul_precision(before)
-
-
-def _check_choice(name: str, choice: Any, known: Iterable[Any], other: str = "") -> None:
-    if (other and callable(choice)) or choice in (known := tuple(known)):
-        return
-    raise ValueError(
-        f"{name} = {choice!r}: choose one of {', '.join(map(repr, known))}"
-        + (f", or give a {other}" if other else "")
-    )
 
 
 def _plain(setting: float | Mapping[str, float]) -> float | dict[str, float]:

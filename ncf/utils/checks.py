@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
@@ -63,6 +64,24 @@ def whole_or_none(name: str, value: Any) -> int | None:
         (3, None)
     """
     return None if value is None else whole(name, value)
+
+
+def check_choice(name: str, choice: Any, known: Iterable[Any], other: str = "") -> None:
+    """Raise a ValueError for what is not among the choices nor, where ``other`` names a function, callable.
+
+    Example::
+
+        >>> from ncf.utils.checks import check_choice
+        >>> check_choice("part", "train", ("validation", "test"))
+        Traceback (most recent call last):
+        ValueError: part = 'train': choose one of 'validation', 'test'
+    """
+    if (other and callable(choice)) or choice in (known := tuple(known)):
+        return
+    raise ValueError(
+        f"{name} = {choice!r}: choose one of {', '.join(map(repr, known))}"
+        + (f", or give a {other}" if other else "")
+    )
 
 
 def of_type(name: str, value: Any, kind: type[T], remedy: str) -> T:

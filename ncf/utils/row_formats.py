@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ncf.utils.checks import check_choice
 from ncf.utils.files import rows_per_block
 
 ROW_FORMATS = ("float32", "bfloat16", "int8", "int4")
@@ -47,8 +48,7 @@ def quantize_rows(weight: Tensor, rows: str) -> Tensor:
     Raises:
         ValueError: for an unknown format, or a row that holds NaN or a number too large for the format.
     """
-    if rows not in ROW_FORMATS:
-        raise ValueError(f"rows = {rows!r}: choose one of {', '.join(map(repr, ROW_FORMATS))}")
+    check_choice("rows", rows, ROW_FORMATS)
     if rows in _FLOATS:
         return weight.detach().to(_FLOATS[rows])
     dtype, width = stored_rows(rows, weight.shape[1])

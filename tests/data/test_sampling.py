@@ -77,7 +77,7 @@ def test_the_held_out_item_may_be_a_training_negative() -> None:
 
 
 def test_an_unknown_law_is_refused(split: Split) -> None:
-    with pytest.raises(ValueError, match='law = \'zipf\': choose "uniform" or "popularity"'):
+    with pytest.raises(ValueError, match="law = 'zipf': choose one of 'uniform', 'popularity'"):
         NegativeSampler(split.train, law="zipf")  # type: ignore[arg-type]
 
 
