@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,11 +14,10 @@ from ncf.data import Interactions
 ROOT = Path(ncf.__file__).parent
 
 
-def package_of(frame: FrameType) -> str | None:
-    path = Path(frame.f_code.co_filename)
-    if not path.is_relative_to(ROOT):
-        return None
-    return path.relative_to(ROOT).parts[0]
+@cache
+def package_of(file: str) -> str | None:
+    path = Path(file)
+    return path.relative_to(ROOT).parts[0] if path.is_relative_to(ROOT) else None
 
 
 def descents(call: Callable[[], Any]) -> set[tuple[str, ...]]:
@@ -25,12 +25,12 @@ def descents(call: Callable[[], Any]) -> set[tuple[str, ...]]:
     seen: set[tuple[str, ...]] = set()
 
     def look(frame: FrameType, event: str, _: Any) -> None:
-        if event != "call" or package_of(frame) is None:
+        if event != "call" or package_of(frame.f_code.co_filename) is None:
             return
         chain: list[str] = []
         above: FrameType | None = frame
         while above is not None:
-            package = package_of(above)
+            package = package_of(above.f_code.co_filename)
             if package is not None and chain[-1:] != [package]:
                 chain.append(package)
             above = above.f_back
