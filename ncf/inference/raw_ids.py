@@ -44,6 +44,10 @@ class RawIds:
                 raise ValueError(
                     f"{name} holds strings, but there is no vocabulary: give numbers below {self.size}"
                 )
+            if len(column) == 1:  # without six calls of PyTorch and Arrow
+                number = column[0].as_py()
+                number = number if 0 <= number < self.size else -1
+                return torch.tensor([number], dtype=torch.int64, device="cpu")
             numbers = to_tensor(column)
             return torch.where((numbers >= 0) & (numbers < self.size), numbers, -1)
         if isinstance(self.vocabulary, HashedVocabulary):

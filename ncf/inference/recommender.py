@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from os import PathLike
 from typing import Any, Literal
 
@@ -111,7 +112,7 @@ class Recommender:
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in ("_scorer", "_vectors", "_fold_in", "_prior")
+            if name not in ("_scorer", "_vectors", "_fold_in", "_prior", "_every_item")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -169,19 +170,21 @@ class Recommender:
             if exclude is not None and by_user is None:
                 offered = offered[~torch.isin(offered, self._items.known(exclude, "exclude"))]
             known = rows >= 0
-            parts = [] if self._seen is None or not exclude_seen else [select_lists(*self._seen, rows[known])]
+            is_known = known.tolist()
+            asked = rows if all(is_known) else rows[known]
+            parts = [] if self._seen is None or not exclude_seen else [select_lists(*self._seen, asked)]
             if by_user is not None:
                 parts.append(self._for_rows(by_user, raw, rows, known))
             left_out = _union(parts, self.num_items) if parts else None
-            if unknown == "popular" and not bool(known.all()) and self.popularity is None:
+            if unknown == "popular" and not all(is_known) and self.popularity is None:
                 raise ValueError(
                     'unknown = "popular": nothing says what is popular, give interactions as seen (or exclude)'
                 )
         width = min(k, len(offered))
-        scores, selected = self._scorer.top_k(rows[known], width, offered, left_out)
+        scores, selected = self._scorer.top_k(asked, width, offered, left_out)
         other = {"popular": "popularity", "prior": "prior"}.get(unknown, "skipped")
-        sources = ["model" if is_known else other for is_known in known]
-        if not bool(known.all()):
+        sources = ["model" if its_row else other for its_row in is_known]
+        if not all(is_known):
             scores, selected = _placed(scores, selected, known)
             if unknown in ("popular", "prior"):
                 weights = self.popularity if unknown == "popular" else self._prior
@@ -272,9 +275,8 @@ class Recommender:
             TypeError: if the model has no item vectors.
         """
         rows, k = self._items.find_all(items, "items"), whole("k", k)
-        every = torch.arange(self.num_items, dtype=torch.int64, device="cpu")
-        own = rows[:, None] == every
-        scores, selected = largest_k(self._relations(rows), every, min(k, self.num_items), own)
+        own = rows[:, None] == self._every_item
+        scores, selected = largest_k(self._relations(rows), self._every_item, min(k, self.num_items), own)
         return Neighbours(self._decode(selected), scores)
 
     def explain(self, user: Any, item: Any, k: int = 5) -> Neighbours:
@@ -368,9 +370,13 @@ class Recommender:
             )
         return column.to_pylist(), rows
 
+    @cached_property
+    def _every_item(self) -> Tensor:
+        return torch.arange(self.num_items, dtype=torch.int64, device="cpu")
+
     def _offered(self, items: Any) -> Tensor:
         if items is None:
-            return torch.arange(self.num_items, dtype=torch.int64, device="cpu")
+            return self._every_item
         offered: Tensor = self._items.known(items, "items").unique()
         return offered
 
@@ -443,17 +449,15 @@ class Recommender:
             )
 
     def _decode(self, selected: Tensor) -> list[list[Any]]:
-        lengths = (selected >= 0).sum(1).tolist()
-        raw = self._items.decode(selected[selected >= 0])
-        ends = torch.tensor(lengths, dtype=torch.int64, device="cpu").cumsum(0).tolist()
-        return [raw[end - length : end] for length, end in zip(lengths, ends, strict=True)]
+        there = selected >= 0
+        raw = iter(self._items.decode(selected[there]))
+        return [list(islice(raw, length)) for length in there.sum(1).tolist()]
 
     @cached_property
     def _prior(self) -> Tensor:
         """The score of each item for a user without a history, ``[num_items]``."""
         scorer = inference_scorer(self._fold_in([[]]))
-        every = torch.arange(self.num_items, dtype=torch.int64, device="cpu")
-        scores: Tensor = scorer.score(torch.zeros(1, dtype=torch.int64, device="cpu"), every)
+        scores: Tensor = scorer.score(torch.zeros(1, dtype=torch.int64, device="cpu"), self._every_item)
         return scores[0].cpu()
 
     @cached_property

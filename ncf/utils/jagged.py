@@ -31,15 +31,19 @@ def select_lists(offsets: Tensor, values: Tensor, chosen: Tensor) -> tuple[Tenso
     Returns:
         Offsets, ``[R + 1]``, and values of the chosen lists.
     """
+    if len(chosen) == 1:  # one list lies in one piece: nothing is copied
+        start, end = offsets[int(chosen) :][:2].tolist()
+        return torch.tensor([0, end - start], dtype=torch.int64, device=offsets.device), values[start:end]
     taken, places = places_of_lists(offsets, chosen)
     return taken, values[places]
 
 
 def places_of_lists(offsets: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Offsets, ``[R + 1]``, of the chosen lists, and the places of their values; see `select_lists`."""
-    counts = offsets.diff()[chosen]
+    starts = offsets[chosen]
+    counts = offsets[chosen + 1] - starts
     taken = lengths_to_offsets(counts)
-    moved = (offsets[chosen] - taken[:-1]).repeat_interleave(counts)  # by how much each value moves
+    moved = (starts - taken[:-1]).repeat_interleave(counts)  # by how much each value moves
     return taken, torch.arange(len(moved), dtype=torch.int64, device=moved.device).add_(moved)
 
 

@@ -339,6 +339,24 @@ def test_one_user_or_a_vocabulary_of_users(bought: Interactions) -> None:
     assert recommend(GMF(9, 5), 3, k=2).users == [3]
 
 
+@pytest.mark.parametrize("raw_ids", [True, False])
+def test_users_one_by_one_get_what_they_get_together(raw_ids: bool, bought: Interactions) -> None:
+    sizes = bought.num_users, bought.num_items
+    seen = bought if raw_ids else Interactions(bought.users, bought.items, None, *sizes)
+    recommender = Recommender(GMF(*sizes, init_std=1.0), seen=seen)
+    users = ["u4", "nobody", "u0"] if raw_ids else [4, 6, -1, 0]
+    together = recommender.recommend(users, k=9, unknown="popular")
+    for row, user in enumerate(users):
+        alone = recommender.recommend(user, k=9, unknown="popular")
+        assert (alone.users, alone.items, alone.sources) == (
+            [user],
+            [together.items[row]],
+            [together.sources[row]],
+        )
+        assert torch.equal(alone.scores[0], together.scores[row])
+    assert together.sources[1] == "popularity"
+
+
 def test_interactions_with_known_raw_ids_in_any_numbering_are_excluded(bought: Interactions) -> None:
     model = named(GMF(bought.num_users, bought.num_items, init_std=1.0), bought)
     expected = recommend(model, ["u1", "u4"], k=20, exclude=bought).items
