@@ -17,7 +17,7 @@ from torch import Tensor
 from ncf.data.columns import TEXT, arrow_column, from_tensor, id_column, to_tensor
 from ncf.data.readers import arrow_table
 from ncf.data.vocabulary import Vocabulary
-from ncf.utils.checks import whole
+from ncf.utils.checks import check_choice, whole
 from ncf.utils.jagged import check_lists, lengths_to_offsets, select_lists
 
 Kind = Literal["categorical", "numeric"]
@@ -167,8 +167,7 @@ class _Builder:
     """Collects the entries of one column after the other."""
 
     def __init__(self, like: Features | None, unknown: str) -> None:
-        if unknown not in ("skip", "add", "raise"):
-            raise ValueError(f"unknown = {unknown!r}: choose 'skip', 'add' or 'raise'")
+        check_choice("unknown", unknown, ("skip", "add", "raise"))
         self.like, self.policy = like, unknown
         self.names: list[Name] = [] if like is None else list(like.names)
         self.scales = {} if like is None else dict(like.scales)

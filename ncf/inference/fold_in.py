@@ -21,7 +21,7 @@ from ncf.models.base import EmbeddingModel
 from ncf.models.baselines import EASE, ItemKNN, ItemPop
 from ncf.models.embeddings import Side
 from ncf.models.scoring import Scorer
-from ncf.utils.checks import check_ids, whole
+from ncf.utils.checks import check_choice, check_ids, whole
 from ncf.utils.seeding import stream
 
 B = TypeVar("B", ItemPop, ItemKNN, EASE)
@@ -158,10 +158,8 @@ class FoldIn:
         tolerance: float = 0.01,
         seed: int = 0,
     ) -> None:
-        if side not in ("user", "item"):
-            raise ValueError(f"side = {side!r}: choose 'user' or 'item'")
-        if loss not in _LOSSES:
-            raise ValueError(f"loss = {loss!r}: choose one of {', '.join(map(repr, _LOSSES))}")
+        check_choice("side", side, ("user", "item"))
+        check_choice("loss", loss, _LOSSES)
         for name, value in (("negatives", negatives), ("prior", prior), ("tolerance", tolerance)):
             if not 0 < value < torch.inf:
                 raise ValueError(f"{name} = {value!r}: give a positive number")

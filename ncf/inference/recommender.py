@@ -21,7 +21,7 @@ from ncf.inference.answers import Neighbours, Recommendations
 from ncf.inference.raw_ids import RawIds, column_of, pairs
 from ncf.kernels.reference import largest_k
 from ncf.models.scoring import SupportsScore, inference_scorer, unwrap_model
-from ncf.utils.checks import whole
+from ncf.utils.checks import check_choice, whole
 from ncf.utils.jagged import lengths_to_offsets, select_lists
 
 Unknown = Literal["raise", "popular", "prior", "skip"]
@@ -160,8 +160,7 @@ class Recommender:
             k = whole("k", k)
             if isinstance(exclude, Split):
                 raise TypeError("exclude is a Split: give one of its sets, such as split.train")
-            if unknown not in ("raise", "popular", "prior", "skip"):
-                raise ValueError(f'unknown = {unknown!r}: choose "raise", "popular", "prior" or "skip"')
+            check_choice("unknown", unknown, ("raise", "popular", "prior", "skip"))
             if history is not None:
                 return self._from_history(users, k, history, items, exclude, exclude_seen)
             raw, rows = self._numbers(users, unknown)

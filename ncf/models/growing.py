@@ -19,6 +19,7 @@ from ncf.data.vocabulary import HashedVocabulary, Vocabulary
 from ncf.models.base import EmbeddingModel
 from ncf.models.embeddings import Side, TableFiller
 from ncf.models.saving import table_weight
+from ncf.utils.checks import check_choice
 from ncf.utils.seeding import stream
 
 
@@ -164,8 +165,7 @@ class Grown:
             weight[new] += given.to(weight) - sums[name][new]
 
     def _old(self, side: Side) -> Tensor:
-        if side not in ("user", "item"):
-            raise ValueError(f"side = {side!r}: choose 'user' or 'item'")
+        check_choice("side", side, ("user", "item"))
         return self.old_users if side == "user" else self.old_items
 
     def _check_numbers(self, theirs: Vocabulary | None, side: Side) -> None:
