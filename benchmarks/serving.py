@@ -1,5 +1,7 @@
 """Latency and throughput of the service under an open-loop load: ``python -m benchmarks.serving``.
 
+``--goals`` measures only what there is a goal for, in a minute or two on a machine that does nothing else.
+
 Requests are sent at the times of a fixed schedule, whether or not earlier ones have been answered, and each latency
 counts from the scheduled time. So a slow answer is not hidden by a client that waits for it (coordinated omission).
 """
@@ -185,12 +187,55 @@ def in_process(folder: Path, name: str, users: list[int]) -> float:
     return statistics.median(alone)
 
 
+def goals(seconds: float) -> None:
+    """Print a row for each goal: how much is measured, and how much it may be, in milliseconds."""
+    print(f"{'model':10} {'items':>9} {'':28} {'ms':>8}  at most")
+    for model, num_users, num_items, q, most in (
+        ("NeuMF 32", 943, 1_682, 0.99, 1.0),
+        ("NeuMF 32", 10_000, 100_000, 0.5, 10.0),
+        ("GMF 64", 10_000, 1_000_000, 0.5, 60.0),
+    ):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            users = saved(folder, model, num_users, num_items)
+            recommender = Recommender.load(folder)
+            for user in users[:20]:
+                recommender.recommend(user)
+            took: list[float] = []
+            end = time.perf_counter() + seconds
+            while len(took) < len(users) or time.perf_counter() < end:
+                began = time.perf_counter()
+                recommender.recommend(users[len(took) % len(users)])
+                took.append(time.perf_counter() - began)
+            rows = [("in process", q, took, most)]
+            if num_items == 1_682:
+                server = Server(folder)
+                try:
+                    requests = [posted("/v1/recommend", {"user": user}) for user in users]
+                    asyncio.run(load(server.port, requests, rate=200, seconds=1, connections=8))
+                    answers = asyncio.run(
+                        load(server.port, requests, rate=200, seconds=seconds, connections=8)
+                    )
+                finally:
+                    server.stop()
+                if set(answers[1]) != {200}:
+                    raise RuntimeError(f"the service answered {dict(answers[1])}")
+                rows.append(("HTTP, 200/s, 8 clients", q, answers[0], 5.0))
+        for name, of, times, limit in rows:
+            found = f"p{100 * of:.0f} {1000 * percentile(times, of):8.2f}"
+            print(f"{model:10} {num_items:9,} {name:>24} {found}  {limit:.0f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second of the latency rows")
     parser.add_argument("--connections", type=int, nargs="*", default=[1, 8, 64])
+    parser.add_argument("--goals", action="store_true", help="measure only what there is a goal for")
     given = parser.parse_args()
+    if given.goals:
+        goals(given.seconds)
+        return
     print(HEADER)
     with tempfile.TemporaryDirectory() as temporary:
         for model, num_users, num_items in SHAPES:
