@@ -53,7 +53,7 @@ class ListStatistics:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The statistics that are values of users: they have intervals and tests."""
+        """Statistics with one value for each user, and so with intervals and tests."""
         return "popularity", "novelty", *(() if self.diversity is None else ("diversity",))
 
     @property
