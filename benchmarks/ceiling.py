@@ -40,8 +40,8 @@ from ncf import (
 )
 from ncf.datasets import movielens
 from ncf.evaluation.significance import normal_interval, standard_error
+from ncf.models.base import SupportsScore, inference_scorer
 from ncf.models.baselines import ALS
-from ncf.models.scoring import SupportsScore, inference_scorer
 
 Models = dict[str, list[SupportsScore]]  # by name, one for each seed
 

@@ -13,7 +13,7 @@ from ncf.evaluation.evaluator import check_known_ids
 from ncf.evaluation.intervals import Interval, normal_interval
 from ncf.evaluation.ranking import shown_users
 from ncf.evaluation.significance import PairedTest, paired_values
-from ncf.models.scoring import SupportsScore, inference_scorer, unwrap_model
+from ncf.models.base import SupportsScore, inference_scorer, unwrap_model
 from ncf.utils.checks import check_choice, whole
 from ncf.utils.html import html_table
 

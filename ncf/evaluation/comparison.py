@@ -18,7 +18,7 @@ from ncf.evaluation.evaluator import Ranking, evaluate
 from ncf.evaluation.metrics import Metric, metric_label
 from ncf.evaluation.ranking import shown_users
 from ncf.evaluation.significance import PairedTest, holm, paired_test
-from ncf.models.scoring import SupportsScore
+from ncf.models.base import SupportsScore
 from ncf.utils.html import html_table
 
 _ALONE: tuple[Metric, ...] = ("hr", "ndcg", "mrr")

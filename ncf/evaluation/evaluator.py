@@ -11,7 +11,7 @@ from ncf.data.candidates import Candidates, Catalogue
 from ncf.data.vocabulary import check_same_ids
 from ncf.distributed.collectives import all_gather_rows, raise_on_all_ranks
 from ncf.evaluation.ranking import Ranking
-from ncf.models.scoring import SupportsScore, inference_scorer, unwrap_model
+from ncf.models.base import SupportsScore, inference_scorer, unwrap_model
 from ncf.utils.checks import check_ids, check_k
 
 __all__ = ["Ranking", "evaluate"]

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncf.models.base import EmbeddingModel
-from ncf.models.scoring import full_precision, unwrap_model
+from ncf.models.base import EmbeddingModel, unwrap_model
+from ncf.models.scoring import full_precision
 from ncf.utils.files import atomic_write
 from ncf.utils.warnings import suppress_warnings
 

@@ -94,7 +94,7 @@ class FoldedRows:
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
         """Return scores ``[U, C]`` of users ``[U]`` and candidates ``[U, C]`` or ``[C]``.
 
-        See `ncf.models.scoring.SupportsScore.score`.
+        See `ncf.models.base.SupportsScore.score`.
 
         Raises:
             ValueError: if an id is out of range.

@@ -20,7 +20,7 @@ from ncf.distributed.collectives import raise_on_all_ranks
 from ncf.inference.answers import Neighbours, Recommendations
 from ncf.inference.raw_ids import RawIds, column_of, pairs
 from ncf.kernels.reference import largest_k
-from ncf.models.scoring import SupportsScore, inference_scorer, unwrap_model
+from ncf.models.base import SupportsScore, inference_scorer, unwrap_model
 from ncf.utils.checks import check_choice, whole
 from ncf.utils.jagged import lengths_to_offsets, select_lists
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,7 @@ from typing_extensions import Unpack
 
 from ncf.kernels.dispatch import can_fuse, fused_lookup, fused_rows
 from ncf.models.embeddings import Side, Table, UserItemEmbeddings
-from ncf.models.scoring import (
-    ForwardScorer,
-    ModelScorer,
-    Ranker,
-    Scorer,
-    ShardedScorer,
-    full_precision,
-    in_evaluation_mode,
-)
+from ncf.models.scoring import ForwardScorer, ModelScorer, Ranker, Scorer, ShardedScorer, full_precision
 from ncf.utils.checks import check_ids, whole
 
 if TYPE_CHECKING:
@@ -31,6 +24,38 @@ if TYPE_CHECKING:
 
 
 _LOGITS = ("logits", "forward")
+M = TypeVar("M", bound=nn.Module)
+
+
+@runtime_checkable
+class SupportsScore(Protocol):
+    """The protocol of what can be evaluated and recommended from.
+
+    A scorer that can rank faster than by a table of scores also has
+    ``rank(candidates) -> (ranks [U], numbers of candidates [U])``, see `ncf.models.scoring.Ranker.rank`.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.models.base import SupportsScore
+        >>> class ByNumber:
+        ...     def score(self, users, candidates):
+        ...         return candidates.float()
+        >>> isinstance(ByNumber(), SupportsScore), isinstance(torch.nn.Linear(2, 1), SupportsScore)
+        (True, False)
+    """
+
+    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
+        """Score each user's candidates.
+
+        Args:
+            users: ``[U]``, int64.
+            candidates: items, ``[U, C]``, int64; ``-1`` is padding.
+
+        Returns:
+            Scores, ``[U, C]``; padding has ``-inf``.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -293,7 +318,7 @@ class EmbeddingModel(nn.Module):
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
         """Return logits ``[U, C]`` for ranking, of users ``[U]`` and candidates ``[U, C]`` or ``[C]``.
 
-        See `ncf.models.scoring.SupportsScore.score`.
+        See `SupportsScore.score`.
 
         Raises:
             ValueError: if an id is out of range, or the shapes do not fit.
@@ -312,6 +337,64 @@ class EmbeddingModel(nn.Module):
         from ncf.models.saving import save
 
         save(self, path, **options)
+
+
+def inference_scorer(model: SupportsScore) -> Ranker:
+    """Return what ranks for a model, without a change to the model or to any global setting.
+
+    Args:
+        model: anything with ``score``. Its frozen view is taken if it offers ``scorer()``; of another `nn.Module` a
+            copy in evaluation mode that shares its parameters.
+
+    Raises:
+        TypeError: if there is no ``score`` to call.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf import GMF
+        >>> from ncf.models.base import inference_scorer
+        >>> inference_scorer(GMF(num_users=2, num_items=3)).score(torch.tensor([1]), torch.tensor([0, 2])).shape
+        torch.Size([1, 2])
+    """
+    model = unwrap_model(model)
+    if isinstance(model, Ranker):
+        return model
+    if not isinstance(model, SupportsScore):
+        raise TypeError(f"{type(model).__name__} has no method score(users [U], candidates [U, C]) -> [U, C]")
+    view: Any = getattr(model, "scorer", None)
+    if callable(view):
+        with torch.no_grad():
+            model = view()
+    if isinstance(model, nn.Module):
+        model = in_evaluation_mode(model)
+    return model if isinstance(model, Ranker) else ModelScorer(model)
+
+
+def in_evaluation_mode(module: M, keep: nn.Module | None = None) -> M:
+    """Copy the modules, not their parameters, and set the copies to evaluation mode.
+
+    Args:
+        module: a module, which stays as it is.
+        keep: a part that has no modes, and is shared rather than copied.
+    """
+    copies: dict[nn.Module, nn.Module] = {} if keep is None else {keep: keep}
+
+    def copied(part: nn.Module) -> nn.Module:
+        if part not in copies:
+            twin = copies[part] = copy.copy(part)
+            children = part._modules.items()
+            twin.__dict__["_modules"] = {n: None if child is None else copied(child) for n, child in children}
+            twin.training = False
+        return copies[part]
+
+    return copied(module) if any(part.training for part in module.modules()) else module  # type: ignore[return-value]
+
+
+def unwrap_model(model: SupportsScore) -> SupportsScore:
+    """Return the model itself, where TorchRec's or PyTorch's wrapper for several processes is around it."""
+    inner = getattr(model, "module", None)
+    return inner if isinstance(inner, SupportsScore) else model
 
 
 def _is_written_for(kind: Any, method: str, others: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""Score, rank and select: the protocol of ranking, its default implementation, and the views of the models.
+"""Score, rank and select: the default implementation of ranking, and the views of the models.
 
 The first layer of the MLP is separable, W·[u; v] = Wᵤu + Wᵥv, and the head's GMF weights fold into the user
 rows. A pair then costs an add, a ReLU and the small layers, in place of the whole network.
@@ -6,10 +6,9 @@ rows. A pair then costs an add, a ReLU and the small layers, in place of the who
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,38 +26,6 @@ USERS_PER_PASS = 4096  # of a sharded model: for whom the rows of the whole cata
 # Pairs scored at once: about 8 MB with their ids, small beside any model, enough to keep a device busy.
 _PAIRS_PER_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 24}
 _SCORES_PER_BLOCK = 1 << 22  # of a selection: 16 MB
-M = TypeVar("M", bound=nn.Module)
-
-
-@runtime_checkable
-class SupportsScore(Protocol):
-    """The protocol of what can be evaluated and recommended from.
-
-    A scorer that can rank faster than by a table of scores also has
-    ``rank(candidates) -> (ranks [U], numbers of candidates [U])``, see `Ranker.rank`.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf.models.scoring import SupportsScore
-        >>> class ByNumber:
-        ...     def score(self, users, candidates):
-        ...         return candidates.float()
-        >>> isinstance(ByNumber(), SupportsScore), isinstance(torch.nn.Linear(2, 1), SupportsScore)
-        (True, False)
-    """
-
-    def score(self, users: Tensor, candidates: Tensor) -> Tensor:
-        """Score each user's candidates.
-
-        Args:
-            users: ``[U]``, int64.
-            candidates: items, ``[U, C]``, int64; ``-1`` is padding. `Ranker` also takes one list for all, ``[C]``.
-
-        Returns:
-            Scores, ``[U, C]``; padding has ``-inf``.
-        """
-        ...
 
 
 class Ranker:
@@ -330,7 +297,7 @@ class Scorer(Ranker):
 
     @torch.no_grad()
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
-        """See `SupportsScore.score`.
+        """See `Ranker.score`.
 
         Raises:
             IndexError: on a CPU, if an id is unknown; see `EmbeddingModel.score` for ids that were not checked.
@@ -432,7 +399,7 @@ class ModelScorer(Ranker):
         distributed: whether its ``score`` needs every process.
     """
 
-    def __init__(self, model: SupportsScore, *, distributed: bool = False) -> None:
+    def __init__(self, model: Any, *, distributed: bool = False) -> None:
         self.model = model
         self.distributed = distributed
         self.device = device_of(model)
@@ -480,69 +447,11 @@ class ForwardScorer(Ranker):
         return scores.masked_fill(candidates < 0, -torch.inf)
 
 
-def inference_scorer(model: SupportsScore) -> Ranker:
-    """Return what ranks for a model, without a change to the model or to any global setting.
-
-    Args:
-        model: anything with ``score``. Its frozen view is taken if it offers ``scorer()``; of another `nn.Module` a
-            copy in evaluation mode that shares its parameters.
-
-    Raises:
-        TypeError: if there is no ``score`` to call.
-
-    Example::
-
-        >>> import torch
-        >>> from ncf import GMF
-        >>> from ncf.models.scoring import inference_scorer
-        >>> inference_scorer(GMF(num_users=2, num_items=3)).score(torch.tensor([1]), torch.tensor([0, 2])).shape
-        torch.Size([1, 2])
-    """
-    model = unwrap_model(model)
-    if isinstance(model, Ranker):
-        return model
-    if not isinstance(model, SupportsScore):
-        raise TypeError(f"{type(model).__name__} has no method score(users [U], candidates [U, C]) -> [U, C]")
-    view: Any = getattr(model, "scorer", None)
-    if callable(view):
-        with torch.no_grad():
-            model = view()
-    if isinstance(model, nn.Module):
-        model = in_evaluation_mode(model)
-    return model if isinstance(model, Ranker) else ModelScorer(model)
-
-
-def in_evaluation_mode(module: M, keep: nn.Module | None = None) -> M:
-    """Copy the modules, not their parameters, and set the copies to evaluation mode.
-
-    Args:
-        module: a module, which stays as it is.
-        keep: a part that has no modes, and is shared rather than copied.
-    """
-    copies: dict[nn.Module, nn.Module] = {} if keep is None else {keep: keep}
-
-    def copied(part: nn.Module) -> nn.Module:
-        if part not in copies:
-            twin = copies[part] = copy.copy(part)
-            children = part._modules.items()
-            twin.__dict__["_modules"] = {n: None if child is None else copied(child) for n, child in children}
-            twin.training = False
-        return copies[part]
-
-    return copied(module) if any(part.training for part in module.modules()) else module  # type: ignore[return-value]
-
-
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute in the tensors' own types, under `torch.autocast` as well."""
     with torch.autocast(device.type, enabled=False):
         yield
-
-
-def unwrap_model(model: SupportsScore) -> SupportsScore:
-    """Return the model itself, where TorchRec's or PyTorch's wrapper for several processes is around it."""
-    inner = getattr(model, "module", None)
-    return inner if isinstance(inner, SupportsScore) else model
 
 
 def device_of(model: object) -> torch.device | None:

@@ -21,8 +21,7 @@ from ncf.distributed.collectives import all_reduce_sum, group_rank
 from ncf.distributed.interrupt import Interruption
 from ncf.distributed.sharding import count_steps
 from ncf.evaluation.evaluator import evaluate
-from ncf.models.base import EmbeddingModel
-from ncf.models.scoring import SupportsScore
+from ncf.models.base import EmbeddingModel, SupportsScore
 from ncf.training.batches import TrainingBatches
 from ncf.training.optimizers import make_state, state_tensors
 from ncf.training.steps import Step

@@ -20,9 +20,9 @@ from ncf.data.interactions import Interactions
 from ncf.data.splitting import Split
 from ncf.evaluation.evaluator import evaluate
 from ncf.evaluation.metrics import metric_label
+from ncf.models.base import SupportsScore
 from ncf.models.baselines import ALS, EASE, ItemKNN
 from ncf.models.baselines.spectral import default_factors
-from ncf.models.scoring import SupportsScore
 from ncf.training.batches import rows_fingerprint
 from ncf.training.recipes import Recipe, fit, recipe_for
 from ncf.utils.checks import check_k, of_type, whole

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ncf import GMF, Candidates, Catalogue, Interactions, Ranking, evaluate, leave_one_out, sample_candidates
-from ncf.models.scoring import inference_scorer
+from ncf.models.base import inference_scorer
 
 NAN = float("nan")
 

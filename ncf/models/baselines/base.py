@@ -95,7 +95,7 @@ class Baseline(nn.Module, Ranker):
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
         """Return scores ``[U, C]``, float32, of users ``[U]`` and candidates ``[U, C]`` or ``[C]``.
 
-        See `ncf.models.scoring.SupportsScore.score`.
+        See `ncf.models.base.SupportsScore.score`.
 
         Raises:
             ValueError: if an id is out of range, or the shapes do not fit.
