@@ -73,26 +73,26 @@ class Ranker:
         num_candidates = torch.empty(len(candidates.users), dtype=torch.int64, device="cpu")
         failures: list[ValueError] = []
         for block in self._blocks(len(num_candidates), block_users):
-            users, held_out, per_user = candidates.users[block].to(device), block, None
-            if isinstance(candidates, Catalogue) and candidates.positive_offsets is not None:
-                bounds = candidates.positive_offsets[block.start : block.stop + 1]
-                held_out, per_user = slice(int(bounds[0]), int(bounds[-1])), bounds.diff().to(device)
-            positives = candidates.positives[held_out].to(device)
+            users = candidates.users[block].to(device)
             with self._deferring(failures):
                 if isinstance(candidates, Catalogue):
-                    # A sharded model brings the rows of a few items at a time: no process ever has every item's.
-                    items_at_once = max(1, pairs // block_users) if self.distributed else width
+                    bounds = candidates.held_out_offsets[block.start : block.stop + 1]
+                    held_out = slice(int(bounds[0]), int(bounds[-1]))
+                    positives = candidates.positives[held_out].to(device)
                     offsets = candidates.seen_offsets[block.start : block.stop + 1]
                     seen = candidates.seen_items[int(offsets[0]) : int(offsets[-1])].to(device)
-                    lists = offsets.diff(), seen, width, items_at_once
-                    if per_user is None:
-                        ranks[block] = self._ranks_in_catalogue(users, positives, *lists, failures)
-                    else:
-                        ranks[held_out] = self._ranks_of_several(users, positives, per_user, *lists, failures)
+                    # A sharded model brings the rows of a few items at a time: no process ever has every item's.
+                    items_at_once = max(1, pairs // block_users) if self.distributed else width
+                    counts = bounds.diff().to(device), offsets.diff().to(device)
+                    ranks[held_out] = self._ranks_in_catalogue(
+                        users, positives, seen, *counts, width, items_at_once, failures
+                    )
                     num_candidates[block] = width - offsets.diff().cpu()
                 else:
-                    negatives = candidates.negatives[block].to(device)
-                    ranks[block], num_candidates[block] = self._ranks_among(users, positives, negatives)
+                    positives, negatives = candidates.positives[block], candidates.negatives[block]
+                    ranks[block], num_candidates[block] = self._ranks_among(
+                        users, positives.to(device), negatives.to(device)
+                    )
         self._raise_first(failures)
         return ranks, num_candidates
 
@@ -110,80 +110,45 @@ class Ranker:
         self,
         users: Tensor,
         positives: Tensor,
-        num_seen: Tensor,
         seen: Tensor,
+        num_positives: Tensor,
+        num_seen: Tensor,
         num_items: int,
         items_at_once: int,
         failures: list[ValueError],
     ) -> Tensor:
-        rows = torch.arange(len(users), dtype=torch.int64, device=users.device)
-        rows = torch.cat([rows.repeat_interleave(num_seen.to(users.device)), rows])
-        left_out = torch.cat([seen, positives])  # [S + b]
-        own = None if items_at_once >= num_items else checked_scores(self, users, positives[:, None])
-        ranks = torch.zeros_like(users)
-        for start in range(0, num_items, items_at_once):
-            end = min(start + items_at_once, num_items)
-            items = torch.arange(start, end, dtype=torch.int64, device=users.device)
-            scores = checked_scores(self, users, items)  # [b, w]
-            own = scores.gather(1, positives[:, None]) if own is None else own  # [b, 1]
-            here = (left_out >= start) & (left_out < end)
-            places = rows[here] * len(items) + left_out[here] - start  # in the flattened block
-            with self._deferring(failures):
-                if may_hold_nan(scores) or may_hold_nan(own):
-                    check_no_nan(own, users, positives[:, None])
-                    check_no_nan(scores, users, items, _flat_mask(scores, places))
-            wins = num_at_least(scores, own)
-            wins.view(-1).index_fill_(0, places, 0)
-            ranks += wins.sum(1).to(torch.int64)
-        return ranks
-
-    def _ranks_of_several(
-        self,
-        users: Tensor,
-        positives: Tensor,
-        per_user: Tensor,
-        num_seen: Tensor,
-        seen: Tensor,
-        num_items: int,
-        items_at_once: int,
-        failures: list[ValueError],
-    ) -> Tensor:
-        """Rank several held-out items of a user, one behind the other in ``positives``, ``[P]``."""
-        rows = torch.repeat_interleave(per_user)  # [P], the user's place in the block
+        """Rank the users' held-out items, ``[P]``, one user's behind the other's, as ``seen``, ``[S]``, stands."""
+        rows = torch.repeat_interleave(num_positives)  # [P], the user's place in the block
         place = torch.arange(len(rows), dtype=torch.int64, device=rows.device)
-        place -= (per_user.cumsum(0) - per_user)[rows]  # [P], the item's place among the user's
+        place -= (num_positives.cumsum(0) - num_positives)[rows]  # [P], the item's place among the user's
+        most = int(num_positives.max()) if len(users) else 0
         own = None
         if items_at_once < num_items:
-            most = int(per_user.max()) if len(per_user) else 1
-            padded = torch.full((len(users), most), -1, dtype=torch.int64, device=users.device)
+            padded = torch.full((len(users), max(1, most)), -1, dtype=torch.int64, device=users.device)
             padded[rows, place] = positives
             own = checked_scores(self, users, padded)[rows, place]  # [P]
-        seen_rows = torch.repeat_interleave(num_seen.to(users.device))  # [S]
+        seen_rows = torch.repeat_interleave(num_seen)  # [S]
         ranks = torch.zeros_like(positives)
         for start in range(0, num_items, items_at_once):
             end = min(start + items_at_once, num_items)
             items = torch.arange(start, end, dtype=torch.int64, device=users.device)
             scores = checked_scores(self, users, items)  # [b, w]
             own = scores[rows, positives] if own is None else own
-            here = (seen >= start) & (seen < end)
-            seen_row, seen_column = seen_rows[here], seen[here] - start
             with self._deferring(failures):
                 if may_hold_nan(scores) or may_hold_nan(own):
                     check_no_nan(own[:, None], users[rows], positives[:, None])
-                    check_no_nan(
-                        scores, users, items, _flat_mask(scores, seen_row * len(items) + seen_column)
-                    )
-            for nth in range(int(place.max()) + 1 if len(place) else 0):
+                    is_seen = _filled(torch.zeros_like(scores, dtype=torch.bool), seen_rows, seen - start, 1)
+                    check_no_nan(scores, users, items, is_seen)
+            for nth in range(most):
                 chosen = (place == nth).nonzero()[
                     :, 0
                 ]  # [b'], of the users with more than `nth` held-out items
-                wins = num_at_least(scores[rows[chosen]], own[chosen, None])  # [b', w]
-                to = torch.full((len(users),), -1, dtype=torch.int64, device=users.device)
-                to[rows[chosen]] = torch.arange(len(chosen), dtype=torch.int64, device=users.device)
-                kept = to[seen_row] >= 0
-                wins[to[seen_row[kept]], seen_column[kept]] = 0
-                itself = ((positives[chosen] >= start) & (positives[chosen] < end)).nonzero()[:, 0]
-                wins[itself, positives[chosen][itself] - start] = 0
+                those = torch.full_like(users, -1)
+                those[rows[chosen]] = here = torch.arange(len(chosen), dtype=torch.int64, device=users.device)
+                these = scores if len(chosen) == len(users) else scores[rows[chosen]]
+                wins = num_at_least(these, own[chosen, None])  # [b', w]
+                _filled(wins, those[seen_rows], seen - start, 0)
+                _filled(wins, here, positives[chosen] - start, 0)
                 ranks[chosen] += wins.sum(1).to(torch.int64)
         return ranks
 
@@ -234,7 +199,9 @@ class Ranker:
             if best is not None:
                 lists.append((best[0].cpu(), best[1].cpu()))
         self._raise_first(failures)
-        scores = torch.full((len(users), k), -torch.inf, dtype=_dtype_of(lists), device="cpu")
+        scores = torch.full(
+            (len(users), k), -torch.inf, dtype=lists[0][0].dtype if lists else torch.float32, device="cpu"
+        )
         selected = torch.full((len(users), k), -1, dtype=torch.int64, device="cpu")
         if lists:
             of_all, items_of_all = (torch.cat(side) for side in zip(*lists, strict=True))
@@ -291,9 +258,9 @@ class Scorer(Ranker):
         self.num_users, self.num_items = tables.num_users, tables.num_items
         self._packed = PackedTables(tables) if fits(tables) else None
         self._tables = tables.copied() if self._packed is None else None  # one copy of the rows, not two
-        self._fused = (
-            FusedTables(self._tables) if self._tables is not None and can_rank(self._tables) else None
-        )
+        self._kernel: PackedTables | FusedTables | None = self._packed
+        if self._tables is not None and can_rank(self._tables):
+            self._kernel = FusedTables(self._tables)
 
     @torch.no_grad()
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
@@ -315,19 +282,16 @@ class Scorer(Ranker):
         self, candidates: Candidates | Catalogue, *, block_users: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Ranker.rank`: where a kernel can, no table of scores is made."""
-        ranked = None
-        kernel = self._packed if self._fused is None else self._fused
-        if kernel is None:
-            return super().rank(candidates, block_users=block_users)
-        if isinstance(candidates, Catalogue):
+        ranked, kernel = None, self._kernel
+        if kernel is not None and isinstance(candidates, Catalogue):
             users, positives = self._placed(candidates.users), self._placed(candidates.positives)
             offsets, seen = self._placed(candidates.seen_offsets), self._placed(candidates.seen_items)
             lists = users, positives, candidates.num_items, offsets, seen
             ranks = kernel.catalogue_ranks(*lists, candidates.positive_offsets)
             ranked = None if ranks is None else (ranks, candidates.num_items - offsets.diff().cpu())
-        else:
-            negatives = candidates.users, candidates.positives, candidates.negatives
-            ranked = kernel.ranks(*map(self._placed, negatives))
+        elif kernel is not None and isinstance(candidates, Candidates):
+            lists_of_ids = candidates.users, candidates.positives, candidates.negatives
+            ranked = kernel.ranks(*map(self._placed, lists_of_ids))
         # The kernel has no ranks for an unknown id or NaN: the scores then give an exact error.
         return super().rank(candidates, block_users=block_users) if ranked is None else ranked
 
@@ -335,7 +299,7 @@ class Scorer(Ranker):
         self, users: Tensor, k: int, items: Tensor, left_out: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Ranker.top_k`: where a kernel can, no table of scores is made."""
-        selected, kernel = None, self._packed if self._fused is None else self._fused
+        selected, kernel = None, self._kernel
         if kernel is not None and k:
             lists = None if left_out is None else (self._placed(left_out[0]), self._placed(left_out[1]))
             selected = kernel.top_k(self._placed(users), k, self._placed(items), lists)
@@ -343,7 +307,7 @@ class Scorer(Ranker):
 
     def _placed(self, ids: Tensor) -> Tensor:
         """Ids where the kernel takes them: that of a GPU moves them itself, a block at a time."""
-        return ids.cpu() if self._fused is None else ids
+        return ids if self._packed is None else ids.cpu()
 
 
 class ShardedScorer(Ranker):
@@ -507,11 +471,8 @@ def check_no_nan(scores: Tensor, users: Tensor, items: Tensor, ignored: Tensor |
         )
 
 
-def _flat_mask(like: Tensor, places: Tensor) -> Tensor:
-    mask = torch.zeros_like(like, dtype=torch.bool)
-    mask.view(-1)[places] = True
-    return mask
-
-
-def _dtype_of(lists: list[tuple[Tensor, Tensor]]) -> torch.dtype:
-    return lists[0][0].dtype if lists else torch.float32
+def _filled(table: Tensor, rows: Tensor, columns: Tensor, value: int) -> Tensor:
+    """Set the places of a table that lie inside it to a value, and return the table."""
+    inside = (rows >= 0) & (columns >= 0) & (columns < table.shape[1])
+    table.view(-1).index_fill_(0, (rows * table.shape[1] + columns)[inside], value)
+    return table

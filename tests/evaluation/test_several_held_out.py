@@ -115,12 +115,9 @@ def test_every_path_gives_the_places_of_a_sorted_list(kind: Any) -> None:
     assert torch.equal(fast.ranks, plain.ranks)
     in_parts = Ranker()
     in_parts.score = Table(scores).score  # type: ignore[method-assign]
-    lists = catalogue.seen_offsets.diff(), catalogue.seen_items, 50
-    counts = catalogue.held_out_offsets.diff()
-    whole, parts = (
-        in_parts._ranks_of_several(catalogue.users, catalogue.positives, counts, *lists, step, [])
-        for step in (50, 7)
-    )
+    lists = catalogue.users, catalogue.positives, catalogue.seen_items
+    counts = catalogue.held_out_offsets.diff(), catalogue.seen_offsets.diff()
+    whole, parts = (in_parts._ranks_in_catalogue(*lists, *counts, 50, step, []) for step in (50, 7))
     assert torch.equal(whole, parts)
 
 
