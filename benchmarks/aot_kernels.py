@@ -116,7 +116,9 @@ def launches(factors: int, layers: tuple[int, ...], dtype: torch.dtype) -> Itera
     if dtype == torch.float32:  # tables that train have no other
         moments, ids = torch.empty_like(rows[3]), torch.zeros(pairs, dtype=torch.int64)
         settings = {"rate": 1e-3, "decay": 0.1, "betas": (0.9, 0.999), "eps": 1e-8}
-        update = adamw_rows_launch(rows[3], moments, moments, ids, gradients[3], torch.ones(3), **settings)
+        update = adamw_rows_launch(
+            rows[3], moments, moments, (ids, ids), gradients[3], torch.ones(3), **settings
+        )
         yield "update of rows, AdamW", update
 
 

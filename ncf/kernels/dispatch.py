@@ -328,7 +328,7 @@ def update_rows_adamw(
     from ncf.kernels.triton_operators import update_rows
 
     with _on(table.device), torch.no_grad():
-        update_rows(table, mean, square, ids, gradients, scales, rate, decay, *betas, eps)
+        update_rows(table, mean, square, *ids.sort(stable=True), gradients, scales, rate, decay, *betas, eps)
 
 
 def can_fuse(device: torch.device) -> bool:

@@ -274,7 +274,8 @@ def update_rows(
     table: Tensor,
     mean: Tensor,
     square: Tensor,
-    ids: Tensor,
+    ordered: Tensor,
+    order: Tensor,
     gradients: Tensor,
     scales: Tensor,
     rate: float,
@@ -285,19 +286,20 @@ def update_rows(
 ) -> None:
     """Row-sparse AdamW of a table, in place; see `ncf.kernels.dispatch.update_rows_adamw`.
 
-    Ids are sorted. The program at the first place of an id adds up its gradients in the order of the batch and
-    updates its row; no two programs write one row.
+    ``ordered`` and ``order`` are the ids of the batch, sorted stably, and their places in it. The program at the first
+    place of an id adds up its gradients in the order of the batch and updates its row; no two programs write one row.
     """
     adamw_rows_launch(
-        table, mean, square, ids, gradients, scales, rate=rate, decay=decay, betas=(beta1, beta2), eps=eps
-    ).run()
+        table, mean, square, (ordered, order), gradients, scales,
+        rate=rate, decay=decay, betas=(beta1, beta2), eps=eps,
+    ).run()  # fmt: skip
 
 
 def adamw_rows_launch(
     table: Tensor,
     mean: Tensor,
     square: Tensor,
-    ids: Tensor,
+    ids: tuple[Tensor, Tensor],
     gradients: Tensor,
     scales: Tensor,
     *,
@@ -306,19 +308,20 @@ def adamw_rows_launch(
     betas: tuple[float, float],
     eps: float,
 ) -> Launch:
-    """The update of a table's rows by AdamW; see `ncf.kernels.dispatch.update_rows_adamw`.
+    """The update of a table's rows by AdamW; see `ncf.kernels.dispatch.update_rows_adamw`. Ids come sorted.
 
     Example::
 
         >>> import torch
         >>> from ncf.kernels.triton_operators import adamw_rows_launch
-        >>> table, ids, scales = torch.ones(9, 20), torch.tensor([4, 1, 4]), torch.ones(3)
+        >>> table, scales = torch.ones(9, 20), torch.ones(3)
+        >>> ids = torch.tensor([4, 1, 4]).sort(stable=True)
         >>> settings = {"rate": 0.1, "decay": 0.0, "betas": (0.9, 0.999), "eps": 1e-8}
         >>> launch = adamw_rows_launch(table, table, table, ids, torch.ones(3, 20), scales, **settings)
         >>> launch.grid, launch.arguments["COLUMNS"]
         ((3,), 32)
     """
-    ordered, order = ids.sort(stable=True)
+    ordered, order = ids
     columns = padded(table.shape[1], 1)
     arguments = {
         "table": table,
@@ -328,7 +331,7 @@ def adamw_rows_launch(
         "ids": ordered,
         "order": order,
         "scales": scales,
-        "num_ids": len(ids),
+        "num_ids": len(ordered),
         "num_rows": table.shape[0],
         "stride": table.stride(0),
         "new_of_mean": 1 - betas[0],
@@ -341,7 +344,7 @@ def adamw_rows_launch(
         "COLUMNS": columns,
         "num_warps": 1 if columns <= 256 else 4,
     }
-    return Launch(_adamw_rows, (len(ids),), arguments)
+    return Launch(_adamw_rows, (len(ordered),), arguments)
 
 
 def lookup_triton(

@@ -193,7 +193,7 @@ def _select(
             wrong += tl.where(mine, tl.sum((candidate & (score != score)).to(tl.int32), 0), 0)
             found = tl.topk(tl.where(candidate, key, _NO_KEY), KEPT)  # descending
             held = tl.max(tl.where(mine[:, None], best, _NO_KEY), 0)
-            held = tl.sort(tl.maximum(held, tl.flip(found)), descending=True)  # the best of both
+            held = tl.sort(tl.maximum(held, tl.flip(found, 0)), descending=True)  # the best of both
             best = tl.where(mine[:, None], held[None, :], best)
             lowest = tl.where(mine, tl.min(held, 0), lowest)
     parts = tl.num_programs(1)

@@ -38,6 +38,12 @@ def _vector(vector, first, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
 
 
 @triton.jit
+def _biases(bias, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
+    """A bias for each pair, fp32 ``[BLOCK, PADDED]``; zero beyond the width."""
+    return tl.zeros([BLOCK, PADDED], tl.float32) + _vector(bias, 0, WIDTH, PADDED)[None, :]
+
+
+@triton.jit
 def _layer(
     hidden, weight, total, first, IN: tl.constexpr, OUT: tl.constexpr,
     ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
@@ -60,8 +66,7 @@ def _mlp(
     LAST: tl.constexpr = len(WIDTHS) - 1
     score = tl.zeros([BLOCK], tl.float32)
     if LAST > 0:
-        bias = _vector(layers[0][1], 0, WIDTHS[1], PADDED[1])
-        hidden = tl.zeros([BLOCK, PADDED[1]], tl.float32) + bias[None, :]
+        hidden = _biases(layers[0][1], WIDTHS[1], PADDED[1], BLOCK)
     # The first hidden layer exists a chunk at a time: its width is bound by no memory.
     for first in range(0, WIDTHS[0], CHUNK):
         chunk = _rows(item_hidden, items, item_stride, first, item_valid, WIDTHS[0], CHUNK)
@@ -74,8 +79,7 @@ def _mlp(
     if LAST > 0:
         for layer in tl.static_range(2, LAST + 1):
             hidden = tl.maximum(hidden, 0.0, propagate_nan=tl.PropagateNan.ALL)  # [BLOCK, PADDED[layer - 1]]
-            bias = _vector(layers[layer - 1][1], 0, WIDTHS[layer], PADDED[layer])
-            total = tl.zeros([BLOCK, PADDED[layer]], tl.float32) + bias[None, :]
+            total = _biases(layers[layer - 1][1], WIDTHS[layer], PADDED[layer], BLOCK)
             weight = layers[layer - 1][0]
             hidden = _layer(hidden, weight, total, 0, WIDTHS[layer - 1], WIDTHS[layer], ROUND, DOT, PRECISION)
         hidden = tl.maximum(hidden, 0.0, propagate_nan=tl.PropagateNan.ALL)  # [BLOCK, PADDED[LAST]]

@@ -14,7 +14,7 @@ from ncf.kernels.dispatch import can_update_rows
 from ncf.models.base import EmbeddingModel
 from ncf.training.batches import Batch
 from ncf.training.losses import CosineContrastive, Loss, binary_cross_entropy, bpr
-from ncf.training.optimizers import RowSparse, by_column, started, step_scales
+from ncf.training.optimizers import RowSparse, started, step_scales
 
 _SAMPLES_PER_CALL = (
     1 << 16
@@ -81,7 +81,7 @@ class FusedStep:
         width = 0 if tensors[0] is None else tensors[0].shape[1]
         self._columns = width if factors is None else factors, summed
         self._groups = [(value, group) for group in optimizer.param_groups for value in group["params"]]
-        self._betas = optimizer.param_groups[0]["betas"]
+        self._betas, self._eps = (optimizer.param_groups[0][name] for name in ("betas", "eps"))
         self._rest = _Rest(model)
         # Places among the parameters: of the lookup's six tensors, and of all that PyTorch differentiates.
         place = {id(value): number for number, (value, _) in enumerate(self._groups)}
@@ -91,6 +91,13 @@ class FusedStep:
             for name, value in self._rest.named_parameters()
             if place[id(value)] not in self._looked_up
         }
+        # Columns of the parameters that are no tables: place, columns, rate, decay and what it pulls towards.
+        self._others = [
+            (place, columns, group["initial_lr"] * share, decay, target)
+            for place, (_, group) in enumerate(self._groups)
+            if place not in self._looked_up[:4]
+            for columns, share, decay, target in _by_column(group)
+        ]
         self._steps: Callable[..., Tensor] = self._take_steps
         if compiled:
             self._steps = torch.compile(self._take_steps, fullgraph=True, dynamic=False, backend=backend)
@@ -185,38 +192,59 @@ class FusedStep:
         (of_features, of_dense), loss = found
         loss_of_step: Tensor = loss
         gradients = lookup_backward(*of_features, hidden, users, items, *tensors, *self._columns, dtype)
-        ids = users, items.flatten()
+        ids = [side.sort(stable=True) for side in (users, items.flatten())]
+        others = {place: of_dense[name] for name, place in self._dense.items()}
         for number, place in enumerate(self._looked_up):
             if place is None:
                 continue
-            own, group = (values[place], means[place], squares[place]), self._groups[place][1]
             if number < 4:
-                settings = group["initial_lr"], group["weight_decay"], *self._betas, group["eps"]
-                update_rows(*own, ids[number % 2], gradients[number], scales, *settings)
+                own, group = (values[place], means[place], squares[place]), self._groups[place][1]
+                settings = group["initial_lr"], group["weight_decay"], *self._betas, self._eps
+                update_rows(*own, *ids[number % 2], gradients[number], scales, *settings)
             else:
-                self._update(*own, gradients[number], scales, group)
-        for name, place in self._dense.items():
-            own, group = (values[place], means[place], squares[place]), self._groups[place][1]
-            self._update(*own, of_dense[name], scales, group)
+                others[place] = gradients[number]
+        self._update(values, means, squares, others, scales)
         return loss_of_step
 
     def _update(
         self,
-        value: Tensor,
-        mean: Tensor,
-        square: Tensor,
-        gradient: Tensor,
+        values: list[Tensor],
+        means: list[Tensor],
+        squares: list[Tensor],
+        gradients: dict[int, Tensor],
         scales: Tensor,
-        group: dict[str, Any],
     ) -> None:
-        """Update a parameter that is no table by AdamW, as `RowSparse` does."""
-        beta1, beta2 = self._betas
-        mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        root = square.sqrt() * scales[2] + group["eps"]
-        share, decay, target = by_column(group, value)
-        rate = scales[0] * group["initial_lr"] * share
-        value.sub_(rate * decay * (value - target) + rate * (mean * scales[1] / root))
+        """Update the parameters that are no tables by AdamW, as `RowSparse` does; a kernel takes all of them."""
+        if not self._others:
+            return
+        places, columns, rates, decays, targets = zip(*self._others, strict=True)
+        value, mean, square, gradient = (
+            [each[place][..., part] for place, part in zip(places, columns, strict=True)]
+            for each in (values, means, squares, gradients)
+        )
+        torch._foreach_lerp_(mean, gradient, 1 - self._betas[0])
+        torch._foreach_mul_(square, self._betas[1])
+        torch._foreach_addcmul_(square, gradient, gradient, 1 - self._betas[1])
+        root = torch._foreach_sqrt(square)
+        torch._foreach_mul_(root, scales[2])
+        torch._foreach_add_(root, self._eps)
+        move = torch._foreach_div(mean, root)
+        torch._foreach_mul_(move, scales[1])
+        pull = torch._foreach_sub(value, targets)
+        torch._foreach_mul_(pull, decays)
+        torch._foreach_add_(move, pull)
+        torch._foreach_mul_(move, rates)
+        torch._foreach_mul_(move, scales[0])
+        torch._foreach_sub_(value, move)
+
+
+def _by_column(group: dict[str, Any]) -> list[tuple[slice, float, float, float]]:
+    """Columns, share of the rate, decay and what it pulls towards: of the head's two parts, or of a whole parameter."""
+    columns, own = group["columns"], (group["share"], group["weight_decay"], 0.0)
+    if not columns:
+        return [(slice(None), *own)]
+    of_product = group["product_share"], group["product_decay"], 1.0
+    return [(slice(columns), *of_product), (slice(columns, None), *own)]
 
 
 class _Rest(nn.Module):

@@ -341,9 +341,8 @@ def _unknown(device: str, users: Tensor, items: Tensor, arguments: Arguments) ->
     table = amid_nans(arguments[1].detach()).to(device)
     moments = torch.zeros_like(table), torch.zeros_like(table)
     scales = torch.ones(3, device=device)
-    update_rows(
-        table, *moments, items, torch.ones_like(table)[items % len(table)], scales, 0.1, 0.0, 0.9, 0.999, 1e-8
-    )
+    gradients = torch.ones_like(table)[items % len(table)]
+    update_rows(table, *moments, *items.sort(stable=True), gradients, scales, 0.1, 0.0, 0.9, 0.999, 1e-8)
     return [value.detach().cpu() for value in (*outputs, *rows, table)]
 
 
