@@ -41,9 +41,11 @@ class FoldedRows:
         objective: the minimised sum of losses and prior, ``[U]``, in nats; the prior alone is 0 at its mean.
         steps: of the solver, ``[U]``, int64.
         converged: ``[U]``, bool: the last step lowered the objective by less than the tolerance.
-        known: distinct ids of each history that the model has, ``[U]``, int64; with 0 the row is the prior's mean.
+        known: distinct ids of each history that the model has, ``[U]``, int64; with 0 the row is the prior's mean, and
+            the scores are what `FoldIn` says of an empty history.
         unknown: ids of each history that the model does not have and that were left out, ``[U]``, int64.
-        tables: the model's parameters with these rows, laid out for ranking.
+        tables: the model's parameters with these rows, laid out for ranking; one column of the product is the
+            correction for short histories.
         user_ids: raw ids of the users, if there are any.
         item_ids: raw ids of the items, if there are any.
 
@@ -109,8 +111,11 @@ class FoldIn:
 
     A new user's rows minimise what training minimised for a known one: the losses of the history and of the negatives,
     all other parameters being fixed, plus a Gaussian prior with the mean and the covariance of the trained rows
-    (empirical Bayes). Without a history the rows are the prior's mean, whose list is close to popularity; each item of
-    the history moves them away from it.
+    (empirical Bayes). Without a history the rows are the prior's mean; each item moves them away from it.
+
+    The mean row's logits are not the logits of popularity. Where little is known of a user, the probability of an item
+    is the mean over all that the row may be. So for an empty history, an item's score is the logit of its mean
+    probability among ``background`` trained rows. After n items, 1 / (1 + n) of the difference is added to the logit.
 
     Negatives are not sampled per item as in training. Each item outside the history has the weight with which training
     would have drawn it, ``negatives · history / unseen``. A catalogue of more than ``background`` items is represented
@@ -145,6 +150,7 @@ class FoldIn:
         tensor([True, True])
     """
 
+    @torch.no_grad()
     def __init__(
         self,
         model: EmbeddingModel,
@@ -184,9 +190,8 @@ class FoldIn:
         self._axes = (vectors[:, spread] * deviations).T.to(dtype)  # [r, D]
         self._mean = self._mean.to(dtype)
         self._tables = model.scoring_tables({**self._split(self._mean[None]), **self._others}).copied()
-        self._background, self._weights = self._choose_background(
-            whole("background", background), activity, seed
-        )
+        self._size = whole("background", background)
+        self._background, self._weights = self._choose_background(activity, seed)
         self._position = torch.full((self._num_others + 1,), -1, device=self._mean.device, dtype=torch.int64)
         self._position[self._background] = torch.arange(
             len(self._background), device=self._mean.device, dtype=torch.int64
@@ -207,6 +212,9 @@ class FoldIn:
         if loss == "bce" and is_linear:
             start, by_z = self._parts(self._mean[None]), [self._axes @ slope for slope in slopes]
             self._prepared = PreparedLogits(self._tables, self._other_parts, self._background, start, by_z)
+        at_mean = logits_of(self._tables, self._parts(self._mean[None]), self._other_parts)[0]
+        correction = self._logits_of_mean_probability(trained, seed) - at_mean  # [N]
+        self._corrected = torch.cat([self._other_parts[1], correction[:, None]], dim=1)  # [N, F + 1]
         # Where an operation costs less than its call, one history after the other is faster than blocks of them.
         self._unit = torch.eye(len(self._axes), dtype=dtype, device=self._mean.device)
         movable = (
@@ -231,7 +239,8 @@ class FoldIn:
         device = self._mean.device
         offsets, ids, unknown = encoded_histories(histories, self._ids, self._num_others)
         lengths = offsets.diff()
-        if self._alone and len(lengths) and (len(lengths) < FEW or self._has_tower):
+        few = len(lengths) < FEW or len(self._axes) > len(self._background)
+        if self._alone and len(lengths) and (few or self._has_tower):
             alone = [self._solve_alone(ids[start:end]) for start, end in pairwise(offsets.tolist())]
             points, objectives, counts, ends = zip(*alone, strict=True)
             return self._folded(
@@ -264,16 +273,19 @@ class FoldIn:
     def _folded(
         self, z: Tensor, objective: Tensor, steps: Tensor, converged: Tensor, known: Tensor, unknown: Tensor
     ) -> FoldedRows:
-        rows = self._split(torch.addmm(self._mean, z, self._axes))
-        own = dict(
-            zip(("hidden", "gmf", "bias"), self._parts(torch.addmm(self._mean, z, self._axes)), strict=True)
-        )
-        own["bias"] = own["bias"][:, 0]
-        laid_out: dict[str, Any] = {f"{self.side}_{part}": value for part, value in own.items()}
-        there = {name: value for name, value in laid_out.items() if getattr(self._tables, name) is not None}
+        rows = torch.addmm(self._mean, z, self._axes)
+        hidden, gmf, bias = self._parts(rows)
+        share = 1 / (1 + known[:, None].to(gmf))
+        there: dict[str, Any] = {
+            f"{self.side}_gmf": torch.cat([gmf, share], dim=1),
+            f"{self._other_side}_gmf": self._corrected,
+        }
+        for name, value in ((f"{self.side}_hidden", hidden), (f"{self.side}_bias", bias[:, 0])):
+            if getattr(self._tables, name) is not None:
+                there[name] = value
         return FoldedRows(
             side=self.side,
-            rows=rows,
+            rows=self._split(rows),
             objective=objective,
             steps=steps,
             converged=converged,
@@ -297,14 +309,9 @@ class FoldIn:
         """Rows of all tables side by side, ``[B, D]``, by table."""
         return dict(zip(self._dims, rows.split(list(self._dims.values()), dim=1), strict=True))
 
-    def _choose_background(self, size: int, activity: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+    def _choose_background(self, activity: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
         """Draw who represents those outside a history, ``[S]``, and the weight of each, ``[S]``."""
-        every = torch.arange(self._num_others, dtype=torch.int64, device="cpu")
-        if len(every) > size:
-            chosen = torch.randperm(
-                len(every), generator=stream(seed, "background", self.side), dtype=torch.int64, device="cpu"
-            )
-            every = chosen[:size].sort().values
+        every = _drawn(self._num_others, self._size, stream(seed, "background", self.side))
         weights = torch.ones(len(every), dtype=self._mean.dtype, device="cpu")
         if activity is not None:
             if self.side == "user" or activity.shape != (self._num_others,):
@@ -313,6 +320,21 @@ class FoldIn:
                 )
             weights = activity[every].to(weights.dtype)
         return every.to(self._mean.device), weights.to(self._mean.device)
+
+    def _logits_of_mean_probability(self, trained: Tensor, seed: int) -> Tensor:
+        """Of each of the other side, among as many trained rows as there are in the background, ``[N]``."""
+        chosen = _drawn(len(trained), self._size, stream(seed, "trained rows", self.side))
+        rows = self._split(trained[chosen.to(trained.device)].to(self._mean))
+        scorer = Scorer(self._model.scoring_tables({**rows, **self._others}))
+        chosen = torch.arange(len(chosen), dtype=torch.int64, device=self._mean.device)
+        every = torch.arange(self._num_others, dtype=torch.int64, device=self._mean.device)
+        found = []
+        for part in every.split(max(1, _NUMBERS_PER_BLOCK // len(chosen))):
+            # [S, n]
+            logits = scorer.score(chosen, part) if self.side == "user" else scorer.score(part, chosen).T
+            likely, unlikely = (torch.sigmoid(each).mean(0).clamp(min=1e-38) for each in (logits, -logits))
+            found.append(likely.log() - unlikely.log())
+        return torch.cat(found).to(self._mean)
 
     def _parts(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The own side's parts of `ScoringTables` for rows ``[B, D]``: hidden, gmf, bias, perhaps of no columns."""
@@ -330,8 +352,15 @@ class FoldIn:
         unseen = float(weights.sum())
         weights *= self.negatives * len(history) / unseen if unseen else 0.0
         weights = torch.cat([weights, weights.new_ones(len(history))])
-        logits = OneHistoryLogits(self._prepared, history)
-        return newton_alone(logits, weights, self._unit, tolerance=self.tolerance)
+        logits, rank = OneHistoryLogits(self._prepared, history), len(self._axes)
+        if self._has_tower or rank <= len(weights):
+            return newton_alone(logits, weights, self._unit, tolerance=self.tolerance)
+        # The row lies in the span of the logits' derivatives, which has fewer dimensions.
+        basis, factor = torch.linalg.qr(logits.flat.T)  # [r, M], [M, M]
+        logits.flat = factor.T
+        unit = self._unit[: len(factor), : len(factor)]
+        found, *rest = newton_alone(logits, weights, unit, tolerance=self.tolerance)
+        return basis @ found, *rest
 
     def _solve(self, listed: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Minimise for one block: ids ``[B, n]``, of which some are padding."""
@@ -393,6 +422,13 @@ def fold_in(model: Any, histories: Interactions | Sequence[Any], **settings: Any
         offsets, items, _ = encoded_histories(histories, model.item_ids, model.num_items)
         return model.for_histories(offsets, items)
     return FoldIn(model, **settings)(histories)
+
+
+def _drawn(count: int, size: int, random: torch.Generator) -> Tensor:
+    """Draw so many distinct numbers below ``count``, ascending; all where there are no more."""
+    if count <= size:
+        return torch.arange(count, dtype=torch.int64, device="cpu")
+    return torch.randperm(count, generator=random, dtype=torch.int64, device="cpu")[:size].sort().values
 
 
 def _cross_entropy(inside: Tensor, real: Tensor, outside: Tensor, weights: Tensor) -> Tensor:

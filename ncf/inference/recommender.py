@@ -146,8 +146,7 @@ class Recommender:
             exclude_seen: leave out what the user has interacted with, by the argument ``seen`` of the constructor or
                 by the history.
             unknown: what a user whom the model does not know gets: ``"raise"`` a ValueError, ``"popular"`` the most
-                popular items, ``"prior"`` the list of the mean row, as for a history without an item, ``"skip"`` an
-                empty list.
+                popular items, ``"prior"`` the list of a history without an item, ``"skip"`` an empty list.
 
         Returns:
             `Recommendations`, in the order of ``users``.

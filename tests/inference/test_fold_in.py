@@ -31,6 +31,7 @@ from ncf.models.base import EmbeddingModel
 USERS, ITEMS = 50, 40
 MODELS: dict[str, Callable[..., EmbeddingModel]] = {
     "GMF": lambda: GMF(USERS, ITEMS, factors=6, init_std=0.7, seed=1),
+    "more factors than items": lambda: GMF(USERS, ITEMS, factors=48, init_std=0.3, seed=1),
     "MatrixFactorization": lambda: MatrixFactorization(USERS, ITEMS, factors=6, init_std=0.5, seed=1),
     "MLP": lambda: MLP(USERS, ITEMS, layers=(12, 8, 4), init_std=0.7, seed=1),
     "MLP without hidden layer": lambda: MLP(USERS, ITEMS, layers=(12,), init_std=0.7, seed=1),
@@ -108,14 +109,40 @@ def test_the_rows_minimise_the_documented_objective(name: str, loss: Any) -> Non
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_scores_of_folded_rows_are_those_of_a_model_that_has_them(name: str) -> None:
+def test_scores_go_from_mean_probabilities_to_those_of_a_model_that_has_the_rows(name: str) -> None:
     model = MODELS[name]()
+    users, items = torch.arange(4), torch.arange(ITEMS).expand(4, -1)
     folded = fold_in(model, HISTORIES)
+    trained = model.score(torch.arange(USERS), torch.arange(ITEMS)).double()
     with torch.no_grad():
         for table, rows in folded.rows.items():
             model.embeddings.weight(table)[: len(rows)] = rows
-    users, items = torch.arange(4), torch.arange(ITEMS).expand(4, -1)
-    torch.testing.assert_close(folded.score(users, items), model.score(users, items), atol=1e-5, rtol=1e-5)
+    scores = model.score(users, items).double()
+    added = torch.logit(torch.sigmoid(trained).mean(0)) - scores[2]  # the third history is empty
+    expected = scores + added / (1 + folded.known[:, None])
+    torch.testing.assert_close(folded.score(users, items).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_a_history_the_order_is_popularitys_though_no_row_can_give_it() -> None:
+    """Item rows of fixed directions; the longer one is, the more users like or dislike it, and the more like it."""
+    model = GMF(400, ITEMS, factors=8, seed=1)
+    random = torch.Generator().manual_seed(0)
+    lengths = torch.linspace(0.2, 4.0, ITEMS)
+    with torch.no_grad():
+        model.head.weight.fill_(1.0)
+        model.head.bias.fill_(-4.0)
+        model.embeddings.weight("user_gmf").copy_(torch.randn(400, 8, generator=random))
+        directions = F.normalize(torch.randn(ITEMS, 8, generator=random))
+        model.embeddings.weight("item_gmf").copy_(directions * lengths[:, None])
+    popularity = model.predict(torch.arange(400), torch.arange(ITEMS).expand(400, -1)).mean(0)
+    scores = fold_in(model, [[]]).score(torch.tensor([0]), torch.arange(ITEMS))[0]
+    assert torch.equal(scores.argsort(), popularity.argsort())
+    part = fold_in(model, [[]], background=100).score(torch.tensor([0]), torch.arange(ITEMS))[0]
+    ranks = torch.stack([each.argsort().argsort().double() for each in (part, popularity)])
+    assert float(torch.corrcoef(ranks)[0, 1]) > 0.95
+    mean_row = model.embeddings.weight("user_gmf").mean(0) @ model.embeddings.weight("item_gmf").T
+    ranks = torch.stack([each.argsort().argsort().double() for each in (mean_row, popularity)])
+    assert abs(float(torch.corrcoef(ranks)[0, 1])) < 0.5
 
 
 @pytest.mark.parametrize("name", MODELS)
