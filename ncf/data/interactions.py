@@ -175,59 +175,44 @@ class Interactions:
         shared = 0
         if isinstance(user_ids, HashedVocabulary):
             shared = user_ids.shared(parsed[0].dictionary.take(parsed[0].indices.unique()))
-        given = user_ids is not None, item_ids is not None
-        ids, numbers = [user_ids, item_ids], []
-        for place, vocabulary in enumerate((user_ids, item_ids)):
-            name, column = names[place], parsed[place]
+        given, numbers, ids = (user_ids, item_ids), [], []
+        for name, column, vocabulary in zip(names, parsed, given, strict=False):
             if vocabulary is None:
-                encoded, ids[place] = encode_column(column)
+                encoded, vocabulary = encode_column(column)
             elif unknown == "drop":
                 encoded = vocabulary.find(column, name)
                 dropped[f"{name} unknown"] = int((encoded < 0).sum())
             else:
                 encoded = vocabulary.find_all(column, name)
             numbers.append(encoded)
-        user_numbers, item_numbers = numbers
-        user_ids, item_ids = ids
-        assert user_ids is not None
-        assert item_ids is not None
+            ids.append(vocabulary)
         times = None if len(parsed) < 3 else time_column(parsed[2], names[2])
         columns.clear()  # of a large log, this is the memory that the next steps need
         parsed.clear()
-        known = (user_numbers >= 0) & (item_numbers >= 0)
+        known = (numbers[0] >= 0) & (numbers[1] >= 0)
         if not bool(known.all()):
-            user_numbers, item_numbers = user_numbers[known], item_numbers[known]
+            numbers = [column[known] for column in numbers]
             times = None if times is None else times[known]
-        rows = drop_duplicates_keep_latest(user_numbers * len(item_ids) + item_numbers, times)
+        rows = drop_duplicates_keep_latest(numbers[0] * len(ids[1]) + numbers[1], times)
         if min_user_count > 1 or min_item_count > 1:
-            every = torch.arange(len(user_numbers), dtype=torch.int64, device="cpu") if rows is None else rows
-            rows = k_core(user_numbers, item_numbers, every, min_user_count, min_item_count)
-            if len(rows) == 0 < len(user_numbers):
+            every = torch.arange(len(numbers[0]), dtype=torch.int64, device="cpu") if rows is None else rows
+            rows = k_core(numbers[0], numbers[1], every, min_user_count, min_item_count)
+            if len(rows) == 0 < len(numbers[0]):
                 raise ValueError(
                     f"no interaction is left with min_user_count = {min_user_count} and "
                     f"min_item_count = {min_item_count}: lower them"
                 )
         if rows is not None:
-            user_numbers, item_numbers = user_numbers[rows], item_numbers[rows]
+            numbers = [column[rows] for column in numbers]
             times = None if times is None else times[rows]
-        if not given[0]:
-            user_numbers, user_ids = _renumber(user_numbers, user_ids)
-        if not given[1]:
-            item_numbers, item_ids = _renumber(item_numbers, item_ids)
+        for side in (0, 1):
+            if given[side] is None:
+                numbers[side], ids[side] = _renumber(numbers[side], ids[side])
         dropped = {reason: count for reason, count in dropped.items() if count}
-        if len(user_numbers) == 0 and dropped:
+        if len(numbers[0]) == 0 and dropped:
             raise ValueError(f"there are no interactions left: {_reasons(dropped)} of {num_rows} rows")
-        return cls(
-            user_numbers,
-            item_numbers,
-            times,
-            len(user_ids),
-            len(item_ids),
-            user_ids,
-            item_ids,
-            dropped,
-            shared,
-        )
+        users, items = numbers
+        return cls(users, items, times, len(ids[0]), len(ids[1]), ids[0], ids[1], dropped, shared)
 
     @classmethod
     def from_table(

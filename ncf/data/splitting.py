@@ -115,15 +115,9 @@ class Split:
             return self
         sets = (self.train, self.validation)
         times = [part.timestamps for part in sets if part.timestamps is not None]
-        train = Interactions(
-            torch.cat([part.users for part in sets]),
-            torch.cat([part.items for part in sets]),
-            torch.cat(times) if len(times) == len(sets) else None,
-            self.train.num_users,
-            self.train.num_items,
-            self.train.user_ids,
-            self.train.item_ids,
-        )
+        users, items = (torch.cat([getattr(part, name) for part in sets]) for name in ("users", "items"))
+        timestamps = torch.cat(times) if len(times) == len(sets) else None
+        train = replace(self.train, users=users, items=items, timestamps=timestamps, dropped={}, shared=0)
         return Split(train, None, self.test, self.history)
 
 

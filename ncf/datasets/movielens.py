@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
 from ncf.data.columns import from_tensor
 from ncf.data.interactions import Interactions, Vocabulary
 from ncf.datasets.download import check_hash, data_home, download, download_wheel, open_archive
@@ -213,24 +217,19 @@ def _read_wheel(path: Path) -> tuple[Any, Any]:
 
 def _read_ratings(file: Any, *, separator: str, header: bool) -> Any:
     """Read columns user, item, rating, time, whatever the header calls them."""
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-
     names = ["user", "item", "rating", "timestamp"]
     kept = ["user", "item", "timestamp"]
-    return arrow_csv.read_csv(
+    return pa_csv.read_csv(
         file,
-        read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=int(header)),
-        parse_options=arrow_csv.ParseOptions(delimiter=separator, quote_char=False),
-        convert_options=arrow_csv.ConvertOptions(
+        read_options=pa_csv.ReadOptions(column_names=names, skip_rows=int(header)),
+        parse_options=pa_csv.ParseOptions(delimiter=separator, quote_char=False),
+        convert_options=pa_csv.ConvertOptions(
             include_columns=kept, column_types=dict.fromkeys(kept, pa.int64())
         ),
     )
 
 
 def _films(rows: Iterable[tuple[str, str, list[str]]]) -> Any:
-    import pyarrow as pa
-
     none = ("unknown", "(no genres listed)", "")
     items, titles, genres = zip(*rows, strict=True)
     return pa.table(
@@ -243,23 +242,18 @@ def _films(rows: Iterable[tuple[str, str, list[str]]]) -> Any:
 
 
 def _write_parquet(table: Any, path: Path) -> None:
-    from pyarrow import parquet
-
     with atomic_write(path) as beside:
-        parquet.write_table(table, beside, compression="zstd", write_page_checksum=True)
+        pq.write_table(table, beside, compression="zstd", write_page_checksum=True)
 
 
 def _read_parquet(path: Path) -> Any:
-    import pyarrow as pa
-    from pyarrow import parquet
-
     columns = {
         "ratings.parquet": ["user", "item", "timestamp"],
         "movies.parquet": ["item", "title", "genres"],
     }
     try:
         # Not read_table(): that imports pyarrow.dataset and with it pandas, 60 MB.
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read(use_threads=False)
         if table.column_names != columns[path.name]:
             raise ValueError(f"{path} is damaged: its columns are {', '.join(table.column_names)}")

@@ -123,9 +123,8 @@ def _all_or_none(targets: list[Path]) -> Iterator[list[Path]]:
         for path in new:
             flush_to_disk(path)
         try:
-            for target, kept in zip(
-                targets, old, strict=True
-            ):  # all go first: one left would be read with new ones
+            # All go first: one left would be read with new ones.
+            for target, kept in zip(targets, old, strict=True):
                 if target.exists():
                     target.replace(kept)
             for target, path in zip(targets, new, strict=True):

@@ -100,9 +100,8 @@ def write(folder: Path, planner: PiecewiseSavePlanner) -> None:
     writer = _Writer(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
     try:
         with suppress_warnings():
-            save(
-                {}, storage_writer=writer, planner=planner, no_dist=group_size() == 1
-            )  # the planner has the tensors
+            # The planner has the tensors.
+            save({}, storage_writer=writer, planner=planner, no_dist=group_size() == 1)
     except CheckpointException as failure:
         raise _first(failure) from None
 

@@ -79,11 +79,8 @@ class BlockLogits:
 
     def __init__(self, prepared: PreparedLogits, listed: Tensor) -> None:
         self.prepared = prepared
-        self.inside = (
-            prepared.hidden[listed],
-            prepared.base[listed],
-            prepared.flat[listed],
-        )  # [B, n, ...] each
+        # [B, n, ...] each
+        self.inside = prepared.hidden[listed], prepared.base[listed], prepared.flat[listed]
         self.start = prepared.hidden_slopes.new_zeros(1, len(prepared.hidden_slopes))
         self.packed = None if prepared.has_tower else prepared.packed
 

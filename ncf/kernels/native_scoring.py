@@ -74,15 +74,9 @@ class PackedTables:
         hidden = inputs + -inputs % self._lanes
         outputs = [len(bias) for bias in layer_biases]
         self._held = (biases, weights, layer_biases, head)  # the structure has only their addresses
-        sizes = (
-            len(self._users),
-            len(self._items),
-            hidden,
-            self._items.shape[1] - hidden,
-            inputs,
-            len(outputs),
-        )
-        self._numbers = (*sizes, max([hidden, *outputs]), float(tables.bias))
+        rows_and_columns = len(self._users), len(self._items), hidden, self._items.shape[1] - hidden
+        widest = max([hidden, *outputs])
+        self._numbers = (*rows_and_columns, inputs, len(outputs), widest, float(tables.bias))
         self._of_all: tuple[Tensor, Tensor] | None = None
         self._tables = self._described()
 
@@ -217,11 +211,8 @@ class PackedTables:
             check_pairs(users, offsets, self._users.device, "offsets")
             if len(offsets) != len(users) + 1:
                 raise ValueError(f"left_out has {len(offsets)} offsets for {len(users)} users: give one more")
-        bytes_of = self._bytes(items, len(users))
-        if bytes_of is None:
-            first_pass: tuple[Tensor | int | None, ...] = None, None, 0
-        else:
-            first_pass = *bytes_of, len(bytes_of[0])
+        panel, numbers = self._bytes(items, len(users)) or (None, None)
+        first_pass = panel, numbers, 0 if panel is None else len(panel)
         scores = torch.empty(len(users), k, dtype=torch.float32, device="cpu")
         selected = torch.empty(len(users), k, dtype=torch.int64, device="cpu")
         lists = offsets, hidden, 0 if hidden is None else len(hidden)

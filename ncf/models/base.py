@@ -183,9 +183,8 @@ class EmbeddingModel(nn.Module):
             num_users, num_items, tables, seed=seed, device=device, features=features, id_dropout=id_dropout
         )
         for each, bags in self.embeddings.features.items():
-            setattr(
-                self, f"{each}_ids", getattr(given[each], "ids", None)
-            )  # so that data of other ids is an error
+            # So that data of other ids is an error.
+            setattr(self, f"{each}_ids", getattr(given[each], "ids", None))
             self.config |= {f"{each}_features": bags.sizes, "id_dropout": id_dropout}
         dense_device = None if device is None or torch.device(device).type == "meta" else device
         self.towers = nn.ModuleDict(towers).to(dense_device)

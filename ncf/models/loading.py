@@ -15,6 +15,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -440,9 +442,6 @@ def _read_table(file: Path, most: int, *, dictionaries: bool = False) -> Any:
         most: how many rows there may be.
         dictionaries: whether strings must all differ: repeated ones raise before they are written out.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with pq.ParquetFile(file) as parquet:
             rows = parquet.metadata.num_rows

@@ -18,21 +18,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ncf.data.vocabulary import HashedVocabulary
+from ncf.data.vocabulary import HashedVocabulary, Vocabulary
 from ncf.distributed.collectives import raise_on_all_ranks, rank
 from ncf.distributed.sharded_safetensors import write_sharded_tensors
 from ncf.utils.files import atomic_write, file_hash, write_tensors, write_text
 from ncf.utils.jagged import check_lists
 from ncf.utils.row_formats import quantize_rows
 from ncf.utils.version import __version__
-
-if TYPE_CHECKING:
-    from ncf.data.vocabulary import Vocabulary
 
 try:
     import fcntl
@@ -119,7 +118,7 @@ def save(
         vocabulary: Vocabulary | None = getattr(model, name)
         if vocabulary is not None:
             hashed = isinstance(vocabulary, HashedVocabulary)
-            tables[name] = _table({"hashed": [len(vocabulary)]} if hashed else {"id": vocabulary.values})
+            tables[name] = pa.table({"hashed": [len(vocabulary)]} if hashed else {"id": vocabulary.values})
     state = model.state_dict()
     quantized: set[str] = set()
     if rows is not None:
@@ -166,7 +165,8 @@ def save(
                     write_tensors(files["answers"], answers)
                 for name, table in tables.items():
                     files[name] = folder / f"{name}-{token}.parquet"
-                    _write_table(files[name], table)
+                    with atomic_write(files[name]) as beside:
+                        pq.write_table(table, beside)
                 replaced = _describe(folder, description, files)
     with raise_on_all_ranks(sharded):
         if writes:
@@ -197,24 +197,11 @@ def _answers(model: Any, seen: tuple[Tensor, Tensor] | None, popularity: Tensor 
 
 
 def _item_columns(model: Any, columns: Any) -> Any:
-    table = _table(columns) if isinstance(columns, Mapping) else columns
+    table = pa.table(dict(columns)) if isinstance(columns, Mapping) else columns
     known = model.num_items if model.item_ids is None else len(model.item_ids)
     if len(table) != known:
         raise ValueError(f"item_columns has {len(table)} rows: give one for each of {known} items")
     return table
-
-
-def _table(columns: Mapping[str, Any]) -> Any:
-    import pyarrow as pa
-
-    return pa.table(dict(columns))
-
-
-def _write_table(file: Path, table: Any) -> None:
-    import pyarrow.parquet as pq
-
-    with atomic_write(file) as beside:
-        pq.write_table(table, beside)
 
 
 def _tables_of(model: Any, rows: str, sharded: bool) -> set[str]:

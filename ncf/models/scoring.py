@@ -140,9 +140,8 @@ class Ranker:
                     is_seen = _filled(torch.zeros_like(scores, dtype=torch.bool), seen_rows, seen - start, 1)
                     check_no_nan(scores, users, items, is_seen)
             for nth in range(most):
-                chosen = (place == nth).nonzero()[
-                    :, 0
-                ]  # [b'], of the users with more than `nth` held-out items
+                # [b'], of the users with more than `nth` held-out items
+                chosen = (place == nth).nonzero()[:, 0]
                 those = torch.full_like(users, -1)
                 those[rows[chosen]] = here = torch.arange(len(chosen), dtype=torch.int64, device=users.device)
                 these = scores if len(chosen) == len(users) else scores[rows[chosen]]

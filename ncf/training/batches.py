@@ -269,9 +269,8 @@ class TrainingBatches:
             ends = lengths.cumsum(0)
             every = torch.arange(int(ends[-1]), dtype=torch.int64, device=self.device)
             skip = (self._offsets[users] - ends + lengths).repeat_interleave(lengths)
-            hit = (
-                is_shared[self._seen[every + skip]].nonzero().squeeze(1)
-            )  # among all that the users have seen
+            # Among all that the users have seen.
+            hit = is_shared[self._seen[every + skip]].nonzero().squeeze(1)
             positive = torch.searchsorted(ends, hit, right=True)
             item = self._seen[hit + skip[hit]]
             is_shared[negatives] = False

@@ -16,9 +16,8 @@ from ncf.training.batches import Batch
 from ncf.training.losses import CosineContrastive, Loss, binary_cross_entropy, bpr
 from ncf.training.optimizers import RowSparse, started, step_scales
 
-_SAMPLES_PER_CALL = (
-    1 << 16
-)  # worked out: a wide model's millisecond, beside which launching a graph is little
+# Worked out: a wide model's millisecond, beside which launching a graph is little.
+_SAMPLES_PER_CALL = 1 << 16
 _MOST_BATCHES = 16  # in a graph: capturing takes memory for each
 _CALLS_BEFORE_CAPTURE = 2  # kernels are compiled by the first
 

@@ -37,9 +37,8 @@ from ncf.training.losses import (
 from ncf.training.optimizers import RowSparse, adam_scales, started
 
 LOSS_KINDS = binary_cross_entropy, bpr, SampledSoftmax, CosineContrastive  # in the order of native.c
-_LOOK_EVERY = (
-    20  # calls after which the slower number of threads is tried again, times how much slower it was
-)
+# Calls after which the slower number of threads is tried again, times how much slower it was.
+_LOOK_EVERY = 20
 _SAMPLES_PER_CALL = 1 << 14  # a few milliseconds: Ctrl-C and the progress bar wait for no more
 
 

@@ -126,14 +126,10 @@ def by_column(group: dict[str, Any], value: Tensor) -> tuple[Any, Any, Any]:
     columns = group["columns"]
     if not columns:
         return group["share"], group["weight_decay"], 0.0
-    leading, rest = (
-        (group["product_share"], group["product_decay"], 1.0),
-        (group["share"], group["weight_decay"], 0.0),
-    )
-    of_columns = ((first, last) for first, last in zip(leading, rest, strict=True))
+    decays = group["product_decay"], group["weight_decay"]
     share, decay, target = (  # filled on the device: nothing waits for it
         torch.cat([value.new_full((columns,), first), value.new_full((value.shape[1] - columns,), last)])
-        for first, last in of_columns
+        for first, last in ((group["product_share"], group["share"]), decays, (1.0, 0.0))
     )
     return share, decay, target
 
@@ -214,9 +210,8 @@ def make_optimizer(
          ('head', 0.004, 0.0)]
     """
     if not callable(name) and name not in _CHOICES:
-        given = (
-            repr(name) if isinstance(name, str) else type(name).__name__
-        )  # an optimizer's repr has 14 lines
+        # An optimizer's repr has 14 lines.
+        given = repr(name) if isinstance(name, str) else type(name).__name__
         raise ValueError(
             f"optimizer = {given}: choose one of {', '.join(map(repr, _CHOICES))}, or give a function such as "
             "lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
@@ -227,10 +222,8 @@ def make_optimizer(
     if "gmf" in getattr(inner, "towers", ()) and hasattr(inner.head, "weight"):
         columns = inner.towers["gmf"].out_features
         parts["gmf_head"] = None
-    rates, decays = (
-        _of_parts("learning_rate", learning_rate, parts),
-        _of_parts("weight_decay", weight_decay, parts),
-    )
+    rates = _of_parts("learning_rate", learning_rate, parts)
+    decays = _of_parts("weight_decay", weight_decay, parts)
 
     def dense(parameters: Mapping[str, Any]) -> torch.optim.Optimizer:
         if callable(name):

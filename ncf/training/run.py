@@ -169,9 +169,8 @@ class TrainingRun:
         self.distributed = model.embeddings.is_sharded
         self.step = 0  # steps done of the epoch that runs
         self.seconds = 0.0  # that it has taken
-        self.losses = torch.zeros(
-            len(batches), dtype=torch.float32, device=model.device
-        )  # of that epoch's steps
+        # Of that epoch's steps.
+        self.losses = torch.zeros(len(batches), dtype=torch.float32, device=model.device)
         self._ended = _Ended(History(selection))
         self._built = _layout(model)
         self._kept = None if selection == "last" else [weight.clone() for weight in local_weights(model)]
@@ -350,14 +349,12 @@ class TrainingRun:
         saved = newest.metadata
         history = History(**saved["history"])
         try:
-            if self._kept is None:
-                newest.read(self._tensors())
-                self._ended = _Ended(history, best_in_model=True)
-            elif history.best_epoch == 0 or self._read_best(self.checkpoints):
-                newest.read(self._tensors())
-                self._ended = _Ended(history, saved["best_score"])
+            is_best_known = self._kept is None or not history.best_epoch or self._read_best(self.checkpoints)
+            newest.read(self._tensors())
+            if is_best_known:
+                in_model = self._kept is None
+                self._ended = _Ended(history, saved["best_score"], best_in_model=in_model)
             else:  # any epoch that follows is better than one that is not known
-                newest.read(self._tensors())
                 self._keep()
                 self._ended = _Ended(replace(history, best_epoch=0 if saved["step"] else saved["epoch"]))
         except BaseException:

@@ -321,32 +321,19 @@ class Trainer:
     def _step(self, batches: TrainingBatches) -> Step:
         model, optimizer = self.model, self.optimizer
         loss = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
-        positives = batches.positives_per_batch
         autocast = torch.bfloat16 if self.precision == "bf16" else None
         if self.distributed:
             return CollectiveStep(self.wrapped, optimizer, loss, autocast=autocast)
         shared = self.shared_negatives is not None
         corrections = batches.corrections if isinstance(loss, SampledSoftmax) else None
+        samples = batches.positives_per_batch * batches.samples_of_positive
+        size: dict[str, Any] = {"samples_per_batch": samples, "at_most": self.checkpoint_every}
         if self.compile is None and autocast is None and can_be_native(model, optimizer, loss, shared=shared):
-            return NativeStep(
-                model,
-                optimizer,
-                loss,
-                samples_per_batch=positives * batches.samples_of_positive,
-                at_most=self.checkpoint_every,
-                corrections=corrections,
-                threads=torch.get_num_threads() if self.threads is None else self.threads,
-            )
+            threads = torch.get_num_threads() if self.threads is None else self.threads
+            return NativeStep(model, optimizer, loss, corrections=corrections, threads=threads, **size)
         if self.compile is not False and can_be_fused(model, optimizer, loss, shared=shared):
-            return FusedStep(
-                model,
-                optimizer,
-                loss,
-                samples_per_batch=positives * batches.samples_of_positive,
-                at_most=self.checkpoint_every,
-                compiled=self.compile is True,
-                autocast=autocast,
-            )
+            compiled = self.compile is True
+            return FusedStep(model, optimizer, loss, compiled=compiled, autocast=autocast, **size)
         if self.compile:
             raise ValueError(
                 "compile=True is for the fused step of NVIDIA GPUs, which does not have this model, optimizer, loss or "

@@ -25,7 +25,7 @@ from ncf.models.baselines import ALS, EASE, ItemKNN
 from ncf.models.baselines.spectral import default_factors
 from ncf.training.batches import rows_fingerprint
 from ncf.training.recipes import Recipe, fit, recipe_for
-from ncf.utils.checks import check_k, of_type, whole
+from ncf.utils.checks import check_choice, check_k, of_type, whole
 from ncf.utils.html import html_table
 
 __all__ = ["Trial", "Tuning", "tune"]
@@ -307,9 +307,7 @@ def tune(
     of_type("split", split, Split, "a function such as leave_one_out makes one")
     if split.validation is None or not len(split.validation):
         raise ValueError("split has no validation set: make it with validation=True")
-    if model not in (*_GRADIENT, *_CLOSED_FORM):
-        names = ", ".join(map(repr, (*_GRADIENT, *_CLOSED_FORM)))
-        raise ValueError(f"model = {model!r}: choose one of {names}")
+    check_choice("model", model, (*_GRADIENT, *_CLOSED_FORM))
     if seconds is not None and not seconds > 0:
         raise ValueError(f"seconds = {seconds}: give a positive number")
     most = whole("trials", trials) if trials is not None else None if seconds is not None else 30

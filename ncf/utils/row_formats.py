@@ -19,17 +19,8 @@ ROW_FORMATS = ("float32", "bfloat16", "int8", "int4")
 OLDER = {"int8": "int8 with offset", "int4": "int4 with offset"}
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MIDDLE = {"int8": 128, "int4": 8}  # the code of zero
-_SHARES = (
-    1.0,
-    0.95,
-    0.9,
-    0.85,
-    0.8,
-    0.75,
-    0.7,
-    0.65,
-    0.6,
-)  # of a row's largest number, that may be the last code
+# Of a row's largest number, that may be the last code.
+_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 
 
 def quantize_rows(weight: Tensor, rows: str) -> Tensor:

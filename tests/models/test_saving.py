@@ -229,7 +229,7 @@ def test_strings_of_any_script_travel(tmp_path: Path) -> None:
     assert again.encode(raw).tolist() == list(range(7))
 
 
-@pytest.mark.parametrize("function", ["write_tensors", "file_hash", "_write_table", "write_text"])
+@pytest.mark.parametrize("function", ["write_tensors", "file_hash", "pq.write_table", "write_text"])
 @pytest.mark.parametrize("calls", [0, 1])
 def test_a_save_that_fails_anywhere_leaves_the_old_model(
     folder: Path, monkeypatch: pytest.MonkeyPatch, function: str, calls: int

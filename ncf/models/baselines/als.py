@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ncf.data.interactions import Interactions
@@ -43,14 +45,9 @@ class ALS(DotProduct):
         iterations: int = 15,
         seed: int = 0,
     ) -> None:
-        arguments = {
-            "factors": factors,
-            "regularization": regularization,
-            "alpha": alpha,
-            "iterations": iterations,
-            "seed": seed,
-        }
-        super().__init__(train, **arguments)
+        settings: dict[str, Any] = {"factors": factors, "regularization": regularization, "alpha": alpha}
+        settings["iterations"] = iterations
+        super().__init__(train, **settings, seed=seed)
         try:
             from implicit.cpu.als import AlternatingLeastSquares
             from scipy.sparse import csr_matrix
@@ -61,13 +58,7 @@ class ALS(DotProduct):
         ones = torch.ones(len(items), dtype=torch.float32, device="cpu").numpy()
         history = csr_matrix((ones, items, offsets), (self.num_users, self.num_items))
         with threadpool_limits(1, "blas"):  # implicit runs its own threads, and warns of any other
-            model = AlternatingLeastSquares(
-                factors=factors,
-                regularization=regularization,
-                alpha=alpha,
-                iterations=iterations,
-                random_state=seed,
-            )
+            model = AlternatingLeastSquares(**settings, random_state=seed)
             model.fit(history, show_progress=False)
         self.register_buffer("user_factors", torch.from_numpy(model.user_factors).to(train.items.device))
         self.register_buffer("item_factors", torch.from_numpy(model.item_factors).to(train.items.device))

@@ -156,9 +156,8 @@ def _with_popularity(mlp: MLP, popularity: Part, weight: float, seed: int) -> ML
         for side in ("user", "item"):
             wide.embeddings.weight(f"{side}_mlp")[:, :columns] = mlp.embeddings.weight(f"{side}_mlp")
         assert popularity.item is not None
-        wide.embeddings.weight("item_mlp")[:, columns] = popularity.item[
-            :, 0
-        ]  # never negative: ReLU passes it
+        # Never negative: ReLU passes it.
+        wide.embeddings.weight("item_mlp")[:, columns] = popularity.item[:, 0]
         towers: Any = zip(wide.towers["mlp"].layers, mlp.towers["mlp"].layers, strict=True)
         inputs = [*range(columns), *range(columns + 4, 2 * columns + 4)]  # the user's columns, the item's
         passed = 2 * columns + 4

@@ -18,6 +18,7 @@ from ncf.training.recipes.blending import choose_strengths, fuse
 from ncf.training.recipes.laws import Recipe, recipe_for, shown
 from ncf.training.recipes.parts import MODELS, TIMED, alone, histories, next_part, train_parts, trainer_for
 from ncf.training.run import History
+from ncf.utils.checks import check_choice
 from ncf.utils.seeding import stream
 
 _log = logging.getLogger("ncf")
@@ -78,8 +79,7 @@ def fit(
     began = time.perf_counter()
     everything, inner, held_out, ordered = _hold_out(data, seed)
     name = model if isinstance(model, str) else type(model).__name__
-    if name not in MODELS:
-        raise ValueError(f"model = {name!r}: choose one of {', '.join(map(repr, MODELS))}")
+    check_choice("model", name, MODELS)
     recipe = recipe_for(everything, name)
     known = {field.name for field in fields(Recipe)}
     if unknown := sorted(set(overrides) - known):
