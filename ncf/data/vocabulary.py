@@ -206,12 +206,12 @@ class HashedVocabulary(Vocabulary):
         return hashlib.blake2b(f"hashed {self.rows}".encode(), digest_size=16).hexdigest()
 
     def find(self, column: Any, name: str) -> Tensor:
-        """See `Vocabulary.find`; whole numbers and their texts have the same row."""
+        """See `Vocabulary.find`; takes a list, too. Whole numbers and their texts have the same row."""
         if isinstance(column, pa.DictionaryArray):
             return self.find(column.dictionary, name)[codes_of(column)]
         hashes = [
             int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") % self.rows
-            for text in column.cast(pa.large_string()).to_pylist()
+            for text in map(str, column if isinstance(column, list) else column.to_pylist())
         ]
         return torch.tensor(hashes, dtype=torch.int64, device="cpu")
 

@@ -1,10 +1,10 @@
-"""Raw ids of one side as numbers of a model, and back: one id without a hash of all, many by Arrow."""
+"""Raw ids of one side as numbers of a model, and back: one id in Python alone, many by Arrow."""
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_left
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -36,25 +36,30 @@ class RawIds:
 
     def find(self, raw: Any, name: str) -> Tensor:
         """Numbers of raw ids, ``[N]``, -1 for an unknown one."""
-        column = column_of(raw, name)
+        return self.find_column(column_of(raw, name), name)
+
+    def find_column(self, column: Any, name: str) -> Tensor:
+        """Numbers of what `column_of` returned, ``[N]``, -1 for an unknown id."""
         if not len(column):
             return torch.empty(0, dtype=torch.int64, device="cpu")
+        if isinstance(self.vocabulary, HashedVocabulary):
+            return self.vocabulary.find(column, name)
+        one = isinstance(column, list)
+        held = ("strings" if isinstance(column[0], str) else "whole numbers") if one else kind(column)
         if self.vocabulary is None:
-            if kind(column) == "strings":
+            if held == "strings":
                 raise ValueError(
                     f"{name} holds strings, but there is no vocabulary: give numbers below {self.size}"
                 )
-            if len(column) == 1:  # without six calls of PyTorch and Arrow
-                number = column[0].as_py()
-                number = number if 0 <= number < self.size else -1
-                return torch.tensor([number], dtype=torch.int64, device="cpu")
+            if one:
+                return _one_number(column[0] if 0 <= column[0] < self.size else -1)
             numbers = to_tensor(column)
             return torch.where((numbers >= 0) & (numbers < self.size), numbers, -1)
-        if isinstance(self.vocabulary, HashedVocabulary):
-            return self.vocabulary.find(column, name)
         values = self.vocabulary.values
-        if column.type != values.type:
-            raise ValueError(f"{name} holds {kind(column)}, the vocabulary {kind(values)}: convert them")
+        if held != kind(values):
+            raise ValueError(f"{name} holds {held}, the vocabulary {kind(values)}: convert them")
+        if one:
+            return _one_number(self._search(column[0]))
         if len(column) * 100 > len(values):  # hashes the whole vocabulary
             return to_tensor(pc.index_in(column, value_set=values).fill_null(-1))
         return torch.tensor(
@@ -64,7 +69,7 @@ class RawIds:
     def find_all(self, raw: Any, name: str) -> Tensor:
         """Numbers of raw ids, ``[N]``; all must be known."""
         column = column_of(raw, name)
-        numbers = self.find(column, name)
+        numbers = self.find_column(column, name)
         self.check(numbers, column, name)
         return numbers
 
@@ -75,18 +80,16 @@ class RawIds:
 
     def check(self, numbers: Tensor, column: Any, name: str, remedy: str = "") -> None:
         """Raise for the first unknown id."""
-        unknown = (numbers < 0).nonzero()
-        if not len(unknown):
+        if not len(numbers) or int(numbers.min()) >= 0:
             return
-        row = int(unknown[0])
+        row = int((numbers < 0).nonzero()[0])
+        raw = column[row] if isinstance(column, list) else column[row].as_py()
         if self.vocabulary is None:
             raise ValueError(
-                f"{name}[{row}] = {column[row].as_py()} is out of range for num_{self.side}s = {self.size}: "
+                f"{name}[{row}] = {raw} is out of range for num_{self.side}s = {self.size}: "
                 f"ids go from 0 to {self.size - 1}{remedy}"
             )
-        raise ValueError(
-            f"{name}[{row}] = {column[row].as_py()!r} is not among the {len(self.vocabulary)} known ids{remedy}"
-        )
+        raise ValueError(f"{name}[{row}] = {raw!r} is not among the {len(self.vocabulary)} known ids{remedy}")
 
     def check_size(self, ids: Vocabulary | None, interactions: Interactions, name: str) -> None:
         """Raise where one side has numbers only, and not as many as the other."""
@@ -106,8 +109,11 @@ class RawIds:
 
     def decode(self, numbers: Tensor) -> list[Any]:
         """Raw ids of numbers, ``[N]``."""
-        listed: list[Any] = numbers.tolist() if self.vocabulary is None else self.vocabulary.decode(numbers)
-        return listed
+        if self.vocabulary is None:
+            return numbers.tolist()
+        if len(numbers) < 32:  # one call of Arrow takes as long as 32 ids
+            return [self.vocabulary.values[number].as_py() for number in numbers.tolist()]
+        return self.vocabulary.decode(numbers)
 
     @cached_property
     def _order(self) -> Any:
@@ -130,32 +136,30 @@ class RawIds:
 
 
 def column_of(raw: Any, name: str) -> Any:
-    """One raw id, a vocabulary, or a column of raw ids as an Arrow array."""
+    """A list of one raw id, or a column of raw ids as an Arrow array, which takes longer and may import pandas."""
     if isinstance(raw, Vocabulary):
         return raw.values
     one = raw[0] if isinstance(raw, list) and len(raw) == 1 else raw
     if isinstance(one, (str, int)) and not isinstance(one, bool):
-        try:
-            return _column_of_one(one)
-        except (struct.error, UnicodeError):
-            raw = [one]  # for the error that names it
+        if isinstance(one, str):
+            with suppress(UnicodeError):  # not UTF-8
+                return [one.encode().decode()]
+        elif -(2**63) <= one < 2**63:
+            return [int(one)]
+        raw = [one]
     return id_column(raw, name)
 
 
-def _column_of_one(raw: str | int) -> Any:
-    """Build the array of `id_column` for one id; from a list that imports pandas, where it is installed: 40 MB."""
-    if isinstance(raw, int):
-        return pa.Array.from_buffers(pa.int64(), 1, [None, pa.py_buffer(struct.pack("q", raw))])
-    text = raw.encode()
-    ends = struct.pack("qq", 0, len(text))
-    return pa.Array.from_buffers(pa.large_string(), 1, [None, pa.py_buffer(ends), pa.py_buffer(text)])
+def _one_number(number: int) -> Tensor:
+    return torch.full((1,), number, dtype=torch.int64, device="cpu")
 
 
 def pairs(by_user: Mapping[Any, Any], name: str) -> tuple[Any, Any]:
     """Users and items of ``{user: items}``, a row per item."""
     users, items = [], []
     for user, listed in by_user.items():
-        column = column_of(listed, f"{name}[{user!r}]")
+        one = isinstance(listed, (str, int)) and not isinstance(listed, bool)
+        column = id_column([listed] if one else listed, f"{name}[{user!r}]")
         users += [user] * len(column)
         items.append(column)
     filled = [column for column in items if len(column)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from itertools import islice
+from itertools import compress, islice
 from os import PathLike
 from typing import Any, Literal
 
@@ -167,14 +167,14 @@ class Recommender:
             by_user = exclude if isinstance(exclude, (Interactions, Mapping)) else None
             if exclude is not None and by_user is None:
                 offered = offered[~torch.isin(offered, self._items.known(exclude, "exclude"))]
-            known = rows >= 0
-            is_known = known.tolist()
-            asked = rows if all(is_known) else rows[known]
+            is_known = [row >= 0 for row in rows.tolist()]
+            every = all(is_known)
+            asked = rows if every else rows[rows >= 0]
             parts = [] if self._seen is None or not exclude_seen else [select_lists(*self._seen, asked)]
             if by_user is not None:
-                parts.append(self._for_rows(by_user, raw, rows, known))
+                parts.append(self._for_rows(by_user, raw, asked, is_known))
             left_out = _union(parts, self.num_items) if parts else None
-            if unknown == "popular" and not all(is_known) and self.popularity is None:
+            if unknown == "popular" and not every and self.popularity is None:
                 raise ValueError(
                     'unknown = "popular": nothing says what is popular, give interactions as seen (or exclude)'
                 )
@@ -182,7 +182,8 @@ class Recommender:
         scores, selected = self._scorer.top_k(asked, width, offered, left_out)
         other = {"popular": "popularity", "prior": "prior"}.get(unknown, "skipped")
         sources = ["model" if its_row else other for its_row in is_known]
-        if not all(is_known):
+        if not every:
+            known = rows >= 0
             scores, selected = _placed(scores, selected, known)
             if unknown in ("popular", "prior"):
                 weights = self.popularity if unknown == "popular" else self._prior
@@ -361,12 +362,12 @@ class Recommender:
             rows = torch.arange(self.num_users, dtype=torch.int64, device="cpu")
             return self._users.decode(rows), rows
         column = column_of(users, "users")
-        rows = self._users.find(column, "users")
+        rows = self._users.find_column(column, "users")
         if unknown == "raise":
             self._users.check(
                 rows, column, "users", '; unknown="popular" or "skip" gives such users other lists'
             )
-        return column.to_pylist(), rows
+        return column if isinstance(column, list) else column.to_pylist(), rows
 
     @cached_property
     def _every_item(self) -> Tensor:
@@ -401,14 +402,11 @@ class Recommender:
         ), keys % self.num_items
 
     def _for_rows(
-        self, by_user: Interactions | Mapping[Any, Any], raw: list[Any], rows: Tensor, known: Tensor
+        self, by_user: Interactions | Mapping[Any, Any], raw: list[Any], asked: Tensor, is_known: list[bool]
     ) -> Lists:
-        if not isinstance(by_user, Mapping):
-            return select_lists(*self._lists(by_user, "exclude"), rows[known])
-        asked = {
-            user for user, is_known in zip(raw, known.tolist(), strict=True) if is_known and user in by_user
-        }
-        return select_lists(*self._lists({user: by_user[user] for user in asked}, "exclude"), rows[known])
+        if isinstance(by_user, Mapping):
+            by_user = {user: by_user[user] for user in compress(raw, is_known) if user in by_user}
+        return select_lists(*self._lists(by_user, "exclude"), asked)
 
     def _counts(self) -> Tensor | None:
         if self._seen is None:
@@ -447,9 +445,12 @@ class Recommender:
             )
 
     def _decode(self, selected: Tensor) -> list[list[Any]]:
-        there = selected >= 0
-        raw = iter(self._items.decode(selected[there]))
-        return [list(islice(raw, length)) for length in there.sum(1).tolist()]
+        lists, width = selected.reshape(-1), selected.shape[1]
+        lengths = [width] * len(selected)
+        if min(selected[:, -1:].reshape(-1).tolist(), default=0) < 0:  # a list is shorter than the others
+            lists, lengths = lists[lists >= 0], (selected >= 0).sum(1).tolist()
+        raw = iter(self._items.decode(lists))
+        return [list(islice(raw, length)) for length in lengths]
 
     @cached_property
     def _prior(self) -> Tensor:

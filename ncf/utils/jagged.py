@@ -32,8 +32,9 @@ def select_lists(offsets: Tensor, values: Tensor, chosen: Tensor) -> tuple[Tenso
         Offsets, ``[R + 1]``, and values of the chosen lists.
     """
     if len(chosen) == 1:  # one list lies in one piece: nothing is copied
-        start, end = offsets[int(chosen) :][:2].tolist()
-        return torch.tensor([0, end - start], dtype=torch.int64, device=offsets.device), values[start:end]
+        bounds = offsets[int(chosen) :][:2]
+        start, end = bounds.tolist()
+        return bounds - start, values[start:end]
     taken, places = places_of_lists(offsets, chosen)
     return taken, values[places]
 
