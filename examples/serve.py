@@ -37,17 +37,18 @@ def main() -> None:
     )
     history = Trainer(model, epochs=10).fit(split)
     print(history)
-    titles = data.titles
-    Recommender(model, seen=data.interactions, item_columns={"title": titles}).save(
-        options.folder
+    recommender = Recommender(
+        model, seen=data.interactions, item_columns={"title": data.titles}
     )
+    recommender.save(options.folder)
     print(
-        f"Saved to {options.folder}; http://127.0.0.1:{options.port} until Ctrl-C"
+        f"Saved to {options.folder}. On the page, try user {recommender.some_user()}."
     )
     if not options.no_serve:
         from ncf.serve.__main__ import main as serve
 
-        serve([str(options.folder), "--port", str(options.port)])
+        port = str(options.port)
+        serve([str(options.folder), "--port", port, "--log", "text"])
 
 
 if __name__ == "__main__":

@@ -58,6 +58,22 @@ def test_data_and_ranking_need_neither_torchrec_nor_what_is_optional() -> None:
     assert not packages_of(f"from ncf import {names}\nimport ncf.datasets", after="import torch") & HEAVY
 
 
+def test_answers_of_a_saved_model_need_neither_torchrec_nor_what_is_optional(tmp_path: Path) -> None:
+    bought = ncf.Interactions.from_arrays(["ann", "bob", "bob", "cat"], ["tea", "tea", "milk", "rice"])
+    model = ncf.GMF(3, 3, init_std=0.1)
+    model.user_ids, model.item_ids = bought.user_ids, bought.item_ids
+    titles = ["Milk", "Rice", "Tea"]
+    ncf.Recommender(model, seen=bought, item_columns={"title": titles}).save(tmp_path)
+    answers = (
+        f"from ncf import Recommender\nfound = Recommender.load({str(tmp_path)!r})\n"
+        "found.recommend('ann', items=['milk', 'rice'])\nfound.recommend(history=['tea', 'milk'])\n"
+        "found.explain('bob', 'rice')\nassert found.titles(['milk', 'tea']) == ['Milk', 'Tea']"
+    )
+    brought = packages_of(answers, after="import torch")
+    assert "ncf" in brought, brought
+    assert not brought & HEAVY
+
+
 def test_a_model_brings_nothing_optional_that_torchrec_has_not_brought() -> None:
     brought = packages_of(
         "from ncf import NeuMF, Trainer\nNeuMF(3, 5)", after="import ncf.utils.torchrec_import"

@@ -207,6 +207,14 @@ def to_tensor(numbers: Any) -> Tensor:
     return torch.from_numpy(np.from_dlpack(numbers).astype("int64"))  # its to_numpy() would import pandas
 
 
+def places_among(values: Any, column: Any) -> Tensor:
+    """Place of each of a column's values among distinct ones, int64; -1 for one that is not there."""
+    none = from_tensor(torch.full((1,), -1, dtype=torch.int64, device="cpu"))[0].cast(pa.int32())
+    return to_tensor(
+        pc.index_in(column, value_set=values).fill_null(none)
+    )  # for -1 Arrow would import pandas
+
+
 def codes_of(column: Any) -> Tensor:
     """Codes of an Arrow dictionary array without gaps, int32."""
     return torch.from_numpy(np.from_dlpack(column.indices).astype("int32"))
@@ -216,6 +224,13 @@ def from_tensor(numbers: Tensor) -> Any:
     """Whole numbers as an int64 Arrow array. `pyarrow.array` would import pandas, 60 MB, where there is one."""
     held = numbers.to(torch.int64).cpu().contiguous().numpy()
     return pa.Array.from_buffers(pa.int64(), len(held), [None, pa.py_buffer(held)])
+
+
+def from_texts(texts: list[bytes]) -> Any:
+    """Texts in UTF-8 as an Arrow array of strings, without `pyarrow.array`, as `from_tensor`."""
+    ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))]
+    return pa.Array.from_buffers(pa.large_string(), len(texts), buffers)
 
 
 def arrow_column(values: Any, name: str) -> Any:

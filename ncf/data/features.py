@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ncf.data.columns import TEXT, arrow_column, from_tensor, id_column, to_tensor
+from ncf.data.columns import TEXT, arrow_column, from_tensor, id_column, places_among, to_tensor
 from ncf.data.readers import arrow_table
 from ncf.data.vocabulary import Vocabulary
 from ncf.utils.checks import check_choice, whole
@@ -213,7 +213,7 @@ class _Builder:
                     "choose unknown='skip' or unknown='add'"
                 )
         present = pa.array(list(known), values.type) if known else values.slice(0, 0)
-        found = to_tensor(pc.index_in(values, value_set=present).fill_null(-1))
+        found = places_among(present, values)
         if skipped := int((found < 0).sum()):
             self.unknown[name] = skipped
         rows = torch.tensor([*known.values(), -1], dtype=torch.int64, device="cpu")[found]

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ncf.data.columns import codes_of, from_tensor, id_column, is_text, kind, to_tensor
+from ncf.data.columns import codes_of, from_tensor, id_column, is_text, kind, places_among, to_tensor
 from ncf.utils.checks import check_ids, whole
 
 _IDS_PER_BLOCK = 1 << 16
@@ -142,7 +142,7 @@ class Vocabulary:
             return self.find(column.dictionary, name)[codes_of(column)]
         if column.type != self.values.type:
             raise ValueError(f"{name} holds {kind(column)}, the vocabulary {kind(self.values)}: convert them")
-        return to_tensor(pc.fill_null(pc.index_in(column, value_set=self.values), -1))
+        return places_among(self.values, column)
 
     def decode(self, ids: Tensor) -> list[Any]:
         """The raw ids of numbers, ``[N]``, as a list.

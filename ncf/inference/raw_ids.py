@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ncf.data.columns import id_column, kind, to_tensor
+from ncf.data.columns import from_tensor, from_texts, id_column, kind, places_among, to_tensor
 from ncf.data.interactions import Interactions
 from ncf.data.vocabulary import HashedVocabulary, Vocabulary
 
@@ -61,7 +61,7 @@ class RawIds:
         if one:
             return _one_number(self._search(column[0]))
         if len(column) * 100 > len(values):  # hashes the whole vocabulary
-            return to_tensor(pc.index_in(column, value_set=values).fill_null(-1))
+            return places_among(values, column)
         return torch.tensor(
             [self._search(one) for one in column.to_pylist()], dtype=torch.int64, device="cpu"
         )
@@ -136,18 +136,19 @@ class RawIds:
 
 
 def column_of(raw: Any, name: str) -> Any:
-    """A list of one raw id, or a column of raw ids as an Arrow array, which takes longer and may import pandas."""
+    """A list of one raw id, or a column of raw ids as an Arrow array."""
     if isinstance(raw, Vocabulary):
         return raw.values
-    one = raw[0] if isinstance(raw, list) and len(raw) == 1 else raw
-    if isinstance(one, (str, int)) and not isinstance(one, bool):
-        if isinstance(one, str):
-            with suppress(UnicodeError):  # not UTF-8
-                return [one.encode().decode()]
-        elif -(2**63) <= one < 2**63:
-            return [int(one)]
-        raw = [one]
-    return id_column(raw, name)
+    listed: Any = [raw] if isinstance(raw, (str, int)) else raw
+    kinds = set(map(type, listed)) if isinstance(listed, list) else set()
+    if kinds == {int} and min(listed) >= -(2**63) and max(listed) < 2**63:
+        one = len(listed) == 1
+        return listed if one else from_tensor(torch.tensor(listed, dtype=torch.int64, device="cpu"))
+    if kinds == {str}:
+        with suppress(UnicodeError):  # `id_column` says which id it is
+            texts = [text.encode() for text in listed]
+            return listed if len(listed) == 1 else from_texts(texts)
+    return id_column(listed, name)
 
 
 def _one_number(number: int) -> Tensor:
@@ -158,10 +159,9 @@ def pairs(by_user: Mapping[Any, Any], name: str) -> tuple[Any, Any]:
     """Users and items of ``{user: items}``, a row per item."""
     users, items = [], []
     for user, listed in by_user.items():
-        one = isinstance(listed, (str, int)) and not isinstance(listed, bool)
-        column = id_column([listed] if one else listed, f"{name}[{user!r}]")
+        column = column_of(listed, f"{name}[{user!r}]")
         users += [user] * len(column)
-        items.append(column)
+        items.append(id_column(column, name))
     filled = [column for column in items if len(column)]
     if len({column.type for column in filled}) > 1:
         raise ValueError(f"{name} holds whole numbers and strings as items: convert them")

@@ -205,7 +205,7 @@ class Recommender:
         found = [self._items.known(listed, f"history[{n}]").unique() for n, listed in enumerate(histories)]
         lengths = torch.tensor([len(numbers) for numbers in found], dtype=torch.int64, device="cpu")
         left_out = (lengths_to_offsets(lengths), torch.cat(found)) if exclude_seen else None
-        folded = inference_scorer(self._fold_in(histories))
+        folded = inference_scorer(self._fold_in(found))
         rows = torch.arange(len(histories), dtype=torch.int64, device="cpu")
         scores, selected = folded.top_k(rows, min(k, len(offered)), offered, left_out)
         return Recommendations([None] * len(rows), self._decode(selected), scores, ["history"] * len(rows))

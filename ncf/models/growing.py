@@ -8,11 +8,10 @@ from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ncf.data.columns import from_tensor, to_tensor
+from ncf.data.columns import from_tensor, places_among
 from ncf.data.features import Features
 from ncf.data.interactions import Interactions
 from ncf.data.vocabulary import HashedVocabulary, Vocabulary
@@ -397,7 +396,7 @@ def _placed(
         raise ValueError(
             f"{side}_ids holds {theirs.values.type} in the {name} and {own.values.type} in the model: convert them"
         )
-    place = to_tensor(pc.index_in(theirs.values, value_set=own.values).fill_null(-1))
+    place = places_among(own.values, theirs.values)
     new = (place < 0).nonzero()[:, 0]
     place[new] = known + torch.arange(len(new), dtype=torch.int64, device="cpu")
     return place, Vocabulary(pa.concat_arrays([own.values, theirs.values.take(from_tensor(new))]))

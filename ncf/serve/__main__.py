@@ -10,7 +10,9 @@ import tempfile
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line and serve until SIGTERM; requests that have begun are answered first."""
-    parser = argparse.ArgumentParser(prog="python -m ncf.serve", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m ncf.serve", description="Serve a saved model, with a page."
+    )
     parser.add_argument("folder", help="folder that ncf.Recommender.save wrote")
     for name, kind, default, described in (
         ("host", str, "127.0.0.1", "address to listen on"),
@@ -21,6 +23,12 @@ def main(arguments: list[str] | None = None) -> None:
         ("interval", float, 2.0, "seconds between looks for a new model"),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{described} (default: {default})")
+    parser.add_argument(
+        "--log",
+        choices=("json", "text"),
+        default="json",
+        help="JSON lines, one for each request too, or for a terminal text without requests (default: json)",
+    )
     parser.epilog = "An API key is required of callers where the environment has NCF_SERVE_API_KEY."
     given = parser.parse_args(arguments)
     for name in ("workers", "threads", "interval"):
@@ -34,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         import uvicorn
     except ImportError as error:
         sys.exit(f"{error.name} is missing: pip install 'ncf[serve]'")
-    for name in ("folder", "threads", "queue", "interval"):
+    for name in ("folder", "threads", "queue", "interval", "log"):
         os.environ[f"NCF_SERVE_{name.upper()}"] = str(getattr(given, name))
     with tempfile.TemporaryDirectory(prefix="ncf-serve-") as counters:
         if given.workers > 1:

@@ -33,6 +33,7 @@ from ncf.serve.model_reload import ModelFolder, Served
 from ncf.utils.version import __version__
 
 log = logging.getLogger("ncf.serve")
+log_of_requests = logging.getLogger("ncf.serve.requests")
 
 _JSON = re.compile(r"application/([^;]*\+)?json\s*(;|$)", re.IGNORECASE)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -42,7 +43,7 @@ _PAGE = {
     "/page.css": ("page.css", "text/css"),
 }
 _SECURITY = {
-    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "content-security-policy": "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
@@ -408,7 +409,7 @@ class _Edge:
             else:
                 await self.app(scope, limited, answered)
         except Exception:
-            log.exception("a request failed", extra={"fields": {"request_id": request_id}})
+            log.exception("a request failed: %s", request_id, extra={"fields": {"request_id": request_id}})
             if not started:
                 await problem(500, "the service failed; the log has the request id")(scope, receive, answered)
         finally:
@@ -417,4 +418,4 @@ class _Edge:
             path = getattr(route, "path", "other")
             telemetry.SECONDS.labels(path, str(status)).observe(seconds)
             fields = {"request_id": request_id, "method": scope["method"], "path": path, "status": status}
-            log.info("request", extra={"fields": {**fields, "ms": round(1000 * seconds, 3)}})
+            log_of_requests.info("request", extra={"fields": {**fields, "ms": round(1000 * seconds, 3)}})

@@ -12,9 +12,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
+from ncf.data.columns import from_texts
 from ncf.inference.recommender import Recommender
 from ncf.serve import telemetry
 
@@ -57,7 +57,7 @@ class Served:
         items = recommender.popular(recommender.num_items)
         titles = [str(title) for title in recommender.titles(items)] if self.has_titles else None
         texts = [str(item) for item in items] if titles is None else titles
-        return items, pc.utf8_lower(pa.array(texts)), titles
+        return items, pc.utf8_lower(from_texts([text.encode() for text in texts])), titles
 
     def find(self, query: str, limit: int) -> tuple[list[Any], list[str] | None]:
         """Items whose title, or id where there are no titles, contains the query."""

@@ -51,10 +51,20 @@ class JsonLines(logging.Formatter):
         return _json(line)
 
 
+def _is_for_a_person(line: logging.LogRecord) -> bool:
+    """Keep warnings, new models and the address, and leave out requests and the steps of start and stop."""
+    return (
+        line.levelno > logging.INFO or line.name == "ncf.serve" or str(line.msg).startswith("Uvicorn running")
+    )
+
+
 def log_to_stderr() -> None:
-    """Write the service's log, and uvicorn's, as JSON lines."""
+    """Write the service's log, and uvicorn's: JSON lines or, where NCF_SERVE_LOG is ``text``, what a person reads."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
+    if os.environ.get("NCF_SERVE_LOG") == "text":
+        handler.addFilter(_is_for_a_person)
+    else:
+        handler.setFormatter(JsonLines())
     for name in ("ncf.serve", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -322,6 +322,16 @@ def test_log_lines_are_json_without_user_ids(service: Service) -> None:
     assert "u31" not in service.logged()
 
 
+def test_a_log_for_a_terminal_has_the_address_and_no_requests(folder: Path) -> None:
+    service = Service(folder, "--log", "text")
+    try:
+        assert service.post("/v1/recommend", {"user": "u1"}).status_code == 200
+    finally:
+        assert service.stop()
+    (line,) = Path(service.log.name).read_text().splitlines()
+    assert service.url in line
+
+
 def test_a_folder_without_a_model_ends_with_one_line(tmp_path: Path) -> None:
     import subprocess
     import sys

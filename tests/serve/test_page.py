@@ -39,6 +39,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, service: Service) -> Iterator[Any]:
     opened = browser.new_page()
     problems: list[str] = []
+    opened.on("console", lambda line: problems.append(line.text))
     asked: list[str] = []
     opened.on("pageerror", lambda error: problems.append(str(error)))
     opened.on("request", lambda request: asked.append(request.url))
@@ -65,6 +66,7 @@ def test_a_known_user_by_keyboard_alone(page: Any, service: Service) -> None:
         listed(page, "history")
         == service.post("/v1/history", {"user": "u3", "titles": True}).json()["titles"]
     )
+    assert page.inner_text("#history-title") == f"History: {len(listed(page, 'history'))}"
     for _ in range(40):  # to the first "Why?"
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.textContent") == "Why?":
@@ -76,8 +78,9 @@ def test_a_known_user_by_keyboard_alone(page: Any, service: Service) -> None:
 def test_an_unknown_user_sees_that_the_list_is_the_popular_one(page: Any) -> None:
     page.fill("#user", "nobody")
     page.click("button[type=submit]")
-    playwright.expect(page.locator("#about")).to_contain_text("the most popular items")
+    playwright.expect(page.locator("#about")).to_contain_text("by popularity")
     assert len(listed(page)) == 10
+    assert all(count.isdigit() for count in page.locator("#list .score").all_inner_texts())
     assert page.locator("#list button").count() == 0
 
 

@@ -15,6 +15,24 @@ async function call(path, body) {
   return content;
 }
 
+// A line of a list of items to tick.
+function ticked(name, on, changed) {
+  const entry = element("li");
+  const box = element("input");
+  box.type = "checkbox";
+  box.checked = on;
+  box.addEventListener("change", () => changed(box.checked));
+  const row = element("label");
+  row.append(box, element("span", name));
+  entry.append(row);
+  return entry;
+}
+
+function showHistory(entries) {
+  $("history-title").textContent = entries.length ? `History: ${entries.length.toLocaleString()}` : "History";
+  show($("history"), entries.map((name) => element("li", name)));
+}
+
 const names = (answer) => answer.items.map((id, i) => (answer.titles ? answer.titles[i] : String(id)));
 
 function show(list, entries) {
@@ -36,17 +54,7 @@ function rawId(text) {
 function tick(id, name, on) {
   if (on) chosen.set(id, name);
   else chosen.delete(id);
-  show($("chosen"), [...chosen].map(([key, label]) => {
-    const entry = element("li");
-    const box = element("input");
-    box.type = "checkbox";
-    box.checked = true;
-    box.addEventListener("change", () => tick(key, label, false));
-    const row = element("label");
-    row.append(box, ` ${label}`);
-    entry.append(row);
-    return entry;
-  }));
+  show($("chosen"), [...chosen].map(([key, label]) => ticked(label, true, () => tick(key, label, false))));
 }
 
 let asked = 0;
@@ -58,22 +66,14 @@ async function find() {
   if (mine !== asked) return; // a later letter was typed
   show($("found"), names(answer).map((name, i) => {
     const id = answer.items[i];
-    const entry = element("li");
-    const box = element("input");
-    box.type = "checkbox";
-    box.checked = chosen.has(id);
-    box.addEventListener("change", () => tick(id, name, box.checked));
-    const row = element("label");
-    row.append(box, ` ${name}`);
-    entry.append(row);
-    return entry;
+    return ticked(name, chosen.has(id), (on) => tick(id, name, on));
   }));
 }
 
 function entryOf(user, id, name, score) {
   const entry = element("li");
   const row = element("div", undefined, "item");
-  row.append(element("span", name, "name"), element("span", score.toFixed(3), "score"));
+  row.append(element("span", name, "name"), element("span", Number.isInteger(score) ? String(score) : score.toFixed(3), "score"));
   entry.append(row);
   if (user !== undefined && model.seen) {
     const why = element("button", "Why?");
@@ -124,14 +124,14 @@ async function recommend(event) {
     const known = byUser && answer.source === "model";
     if (byUser && model.seen && known) {
       const past = await call("v1/history", { user, titles: model.titles });
-      show($("history"), names(past).map((name) => element("li", name)));
+      showHistory(names(past));
     } else {
-      show($("history"), byUser ? [] : [...chosen.values()].map((name) => element("li", name)));
+      showHistory(byUser ? [] : [...chosen.values()]);
     }
     const sources = {
       model: "from the model",
       history: "from the history, by fold-in",
-      popularity: "the most popular items, since the model has no such user",
+      popularity: "by popularity, since the model has no such user",
     };
     $("about").textContent = `${answer.items.length} items ${sources[answer.source]}; ${took.toFixed(1)} ms; model ${answer.model}`;
     show($("list"), names(answer).map((name, i) => entryOf(known ? user : undefined, answer.items[i], name, answer.scores[i])));
@@ -139,7 +139,7 @@ async function recommend(event) {
     $("message").textContent = error.message;
     $("about").textContent = "";
     show($("list"), []);
-    show($("history"), []);
+    showHistory([]);
   }
 }
 
