@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from ctypes import byref, c_int64, c_void_p
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -105,6 +109,26 @@ class PackedTables:
                 "this scorer was laid out for another machine's vector unit: make it here, by model.scorer()"
             )
         self._tables = self._described()
+
+    def share(self, file: Path) -> None:
+        """Map the tensors from a file in place of copies in memory; of several processes the first writes it.
+
+        Args:
+            file: in a folder that nobody else can write to, for the same tables on the same machine.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        if not file.exists():
+            with TemporaryDirectory(dir=file.parent) as folder, suppress(FileExistsError):
+                written = Path(folder) / file.name
+                with written.open("wb") as opened:
+                    torch.save({**self.__getstate__(), "_of_all": self._of_all}, opened)
+                os.link(written, file)  # unless another process was faster
+        state = torch.load(file, mmap=True, weights_only=True)
+        of_all = state.pop("_of_all")
+        self.__setstate__(state)
+        self._of_all = of_all
 
     def score(self, users: Tensor, candidates: Tensor) -> Tensor:
         """Score each user's candidates, on as many threads as PyTorch has.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -207,6 +208,9 @@ class Ranker:
             scores[:, : of_all.shape[1]], selected[:, : of_all.shape[1]] = of_all, items_of_all
         return scores, selected
 
+    def share(self, file: Path) -> None:
+        """Map what is laid out for scoring from a file, see `PackedTables.share`; here nothing is."""
+
     def _blocks(self, size: int, step: int) -> Iterator[slice]:
         """Cut users into blocks; where all processes score, into as many on each; the last may be empty."""
         longest = max(all_gather_object(size)) if self.distributed else size
@@ -303,6 +307,11 @@ class Scorer(Ranker):
             lists = None if left_out is None else (self._placed(left_out[0]), self._placed(left_out[1]))
             selected = kernel.top_k(self._placed(users), k, self._placed(items), lists)
         return super().top_k(users, k, items, left_out) if selected is None else selected
+
+    def share(self, file: Path) -> None:
+        """See `Ranker.share`."""
+        if self._packed is not None:
+            self._packed.share(file)
 
     def _placed(self, ids: Tensor) -> Tensor:
         """Ids where the kernel takes them: that of a GPU moves them itself, a block at a time."""

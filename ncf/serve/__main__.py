@@ -46,9 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"{error.name} is missing: pip install 'ncf[serve]'")
     for name in ("folder", "threads", "queue", "interval", "log"):
         os.environ[f"NCF_SERVE_{name.upper()}"] = str(getattr(given, name))
-    with tempfile.TemporaryDirectory(prefix="ncf-serve-") as counters:
+    with tempfile.TemporaryDirectory(prefix="ncf-serve-") as shared:
         if given.workers > 1:
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = counters
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ["NCF_SERVE_SHARED"] = shared
         from ncf.serve.app import from_environment
         from ncf.serve.telemetry import log_to_stderr
 

@@ -67,6 +67,7 @@ class Settings:
         queue: requests that may wait for a thread; the next one gets 503.
         interval: seconds between two looks for a new model.
         api_key: required of every call under ``/v1``, as ``Authorization: Bearer KEY``; none by default.
+        shared: a folder for the rows that the workers of one service share; by default each has its own.
     """
 
     folder: str | PathLike[str]
@@ -74,6 +75,7 @@ class Settings:
     queue: int = 128
     interval: float = 2.0
     api_key: str | None = None
+    shared: str | PathLike[str] | None = None
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -89,7 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         OSError: if the folder holds no model.
         ValueError: if the model in it is damaged.
     """
-    models = ModelFolder(settings.folder, settings.interval)
+    models = ModelFolder(settings.folder, settings.interval, settings.shared)
     threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="ncf-serve")
     waiting = 0
 
@@ -221,7 +223,12 @@ def from_environment() -> FastAPI:
     }
     given = {name: (float if name == "interval" else int)(value) for name, value in settings.items() if value}
     return create_app(
-        Settings(os.environ["NCF_SERVE_FOLDER"], api_key=os.environ.get("NCF_SERVE_API_KEY"), **given)  # type: ignore[arg-type]
+        Settings(
+            os.environ["NCF_SERVE_FOLDER"],
+            api_key=os.environ.get("NCF_SERVE_API_KEY"),
+            shared=os.environ.get("NCF_SERVE_SHARED"),
+            **given,  # type: ignore[arg-type]
+        )
     )
 
 

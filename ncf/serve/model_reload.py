@@ -76,14 +76,18 @@ class ModelFolder:
     Args:
         folder: a folder that `ncf.Recommender.save` wrote.
         interval: seconds between two looks.
+        shared: a folder for the rows that the processes of one service share; by default each has its own.
 
     Raises:
         OSError: if the folder holds no model at the start.
         ValueError: if that model is damaged.
     """
 
-    def __init__(self, folder: str | PathLike[str], interval: float = 2.0) -> None:
+    def __init__(
+        self, folder: str | PathLike[str], interval: float = 2.0, shared: str | PathLike[str] | None = None
+    ) -> None:
         self.folder, self.interval = Path(folder), interval
+        self.shared = None if shared is None else Path(shared)
         self.failed: str | None = None  # fingerprint of a newer model that cannot be served
         self.current = self._load(self._fingerprint())
         self._stopped = threading.Event()
@@ -129,5 +133,17 @@ class ModelFolder:
         recommender = Recommender.load(self.folder)
         served = Served(recommender, fingerprint, time.time())
         recommender.recommend(recommender.some_user(), k=1)  # what is laid out late, is now
+        if self.shared is not None:
+            self._share(recommender, self.shared / f"{fingerprint}.rows")
         telemetry.MODEL_LOADED.set_to_current_time()
         return served
+
+    def _share(self, recommender: Recommender, file: Path) -> None:
+        """Map the rows from a file, and remove those of former models: what is still mapped stays readable."""
+        try:
+            recommender.share(file)
+        except (OSError, RuntimeError) as error:
+            log.warning("each worker keeps a copy of the rows: %s", error)
+        for other in file.parent.glob("*.rows"):
+            if other != file:
+                other.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from ncf import (
     recommend,
 )
 from ncf.data.vocabulary import Vocabulary
+from ncf.kernels.native import library
 from ncf.models import scoring
 
 
@@ -186,6 +187,24 @@ def test_rows_to_spare_are_saved_with_empty_lists(bought: Interactions, tmp_path
         Recommender.load(tmp_path).recommend(k=3).items
         == Recommender(model, seen=bought).recommend(k=3).items
     )
+
+
+@pytest.mark.parametrize("name", ["NeuMF", "GMF", "ItemPop"])
+def test_shared_rows_give_the_same_bits_and_are_written_once(
+    name: str, bought: Interactions, tmp_path: Path
+) -> None:
+    model, file, written = MODELS[name](bought), tmp_path / "rows", set()
+    expected = Recommender(model, seen=bought).recommend(k=5)
+    for _ in range(2):
+        sharing = Recommender(model, seen=bought)
+        sharing.share(file)
+        answer = sharing.recommend(k=5)
+        assert answer.items == expected.items
+        assert answer.scores.equal(expected.scores)
+        written.add(file.stat().st_ino if file.exists() else None)
+    assert len(written) == 1
+    assert file.exists() == (name != "ItemPop" and library() is not None)
+    assert not file.exists() or str(file) in Path("/proc/self/maps").read_text()
 
 
 def test_lists_as_a_table(recommender: Recommender) -> None:

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ncf import Recommender
+from ncf.kernels.native import library
 from ncf.serve.app import Settings, create_app
+from ncf.serve.model_reload import ModelFolder
 
 from .conftest import ROOT, Service, named_interactions, recommender
 
@@ -281,12 +283,40 @@ def test_workers_share_the_counters_and_one_that_dies_is_replaced(folder: Path) 
         ).stdout.split()
         workers = [c for c in children if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()]
         assert len(workers) == 2
+        mapped = {
+            line.split()[4]  # the file's number
+            for worker in workers
+            for line in Path(f"/proc/{worker}/maps").read_text().splitlines()
+            if line.endswith(".rows")
+        }
+        assert len(mapped) == (library() is not None)
         os.kill(int(workers[0]), signal.SIGKILL)
         service.client.close()
         service.client = service.client.__class__(base_url=service.url, timeout=30)
         service.until(lambda: service.post("/v1/recommend", {"user": "u1"}).status_code == 200)
     finally:
         service.stop()
+
+
+def test_the_rows_of_a_former_model_are_removed(tmp_path: Path) -> None:
+    folder, shared = tmp_path / "model", tmp_path / "shared"
+    shared.mkdir()
+    recommender(0).save(folder)
+    models = ModelFolder(folder, shared=shared)
+    before = models.current.recommender
+    expected = before.recommend("u1").scores
+    recommender(1).save(folder)
+    models.refresh()
+    assert len(list(shared.iterdir())) == (library() is not None)
+    assert before.recommend("u1").scores.equal(expected)  # as for a request that has begun
+    answer = models.current.recommender.recommend("u1")
+    assert answer.scores.equal(Recommender.load(folder).recommend("u1").scores)
+    assert not answer.scores.equal(expected)
+    shared.rename(tmp_path / "gone")  # no place for rows: the new model is served all the same
+    recommender(2).save(folder)
+    models.refresh()
+    assert models.failed is None
+    assert not models.current.recommender.recommend("u1").scores.equal(answer.scores)
 
 
 def test_a_full_queue_is_503_with_the_time_to_try_again(tmp_path: Path) -> None:
