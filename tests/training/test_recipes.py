@@ -173,6 +173,22 @@ def test_model_object_is_trained_in_place_and_keeps_its_widths():
     assert ncf.fit(shop(), model, **FAST) is model
     assert model.config["factors"] == 4
     assert torch.equal(model.head.weight, torch.ones(1, 4))
+    assert model.record == {"recipe": "GMF as given: bce, 2 epochs, batches of 512"}
+
+
+def test_a_cosine_with_features_is_trained_by_softmax_and_ranks_a_new_item():
+    data = shop()
+    table = {"item": range(60), "shelf": [f"shelf {item % 3}" for item in range(60)]}
+    features = ncf.Features.from_table(table, "item", ids=data.item_ids)
+    model = ncf.MatrixFactorization(300, 60, factors=16, cosine=True, item_features=features, id_dropout=0.2)
+    ncf.fit(data, model, softmax_epochs=10, temperature=0.15)
+    assert "SampledSoftmax(temperature=0.15), 10 epochs" in model.record["recipe"]
+    new = ncf.Features.from_table({"item": [60, 61], "shelf": ["shelf 0", "shelf 1"]}, "item", like=features)
+    grown = ncf.extend(model, data, item_features=new).model
+    favourite = torch.bincount(data.users * 3 + data.items % 3, minlength=900).view(300, 3).argmax(1)
+    scores = grown.score(torch.arange(300), torch.tensor([60, 61]))
+    assert float((scores[favourite == 0, 0] > scores[favourite == 0, 1]).double().mean()) > 0.9
+    assert float((scores[favourite == 1, 1] > scores[favourite == 1, 0]).double().mean()) > 0.9
 
 
 @contextmanager

@@ -50,7 +50,8 @@ def fit(
         data: `Interactions`, or a `Split`, whose training and validation sets are trained on in the end. Its test set
             is never looked at.
         model: ``"NeuMF"``, ``"GMF"``, ``"MLP"`` or ``"MatrixFactorization"``; or a model of these, which is trained in
-            place by `Trainer` with the settings of its class, and keeps its widths.
+            place by `Trainer` with the settings of its class, and keeps its widths and features. A cosine is trained
+            by softmax, others by cross-entropy.
         seed: of everything random.
         seconds: bound on the time, kept approximately by fewer epochs; by default none.
         progress: print what was chosen, and show bars; by default bars are shown where the output is a terminal.
@@ -88,10 +89,9 @@ def fit(
         overrides["weight_decay"] = round(0.2 * (overrides["factors"] / 128) ** 0.75, 3)
     recipe = replace(recipe, **overrides)
     if isinstance(model, EmbeddingModel):
-        history = trainer_for(model, recipe, seed, progress).fit(alone(everything))
-        return _finished(
-            model, everything, history, f"{name} as given: {shown(recipe, everything)}", progress
-        )
+        trainer = trainer_for(model, recipe, seed, progress)
+        line = f"{name} as given: {trainer.loss}, {trainer.epochs} epochs, batches of {trainer.batch_size}"
+        return _finished(model, everything, trainer.fit(alone(everything)), line, progress)
     if seconds is not None:
         recipe = _within(recipe, name, inner, seed, seconds - (time.perf_counter() - began), ordered)
     strengths: dict[str, float] = {}

@@ -62,7 +62,9 @@ def alone(train: Interactions) -> Split:
 
 
 def trainer_for(model: EmbeddingModel, recipe: Recipe, seed: int, progress: bool | None) -> Trainer:
-    """Trainer of a part by cross-entropy, with the recipe's settings for this class of model."""
+    """Trainer with the recipe's settings for this class of model: by softmax for a cosine, else by cross-entropy."""
+    if model.config.get("cosine"):
+        return _softmax_trainer(model, recipe, seed, progress)
     with_mlp, mlp_alone = isinstance(model, (MLP, NeuMF)), isinstance(model, MLP)
     rates: dict[str, float] = {"default": recipe.learning_rate}
     decays: dict[str, float] = {"default": recipe.weight_decay}
@@ -86,7 +88,7 @@ def trainer_for(model: EmbeddingModel, recipe: Recipe, seed: int, progress: bool
     )
 
 
-def _softmax_trainer(model: MatrixFactorization, recipe: Recipe, seed: int, progress: bool | None) -> Trainer:
+def _softmax_trainer(model: EmbeddingModel, recipe: Recipe, seed: int, progress: bool | None) -> Trainer:
     """Softmax of the cosine over shared negatives (Wu et al., TOIS 2024); a cosine is bounded and needs no decay."""
     return Trainer(
         model,
@@ -168,7 +170,7 @@ def _cosine(
     model = MatrixFactorization(
         train.num_users, train.num_items, factors=recipe.softmax_factors, cosine=True, init_std=0.1, seed=seed
     )
-    history = _whole(_softmax_trainer(model, recipe, seed, progress), train)
+    history = _whole(trainer_for(model, recipe, seed, progress), train)
     tables = model.scoring_tables()
     assert tables.user_gmf is not None
     assert tables.item_gmf is not None
