@@ -105,6 +105,12 @@ class FoldedRows:
         check_ids(candidates, "candidates", self.num_items, "num_items", lowest=-1)
         return self.scorer().score(users, candidates)
 
+    def __repr__(self) -> str:
+        known, unknown = int(self.known.sum()), int(self.unknown.sum())
+        return (
+            f"FoldedRows({len(self)} new {self.side}s, of {known} known ids; {unknown} unknown ones left out)"
+        )
+
 
 class FoldIn:
     """Fold-in of many users or items into one model, prepared once.
@@ -408,6 +414,7 @@ def fold_in(model: Any, histories: Interactions | Sequence[Any], **settings: Any
         `FoldedRows`: the rows by table, and a scorer over them. Of a baseline, one for these users.
 
     Raises:
+        TypeError: if the model is none of these, or settings are given for a baseline.
         ValueError: see `FoldIn`.
 
     Example::
@@ -419,8 +426,14 @@ def fold_in(model: Any, histories: Interactions | Sequence[Any], **settings: Any
         tensor([1, 0])
     """
     if isinstance(model, ItemPop | ItemKNN | EASE):
+        if settings:
+            raise TypeError(f"{type(model).__name__} has no rows to find: leave out {', '.join(settings)}")
         offsets, items, _ = encoded_histories(histories, model.item_ids, model.num_items)
         return model.for_histories(offsets, items)
+    if not isinstance(model, EmbeddingModel):
+        raise TypeError(
+            f"model is {type(model).__name__}: give a model with rows, or ItemPop, ItemKNN or EASE"
+        )
     return FoldIn(model, **settings)(histories)
 
 

@@ -18,6 +18,7 @@ from ncf import (
     ItemPop,
     MatrixFactorization,
     NeuMF,
+    Recommender,
     evaluate,
     fold_in,
     recommend,
@@ -250,6 +251,16 @@ def test_baselines_fold_in_without_fitting_anything(baseline: Any, interactions:
     every = torch.arange(interactions.num_items).expand(3, -1)
     assert torch.equal(folded.score(torch.arange(3), every), model.score(users, every))
     assert (folded.num_users, model.num_users) == (3, interactions.num_users)
+
+
+def test_models_that_do_not_fold_in_and_settings_without_effect_are_named(interactions: Interactions) -> None:
+    with pytest.raises(TypeError, match="EASE has no rows to find: leave out side"):
+        fold_in(EASE(interactions), [[1]], side="item")  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="model is Recommender: give a model with rows"):
+        fold_in(Recommender(GMF(5, 7)), [[1]])  # type: ignore[call-overload]
+    assert repr(fold_in(GMF(5, 7), [[1, 2, 99], []])) == (
+        "FoldedRows(2 new users, of 2 known ids; 1 unknown ones left out)"
+    )
 
 
 def test_folded_rows_are_ranked_like_a_model() -> None:
