@@ -34,7 +34,7 @@ class Launch:
         >>> launch.grid  # by 128 items and 16 users
         (8, 3)
         >>> launch.arguments["num_candidates"], launch.arguments["num_warps"]
-        (1000, 8)
+        (1000, 4)
     """
 
     kernel: Any
