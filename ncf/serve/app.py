@@ -26,6 +26,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ncf.serve import schemas, telemetry
@@ -246,11 +247,13 @@ class _BodyRoute(APIRoute):
         async def handle(request: HttpRequest) -> Response:
             for required in self.dependencies:
                 await required.dependency(request)  # type: ignore[misc]
-            content = await request.body()
             try:
+                content = await request.body()
                 if not _JSON.match(request.headers.get("content-type", "")):
                     raise HTTPException(422, "the content-type is not application/json")
                 body = schema.model_validate_json(content)
+            except ClientDisconnect as error:  # nobody is there to read the answer; the log has its code
+                raise HTTPException(400, "the connection was closed before the body's end") from error
             except ValidationError as error:
                 first = error.errors(include_url=False, include_input=False)[0]
                 raise RequestValidationError([{**first, "loc": ("body", *first["loc"])}]) from error
