@@ -145,7 +145,7 @@ def main() -> int:
     )
     for name, figures in runs.items():
         means = torch.tensor(figures).mean(0).tolist()
-        print(f"{name:30} {''.join(f'{value:13.3f} ' for value in means)}")
+        print(f"{name:30} {' '.join(f'{value:13.3f}' for value in means)}")
     return 0
 
 

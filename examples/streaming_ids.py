@@ -8,6 +8,7 @@ so becomes the row of everything unknown. Beside it is plain hashing, where ids 
 """
 
 import argparse
+import logging
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ from torchrec.modules.mc_modules import (
     ManagedCollisionCollection,
     MCHManagedCollisionModule,
 )
+
+logging.getLogger("torch.fx._symbolic_trace").setLevel(
+    logging.ERROR
+)  # advice of PyTorch's to TorchRec
 
 SIDES = "user", "item"
 RAW = torch.randint(0, 2**61, (10_000,), generator=torch.Generator().manual_seed(1))
