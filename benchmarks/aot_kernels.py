@@ -24,7 +24,7 @@ from triton.runtime import driver
 
 from ncf.kernels import ScoringTables
 from ncf.kernels.triton_launch import Launch
-from ncf.kernels.triton_operators import Lookup, adamw_rows_launch
+from ncf.kernels.triton_operators import Lookup, adamw_rows_launch, sort_ids
 from ncf.kernels.triton_ranking import catalogue_launch, rank_launch, select_launch
 from ncf.kernels.triton_scoring import scoring_launch
 
@@ -114,11 +114,9 @@ def launches(factors: int, layers: tuple[int, ...], dtype: torch.dtype) -> Itera
     yield "lookup, backward of rows", lookup.backward_rows(gradients, product, units, units)
     yield "lookup, backward of the weight", lookup.backward_weight(units, units)[0]
     if dtype == torch.float32:  # tables that train have no other
-        moments, ids = torch.empty_like(rows[3]), torch.zeros(pairs, dtype=torch.int64)
+        moments, ids = torch.empty_like(rows[3]), sort_ids(items.flatten(), num_items)
         settings = {"rate": 1e-3, "decay": 0.1, "betas": (0.9, 0.999), "eps": 1e-8}
-        update = adamw_rows_launch(
-            rows[3], moments, moments, (ids, ids), gradients[3], torch.ones(3), **settings
-        )
+        update = adamw_rows_launch(rows[3], moments, moments, ids, gradients[3], torch.ones(3), **settings)
         yield "update of rows, AdamW", update
 
 
@@ -131,7 +129,7 @@ def table(targets: list[int]) -> str:
     for (model, kind), sizes in MODELS.items():
         for title, launch in launches(*sizes):
             given = launch.arguments
-            pairs = given.get("BLOCK") or given.get("PAIRS") or given.get("CHUNK", 1)
+            pairs = given.get("BLOCK") or given.get("PAIRS") or given.get("CHUNK") or given["PLACES"]
             line = [title, model, kind, f"{pairs} × {given['num_warps']}"]
             for target in targets:
                 _, r = compile_for(launch, target)

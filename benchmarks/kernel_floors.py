@@ -85,7 +85,7 @@ def update(users: int, items: int, batch: int, several: int, model: Model) -> Wo
     """Row-sparse AdamW of the four tables: gradients, sorted ids and places read, rows and two moments both ways."""
     columns = model.layers[0] // 2 + model.factors
     sides = ((users, batch), (items, batch * several))
-    moved = sum(pairs * (4 * columns + 2 * 24) + 24 * min(rows, pairs) * columns for rows, pairs in sides)
+    moved = sum(pairs * (4 * columns + 2 * 16) + 24 * min(rows, pairs) * columns for rows, pairs in sides)
     return Work(moved, 0, 10 * sum(min(rows, pairs) for rows, pairs in sides) * columns)
 
 

@@ -290,8 +290,9 @@ def _flat(rows: Tensor | None) -> Tensor | None:
 
 
 def can_update_rows(table: Tensor) -> bool:
-    """Return whether `update_rows_adamw` takes a table: fp32, row by row in memory, where the kernels run."""
-    return table.dtype == torch.float32 and table.stride(-1) == 1 and can_fuse(table.device)
+    """Return whether `update_rows_adamw` takes a table: fp32, row by row in memory, ids of 32 bits, on a GPU."""
+    plain = table.dtype == torch.float32 and table.stride(-1) == 1 and len(table) < 1 << 31
+    return plain and can_fuse(table.device)
 
 
 def update_rows_adamw(
@@ -325,10 +326,11 @@ def update_rows_adamw(
         betas: decay rates of the moments.
         eps: added to the root.
     """
-    from ncf.kernels.triton_operators import update_rows
+    from ncf.kernels.triton_operators import sort_ids, update_rows
 
     with _on(table.device), torch.no_grad():
-        update_rows(table, mean, square, *ids.sort(stable=True), gradients, scales, rate, decay, *betas, eps)
+        ordered = sort_ids(ids, len(table))
+        update_rows(table, mean, square, *ordered, gradients, scales, rate, decay, *betas, eps)
 
 
 def can_fuse(device: torch.device) -> bool:

@@ -164,32 +164,30 @@ def _backward_weight(
 def _adamw_rows(
     table, mean, square, gradients, ids, order, scales, num_ids, num_rows, stride,
     new_of_mean, beta2, new_of_square, eps, rate, decay,
-    DIM: tl.constexpr, COLUMNS: tl.constexpr,
+    DIM: tl.constexpr, COLUMNS: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
-    """Update the row whose id begins at one place of the sorted ids."""
-    place = tl.cast(tl.program_id(0), tl.int64)
-    row = tl.load(ids + place)
-    before = tl.load(ids + place - 1, mask=place > 0, other=-1)
-    if (row != before) & (row >= 0) & (row < num_rows):
-        columns = tl.arange(0, COLUMNS)
-        inside = columns < DIM
-        gradient = tl.zeros([COLUMNS], tl.float32)
-        current = row
-        while current == row:
-            pair = tl.load(order + place)
-            gradient += tl.load(gradients + pair * DIM + columns, mask=inside, other=0.0).to(tl.float32)
-            place += 1
-            current = tl.load(ids + place, mask=place < num_ids, other=-1)
-        at = row * stride + columns
-        old_mean = tl.load(mean + at, mask=inside, other=0.0)
-        new_mean = old_mean + new_of_mean * (gradient - old_mean)
-        new_square = (
-            tl.load(square + at, mask=inside, other=0.0) * beta2 + new_of_square * gradient * gradient
-        )
-        tl.store(mean + at, new_mean, mask=inside)
-        tl.store(square + at, new_square, mask=inside)
-        share = rate * tl.load(scales)
-        root = tl.sqrt(new_square) * tl.load(scales + 2) + eps
-        new_mean = new_mean * tl.load(scales + 1)
-        old = tl.load(table + at, mask=inside, other=0.0)
-        tl.store(table + at, old - share * decay * old - share * (new_mean / root), mask=inside)
+    """Update the rows whose ids begin at some places of the sorted ids."""
+    places = tl.cast(tl.program_id(0), tl.int64) * PLACES + tl.arange(0, PLACES)
+    row = tl.load(ids + places, mask=places < num_ids, other=-1)
+    before = tl.load(ids + places - 1, mask=(places > 0) & (places < num_ids), other=-1)
+    begins = (row != before) & (row >= 0) & (row < num_rows)
+    columns = tl.arange(0, COLUMNS)
+    gradient = tl.zeros([PLACES, COLUMNS], tl.float32)
+    adds = begins
+    while tl.max(adds.to(tl.int32), 0) > 0:
+        pair = tl.load(order + places, mask=adds, other=0)
+        gradient += _block(gradients, pair, columns, DIM, adds, DIM).to(tl.float32)
+        places += 1
+        adds = adds & (tl.load(ids + places, mask=adds & (places < num_ids), other=-1) == row)
+    at = row.to(tl.int64)[:, None] * stride + columns[None, :]
+    inside = begins[:, None] & (columns < DIM)[None, :]
+    old_mean = tl.load(mean + at, mask=inside, other=0.0)
+    new_mean = old_mean + new_of_mean * (gradient - old_mean)
+    new_square = tl.load(square + at, mask=inside, other=0.0) * beta2 + new_of_square * gradient * gradient
+    tl.store(mean + at, new_mean, mask=inside)
+    tl.store(square + at, new_square, mask=inside)
+    share = rate * tl.load(scales)
+    root = tl.sqrt(new_square) * tl.load(scales + 2) + eps
+    new_mean = new_mean * tl.load(scales + 1)
+    old = tl.load(table + at, mask=inside, other=0.0)
+    tl.store(table + at, old - share * decay * old - share * (new_mean / root), mask=inside)

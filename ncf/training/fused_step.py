@@ -175,7 +175,7 @@ class FusedStep:
         means: list[Tensor],
         squares: list[Tensor],
     ) -> Tensor:
-        from ncf.kernels.triton_operators import SPARSE, lookup, lookup_backward, update_rows
+        from ncf.kernels.triton_operators import SPARSE, lookup, lookup_backward, sort_ids, update_rows
 
         tensors = [None if place is None else values[place] for place in self._looked_up]
         dtype = self._autocast or torch.float32
@@ -191,7 +191,8 @@ class FusedStep:
         (of_features, of_dense), loss = found
         loss_of_step: Tensor = loss
         gradients = lookup_backward(*of_features, hidden, users, items, *tensors, *self._columns, dtype)
-        ids = [side.sort(stable=True) for side in (users, items.flatten())]
+        user_rows, item_rows = (next(t for t in tensors[side:4:2] if t is not None) for side in (0, 1))
+        ids = sort_ids(users, len(user_rows)), sort_ids(items.flatten(), len(item_rows))
         others = {place: of_dense[name] for name, place in self._dense.items()}
         for number, place in enumerate(self._looked_up):
             if place is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ncf
 from ncf.data.candidates import Candidates
+from ncf.kernels.dispatch import can_update_rows
 from ncf.kernels.triton_launch import Launch
 from ncf.training.optimizers import RowSparse
 
@@ -121,3 +122,10 @@ def test_a_model_trained_by_the_fused_step_is_saved_loaded_and_ranks_as_the_refe
     fused, reference = (ncf.evaluate(model, candidates, k=3).ranks for model in models)
     assert torch.equal(fused, reference)
     assert len(fused.unique()) > 3
+
+
+def test_a_table_of_more_rows_than_32_bits_number_is_left_to_pytorch() -> None:
+    row = torch.zeros(1, 1)
+    with mock.patch("ncf.kernels.dispatch._has_triton", return_value=True):
+        assert can_update_rows(row.expand((1 << 31) - 1, 1))
+        assert not can_update_rows(row.expand(1 << 31, 1))
