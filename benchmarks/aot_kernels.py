@@ -114,7 +114,7 @@ def launches(factors: int, layers: tuple[int, ...], dtype: torch.dtype) -> Itera
     yield "lookup, backward of rows", lookup.backward_rows(gradients, product, units, units)
     yield "lookup, backward of the weight", lookup.backward_weight(units, units)[0]
     if dtype == torch.float32:  # tables that train have no other
-        moments, ids = torch.empty_like(rows[3]), sort_ids(items.flatten(), num_items)
+        moments, ids = torch.empty_like(rows[3]), sort_ids((items.flatten(), num_items))[0]
         settings = {"rate": 1e-3, "decay": 0.1, "betas": (0.9, 0.999), "eps": 1e-8}
         update = adamw_rows_launch(rows[3], moments, moments, ids, gradients[3], torch.ones(3), **settings)
         yield "update of rows, AdamW", update

@@ -290,9 +290,9 @@ def _flat(rows: Tensor | None) -> Tensor | None:
 
 
 def can_update_rows(table: Tensor) -> bool:
-    """Return whether `update_rows_adamw` takes a table: fp32, row by row in memory, ids of 32 bits, on a GPU."""
-    plain = table.dtype == torch.float32 and table.stride(-1) == 1 and len(table) < 1 << 31
-    return plain and can_fuse(table.device)
+    """Return whether `update_rows_adamw` takes a table: fp32, up to a billion rows in order, where the kernels run."""
+    plain = table.dtype == torch.float32 and table.stride(-1) == 1
+    return plain and len(table) <= 1_000_000_000 and can_fuse(table.device)  # two sides' ids fit in 32 bits
 
 
 def update_rows_adamw(
@@ -329,8 +329,8 @@ def update_rows_adamw(
     from ncf.kernels.triton_operators import sort_ids, update_rows
 
     with _on(table.device), torch.no_grad():
-        ordered = sort_ids(ids, len(table))
-        update_rows(table, mean, square, *ordered, gradients, scales, rate, decay, *betas, eps)
+        ((ordered, order),) = sort_ids((ids, len(table)))
+        update_rows(table, mean, square, ordered, order, gradients, scales, rate, decay, *betas, eps)
 
 
 def can_fuse(device: torch.device) -> bool:

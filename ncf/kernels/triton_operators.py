@@ -7,6 +7,7 @@ up per id in the order of the batch, so that a step repeats to the bit.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,9 +19,12 @@ from ncf.kernels.triton_launch import Launch, dot_precision, dot_types, padded, 
 from ncf.kernels.triton_training import _adamw_rows, _backward_rows, _backward_weight, _forward
 
 DENSE, SPARSE, ROWS = range(3)  # gradients of tables: whole, of the batch's rows, or of rows looked up before
-_PAIRS = 64  # in a tile
+# The fastest of those tried on an H100: docs/kernels.md.
+_PAIRS = 64  # in a tile of the forward
+_PAIRS_BACK = 32  # in a tile of the rows' gradients, of which there are two
 _TILE = 64  # widest tile of the hidden layer, or of a table's columns
-_UPDATED = 128  # numbers of a table that a program updates
+_CHUNK = 32  # columns that a product takes at once
+_UPDATED = 256  # numbers of a table that a program updates
 
 
 class Lookup:
@@ -93,22 +97,28 @@ class Lookup:
             "PRECISION": dot_precision(),
             **dot_types(dot_dtype),
             "num_stages": 2,
+            "num_warps": 4,
         }
         self._by_pair = self._common | {
             "weight": self._weight,
             "FACTORS": self.factors,
             "SUMMED": summed,
             "FACTOR_TILE": min(_TILE, padded(self.columns, 1)),
-            "PAIRS": _PAIRS,
         }
-        self._chunk = max(16, 64 // dot_dtype.itemsize)
 
     def forward(self, product: Tensor | None, hidden: Tensor | None) -> Launch:
         """Fill ``product [B C, F]`` and ``hidden [B C, H]``."""
         tile = min(_TILE, padded(self.hidden))
         grid = (triton.cdiv(self.num_pairs, _PAIRS), max(1, triton.cdiv(self.hidden, tile)))
-        own = {"product": product, "hidden": hidden, "bias": self._bias}
-        return Launch(_forward, grid, self._by_pair | self._gmf | self._mlp | self._tiling(tile) | own)
+        own = {
+            "product": product,
+            "hidden": hidden,
+            "bias": self._bias,
+            "PAIRS": _PAIRS,
+            "TILE": tile,
+            "CHUNK": min(_CHUNK, padded(self.dim)),
+        }
+        return Launch(_forward, grid, self._by_pair | self._gmf | self._mlp | own)
 
     def backward_rows(
         self,
@@ -119,7 +129,7 @@ class Lookup:
     ) -> Launch:
         """Fill the gradient of each pair's rows, in the order of the tables, ``[B C, columns]`` or ``[B C, D]``."""
         tile = min(_TILE, padded(self.dim))
-        grid = (triton.cdiv(self.num_pairs, _PAIRS), max(1, triton.cdiv(self.dim, tile)))
+        grid = (triton.cdiv(self.num_pairs, _PAIRS_BACK), max(1, triton.cdiv(self.dim, tile)))
         names = "of_user_gmf", "of_item_gmf", "of_user_mlp", "of_item_mlp"
         own = {
             **dict(zip(names, gradients, strict=True)),
@@ -127,15 +137,18 @@ class Lookup:
             "hidden_gradient": hidden_gradient,
             "hidden": hidden,
             "COLUMNS": self.columns,
+            "PAIRS": _PAIRS_BACK,
+            "TILE": tile,
+            "CHUNK": min(_CHUNK, padded(self.hidden)),
         }
-        return Launch(_backward_rows, grid, self._by_pair | self._gmf | self._tiling(tile) | own)
+        return Launch(_backward_rows, grid, self._by_pair | self._gmf | own)
 
     def backward_weight(self, hidden_gradient: Tensor, hidden: Tensor) -> tuple[Launch, Tensor, Tensor]:
         """The launch, and what it fills: parts of the gradients, ``[parts, H, 2 D]`` and ``[parts, H]``."""
         tile = min(_TILE, max(padded(self.hidden), padded(self.dim)))
         tiles = triton.cdiv(self.hidden, tile), triton.cdiv(self.dim, tile)
-        # As many parts as fill the device; the parts are then added up in a fixed order.
-        chunks = triton.cdiv(self.num_pairs, self._chunk)
+        # Chunks of as many pairs as a tile is wide. The parts fill the device, and are added up in a fixed order.
+        chunks = triton.cdiv(self.num_pairs, tile)
         parts = max(1, resident_programs(self.device, chunks) // (tiles[0] * tiles[1]))
         weights = torch.empty(parts, self.hidden, 2 * self.dim, dtype=torch.float32, device=self.device)
         biases = torch.empty(parts, self.hidden, dtype=torch.float32, device=self.device)
@@ -144,16 +157,11 @@ class Lookup:
             "bias_gradient": biases,
             "hidden_gradient": hidden_gradient,
             "hidden": hidden,
-            "pairs_per_part": triton.cdiv(chunks, parts) * self._chunk,
+            "pairs_per_part": triton.cdiv(chunks, parts) * tile,
+            "TILE": tile,
+            "CHUNK": tile,
         }
-        launch = Launch(
-            _backward_weight, (*tiles, parts), self._common | self._mlp | self._tiling(tile) | own
-        )
-        return launch, weights, biases
-
-    def _tiling(self, tile: int) -> dict[str, int]:
-        # With the widest tile, four warps would have to spill: docs/kernels.md has the figures.
-        return {"TILE": tile, "CHUNK": self._chunk, "num_warps": 4 if tile < _TILE else 8}
+        return Launch(_backward_weight, (*tiles, parts), self._common | self._mlp | own), weights, biases
 
 
 @triton_op("ncf::lookup", mutates_args={})
@@ -296,20 +304,31 @@ def update_rows(
     ).run()  # fmt: skip
 
 
-def sort_ids(ids: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Sort the ids of a table's rows stably; return them and their places. Unknown ids become -1 or ``num_rows``.
+def sort_ids(*sides: tuple[Tensor, int]) -> list[tuple[Tensor, Tensor]]:
+    """Sort the ids of each side's rows stably; return them and their places, by side.
 
-    32 bits take half the passes that 64 take.
+    A sort's time is that of its passes: one of all sides in 32 bits has a quarter of those of two in 64.
+
+    Args:
+        sides: ids, ``[P]``, int64, and the number of rows; of an id without a row remains -1 or that number.
 
     Example::
 
         >>> import torch
         >>> from ncf.kernels.triton_operators import sort_ids
-        >>> sort_ids(torch.tensor([2, 1 << 40, 0, 2]), num_rows=3)
+        >>> (users, places), _ = sort_ids((torch.tensor([2, 1 << 40, 0, 2]), 3), (torch.tensor([5]), 9))
+        >>> users, places
         (tensor([0, 2, 2, 3], dtype=torch.int32), tensor([2, 0, 3, 1]))
     """
-    ordered, order = ids.clamp(-1, num_rows).to(torch.int32).sort(stable=True)
-    return ordered, order
+    firsts = [
+        0,
+        *accumulate(num_rows + 2 for _, num_rows in sides),
+    ]  # a side's ids begin at its first, with -1
+    keys = [ids.clamp(-1, rows) + (first + 1) for (ids, rows), first in zip(sides, firsts, strict=False)]
+    sizes = [len(ids) for ids, _ in sides]
+    ordered, order = torch.cat(keys).to(torch.int32).sort(stable=True)
+    parts = zip(ordered.split(sizes), order.split(sizes), firsts, accumulate([0, *sizes]), strict=False)
+    return [(part - (first + 1), places - start) for part, places, first, start in parts]
 
 
 def adamw_rows_launch(
@@ -332,10 +351,11 @@ def adamw_rows_launch(
         >>> import torch
         >>> from ncf.kernels.triton_operators import adamw_rows_launch, sort_ids
         >>> table, scales = torch.ones(9, 20), torch.ones(3)
-        >>> ids = sort_ids(torch.tensor([4, 1, 4, 2, 2]), num_rows=9)
+        >>> ((ids, places),) = sort_ids((torch.tensor([4, 1, 4, 2, 2, 2, 0, 3, 4]), 9))
         >>> settings = {"rate": 0.1, "decay": 0.0, "betas": (0.9, 0.999), "eps": 1e-8}
-        >>> launch = adamw_rows_launch(table, table, table, ids, torch.ones(5, 20), scales, **settings)
-        >>> launch.grid, launch.arguments["COLUMNS"]  # by four places
+        >>> gradients = torch.ones(9, 20)
+        >>> launch = adamw_rows_launch(table, table, table, (ids, places), gradients, scales, **settings)
+        >>> launch.grid, launch.arguments["COLUMNS"]  # by eight places
         ((2,), 32)
     """
     ordered, order = ids

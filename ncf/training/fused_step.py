@@ -191,8 +191,8 @@ class FusedStep:
         (of_features, of_dense), loss = found
         loss_of_step: Tensor = loss
         gradients = lookup_backward(*of_features, hidden, users, items, *tensors, *self._columns, dtype)
-        user_rows, item_rows = (next(t for t in tensors[side:4:2] if t is not None) for side in (0, 1))
-        ids = sort_ids(users, len(user_rows)), sort_ids(items.flatten(), len(item_rows))
+        rows = [next(len(t) for t in tensors[side:4:2] if t is not None) for side in (0, 1)]
+        ids = sort_ids((users, rows[0]), (items.flatten(), rows[1]))
         others = {place: of_dense[name] for name, place in self._dense.items()}
         for number, place in enumerate(self._looked_up):
             if place is None:

@@ -61,7 +61,7 @@ def _check_operators(device: str, several: int, parts: tuple[bool, bool]) -> lis
     detached = [value if value is None else value.detach() for value in tensors]
     backward = (*gradients, outputs[1].detach(), users, items, *detached, *columns, torch.float32)
     table = torch.randn(9, 6).to(device)
-    ids = sort_ids(items.flatten(), 9)
+    ids = sort_ids((items.flatten(), 9))[0]
     update = table, table.clone(), table.abs(), *ids, torch.randn(items.numel(), 6).to(device)
     settings = torch.ones(3).to(device), 0.1, 0.1, 0.9, 0.99, 1e-8
     calls = (lookup, arguments), (lookup_backward, backward), (update_rows, (*update, *settings))

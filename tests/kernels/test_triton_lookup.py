@@ -342,7 +342,7 @@ def _unknown(device: str, users: Tensor, items: Tensor, arguments: Arguments) ->
     moments = torch.zeros_like(table), torch.zeros_like(table)
     scales = torch.ones(3, device=device)
     gradients = torch.ones_like(table)[items % len(table)]
-    ids = sort_ids(items, len(table))
+    ids = sort_ids((users, len(arguments[0])), (items, len(table)))[1]
     update_rows(table, *moments, *ids, gradients, scales, 0.1, 0.0, 0.9, 0.999, 1e-8)
     return [value.detach().cpu() for value in (*outputs, *rows, table)]
 
