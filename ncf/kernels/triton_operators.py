@@ -23,7 +23,7 @@ DENSE, SPARSE, ROWS = range(3)  # gradients of tables: whole, of the batch's row
 _PAIRS = 64  # in a tile of the forward
 _PAIRS_BACK = 32  # in a tile of the rows' gradients, of which there are two
 _TILE = 64  # widest tile of the hidden layer, or of a table's columns
-_CHUNK = 32  # columns that a product takes at once
+_CHUNK = 128  # bytes of rows, or of pairs, that a product takes at once
 _UPDATED = 256  # numbers of a table that a program updates
 
 
@@ -105,6 +105,7 @@ class Lookup:
             "SUMMED": summed,
             "FACTOR_TILE": min(_TILE, padded(self.columns, 1)),
         }
+        self._chunk = _CHUNK // dot_dtype.itemsize
 
     def forward(self, product: Tensor | None, hidden: Tensor | None) -> Launch:
         """Fill ``product [B C, F]`` and ``hidden [B C, H]``."""
@@ -116,7 +117,7 @@ class Lookup:
             "bias": self._bias,
             "PAIRS": _PAIRS,
             "TILE": tile,
-            "CHUNK": min(_CHUNK, padded(self.dim)),
+            "CHUNK": min(self._chunk, padded(self.dim)),
         }
         return Launch(_forward, grid, self._by_pair | self._gmf | self._mlp | own)
 
@@ -139,7 +140,7 @@ class Lookup:
             "COLUMNS": self.columns,
             "PAIRS": _PAIRS_BACK,
             "TILE": tile,
-            "CHUNK": min(_CHUNK, padded(self.hidden)),
+            "CHUNK": min(self._chunk, padded(self.hidden)),
         }
         return Launch(_backward_rows, grid, self._by_pair | self._gmf | own)
 
@@ -147,8 +148,9 @@ class Lookup:
         """The launch, and what it fills: parts of the gradients, ``[parts, H, 2 D]`` and ``[parts, H]``."""
         tile = min(_TILE, max(padded(self.hidden), padded(self.dim)))
         tiles = triton.cdiv(self.hidden, tile), triton.cdiv(self.dim, tile)
-        # Chunks of as many pairs as a tile is wide. The parts fill the device, and are added up in a fixed order.
-        chunks = triton.cdiv(self.num_pairs, tile)
+        # As many parts as fill the device; the parts are then added up in a fixed order.
+        chunk = min(self._chunk, tile)  # pairs
+        chunks = triton.cdiv(self.num_pairs, chunk)
         parts = max(1, resident_programs(self.device, chunks) // (tiles[0] * tiles[1]))
         weights = torch.empty(parts, self.hidden, 2 * self.dim, dtype=torch.float32, device=self.device)
         biases = torch.empty(parts, self.hidden, dtype=torch.float32, device=self.device)
@@ -157,9 +159,9 @@ class Lookup:
             "bias_gradient": biases,
             "hidden_gradient": hidden_gradient,
             "hidden": hidden,
-            "pairs_per_part": triton.cdiv(chunks, parts) * tile,
+            "pairs_per_part": triton.cdiv(chunks, parts) * chunk,
             "TILE": tile,
-            "CHUNK": tile,
+            "CHUNK": chunk,
         }
         return Launch(_backward_weight, (*tiles, parts), self._common | self._mlp | own), weights, biases
 
@@ -310,7 +312,11 @@ def sort_ids(*sides: tuple[Tensor, int]) -> list[tuple[Tensor, Tensor]]:
     A sort's time is that of its passes: one of all sides in 32 bits has a quarter of those of two in 64.
 
     Args:
-        sides: ids, ``[P]``, int64, and the number of rows; of an id without a row remains -1 or that number.
+        sides: ids, ``[P]``, int64, and the number of rows that they belong to.
+
+    Returns:
+        For each side its ids in order, int32, and their places in the side. Of an id without a row remains -1 or the
+        number of rows.
 
     Example::
 
@@ -320,15 +326,12 @@ def sort_ids(*sides: tuple[Tensor, int]) -> list[tuple[Tensor, Tensor]]:
         >>> users, places
         (tensor([0, 2, 2, 3], dtype=torch.int32), tensor([2, 0, 3, 1]))
     """
-    firsts = [
-        0,
-        *accumulate(num_rows + 2 for _, num_rows in sides),
-    ]  # a side's ids begin at its first, with -1
-    keys = [ids.clamp(-1, rows) + (first + 1) for (ids, rows), first in zip(sides, firsts, strict=False)]
+    firsts = [*accumulate((rows + 2 for _, rows in sides), initial=0)]  # a side's id 0, among the keys
     sizes = [len(ids) for ids, _ in sides]
+    keys = [ids.clamp(-1, rows) + first for (ids, rows), first in zip(sides, firsts, strict=False)]
     ordered, order = torch.cat(keys).to(torch.int32).sort(stable=True)
-    parts = zip(ordered.split(sizes), order.split(sizes), firsts, accumulate([0, *sizes]), strict=False)
-    return [(part - (first + 1), places - start) for part, places, first, start in parts]
+    parts = zip(ordered.split(sizes), order.split(sizes), firsts, accumulate(sizes, initial=0), strict=False)
+    return [(ids - first, places - start) for ids, places, first, start in parts]
 
 
 def adamw_rows_launch(

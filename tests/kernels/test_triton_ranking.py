@@ -190,10 +190,10 @@ def test_items_with_equal_rows_tie_to_the_last_bit(
 
 def test_several_parts_of_the_catalogue_make_one_list(run: Callable[..., Any]) -> None:
     """One user, more tiles than programs, half precision."""
-    tables = random_tables(hidden=(20, 9), num_items=1000, integers=True, dtype=torch.bfloat16)
-    catalogue = random_catalogue(1, 1000, torch.Generator().manual_seed(0))
+    tables = random_tables(hidden=(20, 9), num_items=600, integers=True, dtype=torch.bfloat16)
+    catalogue = random_catalogue(1, 600, torch.Generator().manual_seed(0))
     _same(run(_fused, tables, "rank", catalogue), Reference(tables).rank(catalogue))
-    given = catalogue.users, 100, torch.arange(1000), (catalogue.seen_offsets, catalogue.seen_items)
+    given = catalogue.users, 100, torch.arange(600), (catalogue.seen_offsets, catalogue.seen_items)
     _same(run(_fused, tables, "top_k", *given), Reference(tables).top_k(*given))
 
 
