@@ -177,14 +177,14 @@ def test_items_with_equal_rows_tie_to_the_last_bit(
     assert tables.item_gmf is not None
     for rows in (tables.item_hidden, tables.item_gmf):
         rows[:] = rows[:1].clone()
-    catalogue = random_catalogue(7, 150, torch.Generator().manual_seed(0))
+    catalogue = random_catalogue(3, 150, torch.Generator().manual_seed(0))
     ranks, counts = run(_fused, tables, "rank", catalogue)
     assert torch.equal(ranks, counts - 1)
-    lists = Candidates(torch.arange(7), torch.arange(7), torch.arange(150).expand(7, -1))
+    lists = Candidates(torch.arange(3), torch.arange(3), torch.arange(150).expand(3, -1))
     assert (run(_fused, tables, "rank", lists)[0] == 149).all()
     assert torch.equal(
-        run(_fused, tables, "top_k", torch.arange(7), 20, torch.arange(150))[1],
-        torch.arange(20).expand(7, -1),
+        run(_fused, tables, "top_k", torch.arange(3), 20, torch.arange(150))[1],
+        torch.arange(20).expand(3, -1),
     )
 
 

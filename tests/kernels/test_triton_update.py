@@ -77,7 +77,7 @@ def _losses_and_scores(
         trainer = ncf.Trainer(
             model,
             epochs=2,
-            batch_size=64,
+            batch_size=96,
             negatives=2,
             loss=loss,
             compile=None if step else False,
