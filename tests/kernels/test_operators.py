@@ -99,6 +99,21 @@ def test_operators_are_registered_rightly(
     assert [each for each in found if not each.endswith("SUCCESS")] == []
 
 
+@needs_triton
+@pytest.mark.parametrize("rows", [(7, 31), (10**9, 10**9)], ids=str)
+def test_the_ids_of_each_side_are_sorted_stably(rows: tuple[int, int]) -> None:
+    """Unknown ids too, and in the largest tables."""
+    from ncf.kernels.triton_operators import sort_ids
+
+    generator = torch.Generator().manual_seed(0)
+    sides = [(torch.randint(-3, 3, (60,), generator=generator) % (number + 3) - 1, number) for number in rows]
+    for (ids, number), (ordered, order) in zip(sides, sort_ids(*sides), strict=True):
+        assert {-1, number, number - 1} <= {*ids.clamp(-1, number).tolist()}
+        expected, places = ids.clamp(-1, number).sort(stable=True)
+        assert torch.equal(ordered.to(torch.int64), expected)
+        assert torch.equal(order, places)
+
+
 def _everywhere(device: torch.device) -> bool:
     return True  # PyTorch's compiler traces a function, and no mock
 
