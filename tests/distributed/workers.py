@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import socket
@@ -56,6 +57,8 @@ def fork(work: Callable[..., object], world: int, *arguments: object) -> list[in
         if child == 0:
             status = 1
             try:
+                faulthandler.dump_traceback_later(100)  # where it hangs
+                torch.set_num_threads(1)  # the parent's others are not here, and OpenMP would wait for them
                 os.environ |= _environment(rank, world, port)
                 work(rank, world, *arguments)
                 status = 0
