@@ -19,12 +19,14 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.peers.environments import home
-from benchmarks.serving import Server, load, marks, percentile, posted
+from benchmarks.serving import HEADER, Server, load, measure, posted
 from ncf import Interactions, MatrixFactorization, Recommender
 
 FACTORS = 32
@@ -155,24 +157,12 @@ def librecommender(folder: Path, users: int, items: int, seen: int) -> tuple[Ser
     return PeerServer([str(python), "-c", start], port, folder, requests[0], OMP_NUM_THREADS="1"), requests
 
 
-def measure(
-    server: Server, name: str, requests: list[bytes], rate: float, seconds: float
-) -> tuple[float, str]:
-    """A load at a rate: the 99th percentile in milliseconds, and a row to print."""
-    before = server.cpu_seconds()
-    asked = {"rate": rate, "seconds": seconds, "connections": 8, "keep_alive": name != "cornac"}
-    took, codes, reached = asyncio.run(load(server.port, requests, **asked))
-    cpu = 1000 * (server.cpu_seconds() - before) / len(took)
-    row = f"{rate:9,.0f} {reached:11,.0f}{marks(took)} {cpu:8.2f} {server.start_seconds:8.2f}  {dict(codes)}"
-    return 1000 * percentile(took, 0.99), row
-
-
-def fastest(server: Server, name: str, requests: list[bytes], most: float, seconds: float) -> str:
+def fastest(at: Callable[..., tuple[float, str]], most: float) -> str:
     """The row of the highest rate whose 99th percentile is at most so many milliseconds; each has two tries."""
     rate, best = 20.0, ""
     while True:
         for _ in range(2):
-            found, row = measure(server, name, requests, rate, seconds)
+            found, row = at(rate=rate)
             if found <= most:
                 break
         else:
@@ -188,16 +178,16 @@ def main() -> None:
     parser.add_argument("--items", type=int, nargs="*", default=[1_682, 10_000, 100_000])
     given = parser.parse_args()
     kinds = {"ours": ours, "cornac": cornac, "librecommender": librecommender}
-    print("server            items   asked/s  answered/s   p50 ms   p95 ms   p99 ms   CPU ms  start s  codes")
+    print(HEADER.replace("model  ", "server    ", 1))
     for items in given.items:
         for name in given.servers:
             with tempfile.TemporaryDirectory() as folder:
                 server, requests = kinds[name](Path(folder), 943, items, 50)
                 try:
-                    _, low = measure(server, name, requests, 50.0, given.seconds)
-                    high = fastest(server, name, requests, given.p99, given.seconds)
-                    for row in (low, high):
-                        print(f"{name:14} {items:8,} {row}", flush=True)
+                    asked = {"seconds": given.seconds, "connections": 8, "keep_alive": name != "cornac"}
+                    at = partial(measure, server, f"{name:14} {items:8,}", requests, **asked)
+                    print(at(rate=50.0)[1], flush=True)
+                    print(fastest(at, given.p99), flush=True)
                 finally:
                     server.stop()
 

@@ -159,16 +159,16 @@ def saved(folder: Path, model: str, num_users: int, num_items: int) -> list[int]
 
 def measure(
     server: Server, name: str, requests: list[bytes], *, keep_alive: bool = True, **asked: Any
-) -> None:
-    """One row: a load at a rate."""
+) -> tuple[float, str]:
+    """A load at a rate: the 99th percentile in milliseconds, and a row to print."""
     before = server.cpu_seconds()
     took, codes, reached = asyncio.run(load(server.port, requests, keep_alive=keep_alive, **asked))
     cpu = 1000 * (server.cpu_seconds() - before) / len(took)
-    print(
+    row = (
         f"{name} {asked['connections']:8} {asked['rate']:9,.0f} {reached:10,.0f}{marks(took)} {cpu:8.2f}"
-        f" {server.start_seconds:8.2f} {server.megabytes():6,.0f}  {dict(codes)}",
-        flush=True,
+        f" {server.start_seconds:8.2f} {server.megabytes():6,.0f}  {dict(codes)}"
     )
+    return 1000 * percentile(took, 0.99), row
 
 
 def in_process(folder: Path, name: str, users: list[int]) -> float:
@@ -248,10 +248,11 @@ def main() -> None:
             try:
                 for connections in given.connections:
                     rate = min(given.rate, 0.3 / slow)
-                    measure(server, name, requests, rate=rate, seconds=given.seconds, connections=connections)
+                    asked = {"rate": rate, "seconds": given.seconds, "connections": connections}
+                    print(measure(server, name, requests, **asked)[1], flush=True)
                 # More than it can answer: the client waits, and the answers a second are the most there are.
                 rate = min(4000.0, 3 / slow)
-                measure(server, name, requests, rate=rate, seconds=2.0, connections=64)
+                print(measure(server, name, requests, rate=rate, seconds=2.0, connections=64)[1], flush=True)
             finally:
                 server.stop()
 
