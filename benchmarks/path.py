@@ -40,11 +40,16 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def set_back() -> None:
+    """Set the highest memory back to the present one."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 @contextmanager
 def stage(name: str) -> Iterator[None]:
     """Note what the block takes."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # sets the highest memory back to the present one
+    set_back()
     wall, cpu = time.perf_counter(), time.process_time()
     yield
     _stages.append((name, time.perf_counter() - wall, time.process_time() - cpu, peak()))

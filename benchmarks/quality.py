@@ -5,11 +5,13 @@
     python -m benchmarks.quality lists gowalla/train.txt gowalla/test.txt
     python -m benchmarks.quality sequences Beauty.txt
     python -m benchmarks.quality shape 5
+    python -m benchmarks.quality shop
 
 ``movielens`` is MovieLens-100K, which is downloaded, leave-one-out by time; ``paper`` the files of the paper's code,
 with their own candidates; ``lists`` two files ``user item item …`` with several held-out items a user, as LightGCN's;
 ``sequences`` one such file, the oldest item first, of which the last is held out; ``shape`` a drawn set of
-`benchmarks.shapes`, by its number from 0. Figures are means over the seeds, ± is the standard error over them; the
+`benchmarks.shapes`, by its number from 0; ``shop`` a drawn small shop, 5,000 customers with ten purchases each, three
+quarters of them in one of eight categories. Figures are means over the seeds, ± is the standard error over them; the
 footnote has the standard error over users. Processor seconds count, where other work runs beside.
 
 ``--tune 600`` also searches the settings of each model for so many processor seconds, on a validation set that is cut
@@ -26,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -34,8 +37,11 @@ import torch
 import ncf
 from benchmarks.shapes import SHAPES, draw
 from ncf.datasets import movielens, read_lists, read_ncf
+from ncf.evaluation.plots import learning_curves
 from ncf.evaluation.significance import paired_test, standard_error
 from ncf.models.baselines import ALS
+from ncf.training.recipes import recipe_for
+from ncf.training.recipes.parts import alone, trainer_for
 
 Evaluated = list[tuple[str, ncf.Candidates | ncf.Catalogue, int, str]]  # suffix, candidates, k, metric
 GRADIENT = ("MatrixFactorization", "GMF", "MLP", "NeuMF")
@@ -56,8 +62,12 @@ def load(options: argparse.Namespace) -> tuple[ncf.Split, Evaluated]:
         split = read_lists(*files)
     elif kind == "sequences":
         split = ncf.leave_one_out(read_lists(*files))  # the validation set tells fit that the order is time
+    elif kind == "shop":
+        purchases = draw(5_000, 2_000, 5e-3, seed=0, groups=8, liked=1, share=0.75, power=0.5)
+        split = ncf.leave_one_out(purchases, validation=False)
+        drawn = ncf.sample_candidates(split)
     else:
-        split = ncf.leave_one_out(draw(*SHAPES[int(files[0])], False, 0), validation=False)
+        split = ncf.leave_one_out(draw(*SHAPES[int(files[0])], seed=0), validation=False)
     if options.users is not None:
         kept = torch.randperm(split.train.num_users, generator=torch.Generator().manual_seed(0))[
             : options.users
@@ -155,6 +165,33 @@ def search(split: ncf.Split, name: str, k: int, seconds: float) -> Any:
     return found
 
 
+def draw_curves(split: ncf.Split, folder: str) -> None:
+    """Train each part of a NeuMF by `fit` alone, and draw HR@10 and NDCG@10 after each of its epochs."""
+    train, recipe = split.train, recipe_for(split.train)
+    sizes = train.num_users, train.num_items
+    held_out = ncf.whole_catalogue(split, "validation")
+    parts: dict[str, ncf.models.EmbeddingModel] = {}
+    if "bce" in recipe.losses:
+        parts["GMF, cross-entropy"] = ncf.GMF(*sizes, factors=recipe.factors, init_std=0.1)
+    if "softmax" in recipe.losses:
+        parts["cosine, softmax"] = ncf.MatrixFactorization(
+            *sizes, factors=recipe.softmax_factors, cosine=True, init_std=0.1
+        )
+    parts["MLP, cross-entropy"] = ncf.MLP(*sizes, layers=recipe.layers, init_std=0.1)
+    histories = {
+        name: trainer_for(model, recipe, 0, None).fit(alone(train), held_out) for name, model in parts.items()
+    }
+    closed = {"ItemPop": ncf.ItemPop(train), "ItemKNN": ncf.ItemKNN(train)}
+    level = {name: ncf.evaluate(model, held_out) for name, model in closed.items()}
+    for stacked in (False, True):  # for wide and for narrow pages
+        path = Path(folder) / f"curves{'_narrow' * stacked}.svg"
+        learning_curves(histories, path, baselines=level, stacked=stacked)
+    for name, history in histories.items():
+        print(f"{name:24}  {history}, NDCG@10 " + " ".join(f"{v:.4f}" for v in history.ndcg if v is not None))
+    for name, ranking in level.items():
+        print(f"{name:24}  {ranking}")
+
+
 def processor_seconds() -> float:
     """Of this process, all threads."""
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -168,14 +205,18 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", choices=("movielens", "paper", "lists", "sequences", "shape"))
+    parser.add_argument("data", choices=("movielens", "paper", "lists", "sequences", "shape", "shop"))
     parser.add_argument("files", nargs="*", help="a path, two of lists; the number of a shape")
     parser.add_argument("--models", nargs="+", default=None, choices=MODELS)
     parser.add_argument("--seeds", type=int, default=1, help="of each model that has any")
     parser.add_argument("--users", type=int, help="so many of them, drawn at random")
     parser.add_argument("--tune", type=float, metavar="SECONDS", help="search each model's settings as well")
+    parser.add_argument("--curves", metavar="FOLDER", help="draw learning curves into it")
     options = parser.parse_args()
     split, evaluated = load(options)
+    if options.curves:
+        draw_curves(with_validation(split, options.data), options.curves)
+        return 0
     names = options.models or [n for n in MODELS if n != "EASE" or split.train.num_items <= EXACT]
     print(split)
     header = [

@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import resource
 import subprocess
 import sys
 import time
 
 import torch
 
+from benchmarks.path import peak, set_back
 from ncf import Interactions, MatrixFactorization, NeuMF, Trainer
 from ncf.kernels.native import draw_unseen, library
 from ncf.training.batches import Batch, TrainingBatches
@@ -153,19 +153,21 @@ def _interactions(shape: str, interactions: int) -> Interactions:
 
 def epoch(shape: str, interactions: int) -> None:
     """Print the rate of a whole epoch with its sampling, and the peak of memory beside tables and moments."""
+    build("MovieLens-100K")  # imports TorchRec, whose memory is no training's
     data = _interactions(shape, interactions)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    set_back()
+    before = peak()
     model = build(shape)
     tables = sum(value.numel() for value in model.parameters()) * 4 / 2**20
     cpu = time.process_time()
     history = Trainer(model, epochs=1, selection="last", progress=False).fit(data)
     cpu = time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    taken = (peak() - before) * 1024
     print(
         f"{shape:14} epoch of {interactions * 5 / 1e6:.0f} million: "
         f"{history.samples[0] / history.seconds[0] / 1e6:.2f} million samples/s, "
-        f"{history.samples[0] / cpu / 1e6:.2f} a CPU second of fit; peak {peak - before:,.0f} MiB above the data, "
-        f"{(peak - before) / (3 * tables):.2f} × tables and moments of {3 * tables:,.0f} MiB",
+        f"{history.samples[0] / cpu / 1e6:.2f} a CPU second of fit; peak {taken:,.0f} MiB above the data, "
+        f"{taken / (3 * tables):.2f} × tables and moments of {3 * tables:,.0f} MiB",
         flush=True,
     )
 
@@ -175,8 +177,10 @@ def bpr(shape: str, interactions: int, whose: str) -> None:
 
     64 factors, all cores, one epoch. `implicit` draws one negative for a positive, and so do we. Its rule is plain SGD.
     """
+    build("MovieLens-100K")
     data = _interactions(shape, interactions)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    set_back()
+    before = peak()
     wall, cpu = time.perf_counter(), time.process_time()
     if whose == "implicit":
         import numpy as np
@@ -194,10 +198,10 @@ def bpr(shape: str, interactions: int, whose: str) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         Trainer(model, **settings).fit(data)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    taken = (peak() - before) * 1024
     print(
         f"{shape:14} BPR, {whose:8} {2 * len(data) / wall / 1e6:.2f} million samples/s, "
-        f"{2 * len(data) / cpu / 1e6:.2f} a CPU second; peak {peak - before:,.0f} MiB above the data",
+        f"{2 * len(data) / cpu / 1e6:.2f} a CPU second; peak {taken:,.0f} MiB above the data",
         flush=True,
     )
 

@@ -30,22 +30,33 @@ SHAPES = (  # users, items, density
     (100_000, 5_000, 1e-3),
     (100_000, 40_000, 1e-4),
 )
-GROUPS, LIKED = 40, 4
+SHARE = 0.9
 
 
-def draw(users: int, items: int, density: float, only_popularity: bool, seed: int) -> ncf.Interactions:
+def draw(
+    users: int,
+    items: int,
+    density: float,
+    seed: int,
+    *,
+    groups: int = 40,
+    liked: int = 4,
+    share: float = SHARE,
+    power: float = 0.8,
+) -> ncf.Interactions:
+    """Draw interactions of users who like some groups of items, and take a share of their items from them."""
     random = torch.Generator().manual_seed(seed)
     per_user = max(3, round(items * density))
     who = torch.arange(users).repeat_interleave(per_user)
-    odds = 1 / torch.arange(1.0, items + 1) ** 0.8
+    odds = 1 / torch.arange(1.0, items + 1) ** power
     odds = odds[torch.randperm(items, generator=random)]
     what = torch.multinomial(odds, len(who), replacement=True, generator=random)
-    if not only_popularity:
-        group = torch.randint(GROUPS, (items,), generator=random)
-        liked = torch.rand(users, GROUPS, generator=random).argsort(dim=1)[:, :LIKED]
-        asked = liked.gather(1, torch.randint(LIKED, (users, per_user), generator=random)).view(-1)
-        asked[torch.rand(len(who), generator=random) > 0.9] = -1
-        for number in range(GROUPS):
+    if share:
+        group = torch.randint(groups, (items,), generator=random)
+        own = torch.rand(users, groups, generator=random).argsort(dim=1)[:, :liked]
+        asked = own.gather(1, torch.randint(liked, (users, per_user), generator=random)).view(-1)
+        asked[torch.rand(len(who), generator=random) > share] = -1
+        for number in range(groups):
             members, drawn = (group == number).nonzero()[:, 0], (asked == number).nonzero()[:, 0]
             if len(members) and len(drawn):
                 within = torch.multinomial(odds[members], len(drawn), replacement=True, generator=random)
@@ -67,7 +78,8 @@ def main() -> int:
     for users, items, density in SHAPES:
         if users > options.most_users:
             continue
-        data = draw(users, items, density, options.only_popularity, options.seed)
+        share = 0.0 if options.only_popularity else SHARE
+        data = draw(users, items, density, options.seed, share=share)
         split = ncf.leave_one_out(data, validation=False)
         candidates = ncf.whole_catalogue(split)
         began = time.perf_counter()
