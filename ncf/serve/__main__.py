@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import signal
 import sys
 import tempfile
+from contextlib import nullcontext
+from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -46,25 +49,31 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"{error.name} is missing: pip install 'ncf[serve]'")
     for name in ("folder", "threads", "queue", "interval", "log"):
         os.environ[f"NCF_SERVE_{name.upper()}"] = str(getattr(given, name))
-    with tempfile.TemporaryDirectory(prefix="ncf-serve-") as shared:
-        if given.workers > 1:
+    several = given.workers > 1
+    if several:  # until uvicorn handles it; unhandled, it would end the process before the folder is removed
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with tempfile.TemporaryDirectory(prefix="ncf-serve-") if several else nullcontext() as shared:
+        if shared is not None:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ["NCF_SERVE_SHARED"] = shared
-        from ncf.serve.app import from_environment
         from ncf.serve.telemetry import log_to_stderr
 
+        log_to_stderr()
+        app: Any = "ncf.serve.app:from_environment"
+        if not several:
+            from ncf.serve.app import from_environment
+
+            try:
+                app = from_environment()
+            except (OSError, ValueError) as error:
+                sys.exit(f"{given.folder} cannot be served: {error}")
         gc.freeze()
         gc.enable()
-        log_to_stderr()
-        try:
-            app = from_environment() if given.workers == 1 else "ncf.serve.app:from_environment"
-        except (OSError, ValueError) as error:
-            sys.exit(f"{given.folder} cannot be served: {error}")
         uvicorn.run(
             app,
             host=given.host,
             port=given.port,
             workers=given.workers,
-            factory=given.workers > 1,
+            factory=several,
             log_config=None,
             access_log=False,
             # Callers keep idle connections, proxies for a minute. A server that closes one first, uvicorn after five

@@ -3,7 +3,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -363,9 +367,6 @@ def test_a_log_for_a_terminal_has_the_address_and_no_requests(folder: Path) -> N
 
 
 def test_a_folder_without_a_model_ends_with_one_line(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-m", "ncf.serve", str(tmp_path)],
         capture_output=True,
@@ -377,6 +378,32 @@ def test_a_folder_without_a_model_ends_with_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "cannot be served" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("workers", "by", "code"),
+    [(1, signal.SIGTERM, -signal.SIGTERM), (2, signal.SIGTERM, 0), (2, signal.SIGINT, 0)],
+)
+def test_a_stopped_service_leaves_no_files(
+    folder: Path, tmp_path: Path, workers: int, by: signal.Signals, code: int
+) -> None:
+    service = Service(folder, "--workers", str(workers), TMPDIR=str(tmp_path))
+    assert len(list(tmp_path.iterdir())) == (workers > 1)
+    service.process.send_signal(by)
+    assert service.process.wait(timeout=60) == code
+    service.stop()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_service_that_is_stopped_as_it_starts_leaves_no_files(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ncf.serve", str(folder), "--port", "0", "--workers", "2"]
+    process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)}, cwd=ROOT)
+    while not list(tmp_path.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.terminate()
+    assert process.wait(timeout=60) in (0, 128 + signal.SIGTERM)
+    assert not list(tmp_path.iterdir())
 
 
 def test_named_interactions_are_what_the_tests_count_on() -> None:
