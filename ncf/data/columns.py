@@ -5,21 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-# Times in text, in the order in which Arrow's CSV reader tries the types too: files and tables give the same numbers.
-_TIME_TYPES = (
-    pa.int64(),
-    pa.date32(),
-    pa.timestamp("s"),
-    pa.timestamp("ns"),
-    pa.timestamp("us"),
-    pa.timestamp("us", "UTC"),
-)
+from ncf.data.arrow import pa, pc
+
 _EXACT = 2**53  # up to it, every whole number is a float
 _DISTINCT = 1 << 20  # at least so many distinct ids wait before they are merged
 
@@ -197,7 +187,13 @@ def kind(column: Any) -> str:
 
 def is_text(column: Any) -> bool:
     """Return whether a column holds strings."""
-    return any(is_of_type(column.type) for is_of_type in TEXT)
+    return is_text_type(column.type)
+
+
+def is_text_type(of_type: Any) -> bool:
+    """Return whether an Arrow type is one of strings."""
+    types = pa.types
+    return bool(types.is_string(of_type) or types.is_large_string(of_type) or types.is_string_view(of_type))
 
 
 def to_tensor(numbers: Any) -> Tensor:
@@ -262,13 +258,16 @@ def arrow_column(values: Any, name: str) -> Any:
 
 
 def _times_of_text(column: Any, name: str) -> Any:
-    for of_type in _TIME_TYPES:
+    # The types, and their order, that Arrow's CSV reader tries too: files and tables give the same numbers.
+    times = [pa.timestamp("s"), pa.timestamp("ns"), pa.timestamp("us"), pa.timestamp("us", "UTC")]
+    types = [pa.int64(), pa.date32(), *times]
+    for of_type in types:
         try:
             return column.cast(of_type)
         except pa.ArrowInvalid:
             continue
     # The type that fits most of the rows before its first misfit: that row is the one to look at.
-    row = max(_first_failing(column, of_type) for of_type in _TIME_TYPES)
+    row = max(_first_failing(column, of_type) for of_type in types)
     raise ValueError(
         f"{name}[{row}] = {column[row].as_py()!r} is no time: write every time as "
         "'2025-12-31 23:59:59' (ISO 8601), or convert them first, for instance with pandas.to_datetime"

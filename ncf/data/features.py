@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ncf.data.columns import TEXT, arrow_column, from_tensor, id_column, places_among, to_tensor
+from ncf.data.arrow import pa, pc
+from ncf.data.columns import arrow_column, from_tensor, id_column, is_text_type, places_among, to_tensor
 from ncf.data.readers import arrow_table
 from ncf.data.vocabulary import Vocabulary
 from ncf.utils.checks import check_choice, whole
@@ -267,7 +266,7 @@ def _column(table: Any, name: str) -> Any:
     """A column whose strings, in lists as well, are large_string."""
     column = arrow_column(table[name], name)
     inner = column.type.value_type if _is_list(column.type) else column.type
-    if not any(is_of(inner) for is_of in TEXT):
+    if not is_text_type(inner):
         return column
     text = pa.large_string()
     return column.cast(pa.large_list(text) if _is_list(column.type) else text)
@@ -285,7 +284,7 @@ def _kind(name: str, of: Any, given: Any) -> Kind:
     inner = of.value_type if is_list else of
     number = pa.types.is_floating(inner)
     category = pa.types.is_integer(inner) or pa.types.is_boolean(inner) or pa.types.is_null(inner)
-    category = category or any(is_of(inner) for is_of in TEXT)
+    category = category or is_text_type(inner)
     kind: Kind = given or ("numeric" if number else "categorical")
     numeric = (number or pa.types.is_integer(inner) or pa.types.is_null(inner)) and not is_list
     fits = numeric if kind == "numeric" else category

@@ -8,10 +8,10 @@ from functools import cached_property, reduce
 from os import PathLike
 from typing import Any, Literal
 
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from ncf.data.arrow import pc
 from ncf.data.columns import coded_ids, time_column, time_values
 from ncf.data.filters import (
     drop_duplicates_keep_latest,

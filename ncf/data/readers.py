@@ -9,11 +9,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
-
+from ncf.data.arrow import pa, pa_csv, pc, pq
 from ncf.data.columns import IdEncoder, coded_ids, kind, time_values
 
 _SEPARATORS = {".tsv": "\t", ".tab": "\t", ".inter": "\t", ".rating": "\t"}

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ncf.data.columns import codes_of, from_tensor, id_column, is_text, kind, places_among, to_tensor
+from ncf.data.arrow import pa, pc
+from ncf.data.columns import codes_of, from_tensor, id_column, kind, places_among, to_tensor
 from ncf.utils.checks import check_ids, whole
-
-_IDS_PER_BLOCK = 1 << 16
 
 
 class Vocabulary:
@@ -42,9 +40,10 @@ class Vocabulary:
     """
 
     def __init__(self, values: Any) -> None:
-        self.values: Any = id_column(values, "values")
-        if len(pc.unique(self.values)) != len(self.values):
-            counts = pc.value_counts(self.values)
+        column = id_column(values, "values")
+        self.arrays: tuple[Any, ...] = _arrays(column)
+        if len(pc.unique(column)) != len(column):
+            counts = pc.value_counts(column)
             twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
             raise ValueError(f"values holds {twice!r} more than once: a vocabulary has each raw id once")
 
@@ -52,18 +51,68 @@ class Vocabulary:
     def _of(cls, column: Any) -> Vocabulary:
         """The vocabulary of an `id_column` whose ids are known to be distinct."""
         made = cls.__new__(cls)
-        made.values = column
+        made.arrays = _arrays(column)
         return made
 
+    @classmethod
+    def from_arrays(cls, *arrays: Any) -> Vocabulary:
+        """The vocabulary that has these `arrays`; without Arrow where its ids ascend.
+
+        Args:
+            arrays: whole numbers, ``[N]``, int64; or offsets, ``[N + 1]``, int64, and texts in UTF-8, uint8.
+
+        Raises:
+            ValueError: if the offsets are none, a text is no UTF-8, or an id occurs twice.
+        """
+        made = cls.__new__(cls)
+        made.arrays = arrays
+        for text in arrays[1:]:
+            ends = arrays[0]
+            if not len(ends) or ends[0] != 0 or ends[-1] != len(text) or (ends[1:] < ends[:-1]).any():
+                raise ValueError("its offsets do not divide its text")
+        if made.ascends:
+            return made
+        made.values.validate(full=True)
+        return cls(made.values)
+
+    @cached_property
+    def values(self) -> Any:
+        """The ids as an Arrow array of whole numbers (int64) or strings (large_string)."""
+        of_type = pa.int64() if len(self.arrays) == 1 else pa.large_string()
+        return pa.Array.from_buffers(of_type, len(self), [None, *map(pa.py_buffer, self.arrays)])
+
+    @property
+    def kind(self) -> str:
+        """The kind of ids, in words."""
+        return "whole numbers" if len(self.arrays) == 1 else "strings"
+
+    @cached_property
+    def ascends(self) -> bool:
+        """Each id is greater than the one before, so that no two are equal."""
+        if len(self.arrays) == 1:
+            return bool((self.arrays[0][1:] > self.arrays[0][:-1]).all())
+        read = self.reader()
+        return all(one < following for one, following in pairwise(map(read, range(len(self)))))
+
+    def reader(self) -> Callable[[int], Any]:
+        """Return a function from a number to its raw id."""
+        first, *texts = [memoryview(array) for array in self.arrays]
+        if not texts:
+            return first.__getitem__
+        (text,) = texts
+        return lambda number: str(text[first[number] : first[number + 1]], "utf-8")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "values"}
+
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.arrays[0]) - len(self.arrays[1:])
 
     def __iter__(self) -> Iterator[int | str]:
-        for start in range(0, len(self), _IDS_PER_BLOCK):
-            yield from self.values.slice(start, _IDS_PER_BLOCK).to_pylist()
+        return map(self.reader(), range(len(self)))
 
     def __contains__(self, raw: object) -> bool:
-        if isinstance(raw, bool) or not isinstance(raw, str if is_text(self.values) else Integral):
+        if isinstance(raw, bool) or not isinstance(raw, str if self.kind == "strings" else Integral):
             return False
         try:
             return bool(pc.index(self.values, pa.scalar(raw, self.values.type)).as_py() >= 0)
@@ -71,13 +120,13 @@ class Vocabulary:
             return False
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        return np.array(self.values.to_pylist(), dtype)
+        return np.array(list(self), dtype)
 
     def __arrow_c_array__(self, requested_schema: Any = None) -> Any:
         return self.values.__arrow_c_array__(requested_schema)
 
     def __repr__(self) -> str:
-        return f"Vocabulary({len(self)} {kind(self.values)})"
+        return f"Vocabulary({len(self)} {self.kind})"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -91,15 +140,9 @@ class Vocabulary:
             >>> Vocabulary([7, 8]).fingerprint == Vocabulary(["7", "8"]).fingerprint
             False
         """
-        digest = hashlib.blake2b(f"{kind(self.values)} {len(self)} ".encode(), digest_size=16)
-        _, *buffers = self.values.buffers()
-        first, length = self.values.offset, len(self)
-        starts = np.frombuffer(buffers[0] or b"", np.int64)[first : first + length + len(buffers) - 1]
-        if len(buffers) == 1:
-            digest.update(starts.data)  # the numbers themselves
-        elif length:
-            digest.update((starts - starts[0]).data)
-            digest.update(memoryview(buffers[1] or b"")[starts[0] : starts[-1]])
+        digest = hashlib.blake2b(f"{self.kind} {len(self)} ".encode(), digest_size=16)
+        for array in self.arrays if len(self) else ():
+            digest.update(array.data)
         return digest.hexdigest()
 
     def encode(self, raw: Any, name: str = "raw") -> Tensor:
@@ -141,7 +184,7 @@ class Vocabulary:
         if isinstance(column, pa.DictionaryArray):
             return self.find(column.dictionary, name)[codes_of(column)]
         if column.type != self.values.type:
-            raise ValueError(f"{name} holds {kind(column)}, the vocabulary {kind(self.values)}: convert them")
+            raise ValueError(f"{name} holds {kind(column)}, the vocabulary {self.kind}: convert them")
         return places_among(self.values, column)
 
     def decode(self, ids: Tensor) -> list[Any]:
@@ -151,15 +194,11 @@ class Vocabulary:
             ValueError: naming the first number without an id.
         """
         check_ids(ids, "ids", len(self), "the number of known ids")
-        decoded: list[Any] = self._take(ids).to_pylist()
-        return decoded
+        return list(map(self.reader(), ids.tolist()))
 
     def restrict(self, ids: Tensor) -> Vocabulary:
         """The vocabulary of some of the numbers, ``[n]``, in the given order."""
-        return Vocabulary._of(self._take(ids))
-
-    def _take(self, ids: Tensor) -> Any:
-        return self.values.take(from_tensor(ids))
+        return Vocabulary._of(self.values.take(from_tensor(ids)))
 
 
 class HashedVocabulary(Vocabulary):
@@ -187,7 +226,7 @@ class HashedVocabulary(Vocabulary):
         self.rows = whole("rows", rows)
 
     @property
-    def values(self) -> Any:  # type: ignore[override]
+    def arrays(self) -> Any:  # type: ignore[override]
         """Raise: there is no list of the ids."""
         raise ValueError("hashed ids are not kept: any number of ids share a row, and none can be listed")
 
@@ -207,11 +246,13 @@ class HashedVocabulary(Vocabulary):
 
     def find(self, column: Any, name: str) -> Tensor:
         """See `Vocabulary.find`; takes a list, too. Whole numbers and their texts have the same row."""
-        if isinstance(column, pa.DictionaryArray):
-            return self.find(column.dictionary, name)[codes_of(column)]
+        if not isinstance(column, list):
+            if isinstance(column, pa.DictionaryArray):
+                return self.find(column.dictionary, name)[codes_of(column)]
+            column = column.to_pylist()
         hashes = [
             int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") % self.rows
-            for text in map(str, column if isinstance(column, list) else column.to_pylist())
+            for text in map(str, column)
         ]
         return torch.tensor(hashes, dtype=torch.int64, device="cpu")
 
@@ -231,7 +272,20 @@ def encode_column(column: Any) -> tuple[Tensor, Vocabulary]:
     order = pc.sort_indices(encoded.dictionary)
     rank = torch.empty(len(order), dtype=torch.int64, device="cpu")
     rank[to_tensor(order)] = torch.arange(len(order), dtype=torch.int64, device="cpu")
-    return rank[codes_of(encoded)], Vocabulary._of(encoded.dictionary.take(order))
+    ids = Vocabulary._of(encoded.dictionary.take(order))
+    ids.ascends = True
+    return rank[codes_of(encoded)], ids
+
+
+def _arrays(column: Any) -> tuple[Any, ...]:
+    """The arrays of an `id_column`, in its own memory; offsets from 0 on, whatever part of a column it is."""
+    _, first, *texts = column.buffers()
+    held = np.frombuffer(first or b"", np.int64)[column.offset :][: len(column) + len(texts)]
+    if not texts:
+        return (held,)
+    ends = held if len(held) else np.zeros(1, np.int64)
+    text = np.frombuffer(texts[0] or b"", np.uint8)[ends[0] : ends[-1]]
+    return ends - ends[0] if ends[0] else ends, text
 
 
 def first_row(condition: Tensor) -> int | None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 from torch import Tensor
+
+from ncf.data.arrow import pa
 
 
 @dataclass(frozen=True, eq=False)

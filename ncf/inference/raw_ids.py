@@ -1,4 +1,4 @@
-"""Raw ids of one side as numbers of a model, and back: one id in Python alone, many by Arrow."""
+"""Raw ids of one side as numbers of a model, and back: a few ids in Python alone, many by Arrow."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from ncf.data.arrow import pa, pc
 from ncf.data.columns import from_tensor, from_texts, id_column, kind, places_among, to_tensor
 from ncf.data.interactions import Interactions
 from ncf.data.vocabulary import HashedVocabulary, Vocabulary
@@ -44,27 +43,21 @@ class RawIds:
             return torch.empty(0, dtype=torch.int64, device="cpu")
         if isinstance(self.vocabulary, HashedVocabulary):
             return self.vocabulary.find(column, name)
-        one = isinstance(column, list)
-        held = ("strings" if isinstance(column[0], str) else "whole numbers") if one else kind(column)
+        listed = isinstance(column, list)
+        held = ("strings" if isinstance(column[0], str) else "whole numbers") if listed else kind(column)
         if self.vocabulary is None:
             if held == "strings":
                 raise ValueError(
                     f"{name} holds strings, but there is no vocabulary: give numbers below {self.size}"
                 )
-            if one:
-                return _one_number(column[0] if 0 <= column[0] < self.size else -1)
-            numbers = to_tensor(column)
+            numbers = torch.tensor(column, dtype=torch.int64, device="cpu") if listed else to_tensor(column)
             return torch.where((numbers >= 0) & (numbers < self.size), numbers, -1)
-        values = self.vocabulary.values
-        if held != kind(values):
-            raise ValueError(f"{name} holds {held}, the vocabulary {kind(values)}: convert them")
-        if one:
-            return _one_number(self._search(column[0]))
-        if len(column) * 100 > len(values):  # hashes the whole vocabulary
-            return places_among(values, column)
-        return torch.tensor(
-            [self._search(one) for one in column.to_pylist()], dtype=torch.int64, device="cpu"
-        )
+        if held != self.vocabulary.kind:
+            raise ValueError(f"{name} holds {held}, the vocabulary {self.vocabulary.kind}: convert them")
+        if len(column) > 1 and len(column) * 100 > len(self.vocabulary):  # hashes the whole vocabulary
+            return places_among(self.vocabulary.values, _as_arrow(column))
+        few = column if listed else column.to_pylist()
+        return torch.tensor([self._search(one) for one in few], dtype=torch.int64, device="cpu")
 
     def find_all(self, raw: Any, name: str) -> Tensor:
         """Numbers of raw ids, ``[N]``; all must be known."""
@@ -111,48 +104,46 @@ class RawIds:
         """Raw ids of numbers, ``[N]``."""
         if self.vocabulary is None:
             return numbers.tolist()
-        if len(numbers) < 32:  # one call of Arrow takes as long as 32 ids
-            return [self.vocabulary.values[number].as_py() for number in numbers.tolist()]
-        return self.vocabulary.decode(numbers)
+        return list(map(self.vocabulary.reader(), numbers.tolist()))
 
     @cached_property
     def _order(self) -> Any:
         """Places of the raw ids in ascending order; ``None`` where they are in that order."""
         assert self.vocabulary is not None
-        values = self.vocabulary.values
-        ascends = len(values) < 2 or pc.all(pc.less(values[:-1], values[1:])).as_py()
-        return None if ascends else to_tensor(pc.sort_indices(values))
+        return None if self.vocabulary.ascends else to_tensor(pc.sort_indices(self.vocabulary.values))
 
     def _search(self, raw: Any) -> int:
         assert self.vocabulary is not None
-        values, order = self.vocabulary.values, self._order
-        place = bisect_left(
-            range(len(values)), raw, key=lambda n: values[n if order is None else int(order[n])].as_py()
-        )
-        if place == len(values):
+        order, read, size = self._order, self.vocabulary.reader(), len(self.vocabulary)
+        place = bisect_left(range(size), raw, key=read if order is None else lambda n: read(int(order[n])))
+        if place == size:
             return -1
         number = place if order is None else int(order[place])
-        return number if values[number].as_py() == raw else -1
+        return number if read(number) == raw else -1
 
 
 def column_of(raw: Any, name: str) -> Any:
-    """A list of one raw id, or a column of raw ids as an Arrow array."""
+    """Raw ids as a list of whole numbers or of strings, if that is what they are, else as an Arrow array."""
     if isinstance(raw, Vocabulary):
         return raw.values
     listed: Any = [raw] if isinstance(raw, (str, int)) else raw
     kinds = set(map(type, listed)) if isinstance(listed, list) else set()
     if kinds == {int} and min(listed) >= -(2**63) and max(listed) < 2**63:
-        one = len(listed) == 1
-        return listed if one else from_tensor(torch.tensor(listed, dtype=torch.int64, device="cpu"))
+        return listed
     if kinds == {str}:
         with suppress(UnicodeError):  # `id_column` says which id it is
-            texts = [text.encode() for text in listed]
-            return listed if len(listed) == 1 else from_texts(texts)
+            "".join(listed).encode()
+            return listed
     return id_column(listed, name)
 
 
-def _one_number(number: int) -> Tensor:
-    return torch.full((1,), number, dtype=torch.int64, device="cpu")
+def _as_arrow(column: Any) -> Any:
+    """Raw ids that `column_of` returned, as an Arrow array."""
+    if not isinstance(column, list):
+        return column
+    if isinstance(column[0], str):
+        return from_texts([text.encode() for text in column])
+    return from_tensor(torch.tensor(column, dtype=torch.int64, device="cpu"))
 
 
 def pairs(by_user: Mapping[Any, Any], name: str) -> tuple[Any, Any]:
@@ -161,8 +152,8 @@ def pairs(by_user: Mapping[Any, Any], name: str) -> tuple[Any, Any]:
     for user, listed in by_user.items():
         column = column_of(listed, f"{name}[{user!r}]")
         users += [user] * len(column)
-        items.append(id_column(column, name))
-    filled = [column for column in items if len(column)]
+        items.append(column)
+    filled = [_as_arrow(column) for column in items if len(column)]
     if len({column.type for column in filled}) > 1:
         raise ValueError(f"{name} holds whole numbers and strings as items: convert them")
     return users, pa.concat_arrays(filled) if filled else []

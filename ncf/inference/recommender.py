@@ -9,10 +9,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ncf.data.arrow import pa
 from ncf.data.columns import from_tensor
 from ncf.data.interactions import Interactions
 from ncf.data.splitting import Split
@@ -80,7 +80,7 @@ class Recommender:
             self.popularity = self._counts() if popularity is None else popularity
             if self.popularity is not None and len(self.popularity) < self.num_items:
                 raise ValueError(f"popularity has {len(self.popularity)} weights for {self.num_items} items")
-            self.item_columns = _table(item_columns, self.num_items)
+            self._columns: Any = _table(item_columns, self.num_items)
 
     @property
     def num_users(self) -> int:
@@ -91,6 +91,14 @@ class Recommender:
     def num_items(self) -> int:
         """Number of items that a list may hold."""
         return self._items.size
+
+    @property
+    def item_columns(self) -> Any:
+        """Columns to show of items: an Arrow table with a row per item. Those of a folder are read at first use."""
+        columns = self._columns
+        if callable(columns):
+            columns = self._columns = _table(columns(), self.num_items)
+        return columns
 
     def some_user(self) -> Any:
         """Return a raw user id: the first, or any where they are hashed."""
@@ -112,7 +120,7 @@ class Recommender:
     def __getstate__(self) -> dict[str, Any]:
         return {
             name: value
-            for name, value in vars(self).items()
+            for name, value in (vars(self) | {"_columns": self.item_columns}).items()
             if name not in ("_scorer", "_vectors", "_fold_in", "_prior", "_every_item")
         }
 
@@ -352,9 +360,9 @@ class Recommender:
         from ncf.models.loading import load_saved
 
         saved = load_saved(path, device=device, mmap=torch.device(device).type == "cpu")
-        loaded = cls(saved.model, popularity=saved.popularity, item_columns=saved.item_columns)
+        loaded = cls(saved.model, popularity=saved.popularity)
         loaded.record, loaded.versions = saved.record, saved.versions
-        loaded._seen = saved.seen
+        loaded._seen, loaded._columns = saved.seen, saved.item_columns
         return loaded
 
     def share(self, file: str | PathLike[str]) -> None:
@@ -394,7 +402,7 @@ class Recommender:
             self._users.check(
                 rows, column, "users", '; unknown="popular" or "skip" gives such users other lists'
             )
-        return column if isinstance(column, list) else column.to_pylist(), rows
+        return list(column) if isinstance(column, list) else column.to_pylist(), rows
 
     @cached_property
     def _every_item(self) -> Tensor:

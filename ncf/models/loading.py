@@ -7,6 +7,7 @@ description with the shapes in the file.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,17 +16,24 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ncf.data.arrow import pa, pq
 from ncf.data.vocabulary import HashedVocabulary, Vocabulary
 from ncf.models.base import EmbeddingModel
 from ncf.models.baselines.base import Baseline
 from ncf.models.embeddings import local_tables
-from ncf.models.saving import FORMAT, MODELS, READABLE, VOCABULARIES, description_hash, table_weight
+from ncf.models.saving import (
+    FORMAT,
+    ID_ARRAYS,
+    MODELS,
+    READABLE,
+    VOCABULARIES,
+    description_hash,
+    table_weight,
+)
 from ncf.utils.files import check_names, file_hash, read_slice, read_tensors, rows_per_block
 from ncf.utils.jagged import check_lists
 from ncf.utils.row_formats import OLDER, ROW_FORMATS, dequantize_rows, stored_rows
@@ -43,7 +51,7 @@ class SavedModel:
         model: the model, in evaluation mode.
         seen: offsets ``[num_users + 1]`` and items ``[N]`` of each user's list, int64.
         popularity: a weight per item, ``[num_items]``.
-        item_columns: an Arrow table with a row per item.
+        item_columns: a function that reads what to show of items: an Arrow table with a row per item.
         record: what the model was trained on and how good it was.
         versions: of ncf and torch, when it was saved.
     """
@@ -51,7 +59,7 @@ class SavedModel:
     model: Any
     seen: tuple[Tensor, Tensor] | None
     popularity: Tensor | None
-    item_columns: Any
+    item_columns: Callable[[], Any] | None
     record: dict[str, Any] | None
     versions: dict[str, str]
 
@@ -109,7 +117,8 @@ def load(
     Args:
         path: the folder.
         device: where to put the model; ``"meta"`` for one to be sharded.
-        mmap: keep the tables in the file and read rows when they are used; processes share them. On a CPU only.
+        mmap: keep tables and raw ids in the files and read them when they are used; processes share them. On a CPU
+            only.
 
     Returns:
         The model, in evaluation mode, of the class it was saved as: `EmbeddingModel`, or a baseline.
@@ -164,7 +173,7 @@ def _load(folder: Path, description: dict[str, Any], device: torch.device, mmap:
         {table_weight(t.name): t for t in model.embeddings.tables} if hasattr(model, "embeddings") else {}
     )
     rows = description["rows"]
-    if description["format"] < FORMAT:
+    if description["format"] < 3:
         rows = OLDER.get(rows, rows)
     number = _check_tensors(files["model"], tensors, model.state_dict(), tables, rows)
     later = device.type == "meta"
@@ -213,15 +222,19 @@ def _load(folder: Path, description: dict[str, Any], device: torch.device, mmap:
     sizes = dict(zip(VOCABULARIES, (model.num_users, model.num_items), strict=True))
     for name in VOCABULARIES:
         if name in files:
-            setattr(model, name, _read_vocabulary(files[name], sizes[name]))
+            setattr(model, name, _read_vocabulary(files[name], sizes[name], mmap))
     if description["record"] is not None:
         model.record = description["record"]
     seen, popularity = _read_answers(files["answers"], model) if "answers" in files else (None, None)
+    item_columns = None
+    if "item_columns" in files:  # in memory, for a later save removes the file
+        content = files["item_columns"].read_bytes()
+        item_columns = partial(_table_of, content, files["item_columns"], model.num_items)
     return SavedModel(
         model=model.eval(),
         seen=seen,
         popularity=popularity,
-        item_columns=_read_table(files["item_columns"], model.num_items) if "item_columns" in files else None,
+        item_columns=item_columns,
         record=description["record"],
         versions=description["versions"],
     )
@@ -422,28 +435,44 @@ def _read_answers(file: Path, model: Any) -> tuple[tuple[Tensor, Tensor] | None,
     return seen, popularity
 
 
-def _read_vocabulary(file: Path, size: int) -> Vocabulary:
-    table = _read_table(file, size, dictionaries=True)
-    if table.column_names == ["hashed"] and table["hashed"].to_pylist() == [size]:
+def _read_vocabulary(file: Path, size: int, mmap: bool) -> Vocabulary:
+    """The vocabulary of a file, which is Parquet in earlier formats."""
+    make: Callable[..., Vocabulary] = Vocabulary.from_arrays
+    kinds: Iterable[tuple[str, ...]] = ID_ARRAYS.values()
+    parts: dict[str, Any] = {}
+    if file.suffix == ".parquet":
+        table = _table_of(file.read_bytes(), file, size, dictionaries=True)
+        make, kinds, parts = Vocabulary, [("id",)], {name: table[name] for name in table.column_names}
+    else:
+        for name, tensor in read_tensors(file).items():
+            if tensor.dtype != (torch.uint8 if name == "text" else torch.int64) or tensor.dim() != 1:
+                raise ValueError(f"{file}: {name} is {tensor.dtype}, {tuple(tensor.shape)}: save it again")
+            parts[name] = (tensor if mmap else tensor.clone()).numpy()
+    if [*parts] == ["hashed"] and list(map(int, parts["hashed"])) == [size]:
         return HashedVocabulary(size)
-    if table.column_names != ["id"]:
-        raise ValueError(f"{file} is not a vocabulary: its columns are {', '.join(table.column_names)}")
+    names = next((names for names in kinds if {*names} == {*parts}), None)
+    if names is None:
+        raise ValueError(f"{file} is not a vocabulary: it holds {', '.join(parts) or 'nothing'}")
     try:
-        return Vocabulary(table["id"])
+        ids = make(*(parts[name] for name in names))
     except ValueError as error:
         raise ValueError(f"{file} is not a vocabulary ({error}): save the model again") from error
+    if len(ids) > size:
+        raise ValueError(f"{file} has {len(ids)} ids for the model's {size}: save the model again")
+    return ids
 
 
-def _read_table(file: Path, most: int, *, dictionaries: bool = False) -> Any:
+def _table_of(content: bytes, file: Path, most: int, *, dictionaries: bool = False) -> Any:
     """A Parquet file's table, if its rows and its size are what they may be.
 
     Args:
-        file: the file.
+        content: of the file.
+        file: the file, for errors.
         most: how many rows there may be.
         dictionaries: whether strings must all differ: repeated ones raise before they are written out.
     """
     try:
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(pa.BufferReader(content)) as parquet:
             rows = parquet.metadata.num_rows
             texts = {
                 f.name: f.type for f in parquet.schema_arrow if str(f.type) in ("string", "large_string")
@@ -452,9 +481,11 @@ def _read_table(file: Path, most: int, *, dictionaries: bool = False) -> Any:
         if rows > most:
             raise ValueError(f"{file} has {rows} rows for the model's {most}: save the model again")
         size = sum(group.total_byte_size for group in groups)
-        if size > 100 * file.stat().st_size:
+        if size > 100 * len(content):
             raise ValueError(f"{file} unpacks to {size} bytes: it is no file of a model")
-        with pq.ParquetFile(file, read_dictionary=[*texts] if dictionaries else None) as parquet:
+        with pq.ParquetFile(
+            pa.BufferReader(content), read_dictionary=[*texts] if dictionaries else None
+        ) as parquet:
             table = parquet.read(use_threads=False)
         for name, kind in texts.items() if dictionaries else ():
             column = table[name].unify_dictionaries().combine_chunks()

@@ -1,4 +1,4 @@
-"""A model on disk: a JSON description, the weights as safetensors, the vocabularies as Parquet. No pickle.
+"""A model on disk: a JSON description, weights and raw ids as safetensors, columns of items as Parquet. No pickle.
 
 ``config.json`` names the other files, with the size and the SHA-256 of each, and holds the SHA-256 of its own content.
 The files of one save share a token that no other save has. ``config.json`` is replaced last and at once: a folder
@@ -20,11 +20,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ncf.data.arrow import pa, pq
 from ncf.data.vocabulary import HashedVocabulary, Vocabulary
 from ncf.distributed.collectives import raise_on_all_ranks, rank
 from ncf.distributed.sharded_safetensors import write_sharded_tensors
@@ -38,9 +37,10 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 3
-READABLE = (2, FORMAT)  # rows of int8 and int4 are FBGEMM's own in format 2
+FORMAT = 4
+READABLE = (2, 3, FORMAT)  # up to 3 raw ids are Parquet; in 2 rows of int8 and int4 are FBGEMM's own
 VOCABULARIES = ("user_ids", "item_ids")
+ID_ARRAYS = {"whole numbers": ("numbers",), "strings": ("offsets", "text")}  # by the kind of a vocabulary
 # By the name that a description gives: a class, or the module that defines the class of that name.
 MODELS: dict[str, type | str] = {
     "GMF": "ncf.models.neural",
@@ -111,14 +111,7 @@ def save(
         raise ValueError("the model is on the meta device and its tables have no values: shard it first")
     sharded = embeddings is not None and embeddings.is_sharded
     answers = _answers(model, seen, popularity)
-    tables: dict[str, Any] = {}
-    if item_columns is not None:
-        tables["item_columns"] = _item_columns(model, item_columns)
-    for name in VOCABULARIES:
-        vocabulary: Vocabulary | None = getattr(model, name)
-        if vocabulary is not None:
-            hashed = isinstance(vocabulary, HashedVocabulary)
-            tables[name] = pa.table({"hashed": [len(vocabulary)]} if hashed else {"id": vocabulary.values})
+    columns = None if item_columns is None else _item_columns(model, item_columns)
     state = model.state_dict()
     quantized: set[str] = set()
     if rows is not None:
@@ -163,10 +156,14 @@ def save(
                 if answers:
                     files["answers"] = folder / f"answers-{token}.safetensors"
                     write_tensors(files["answers"], answers)
-                for name, table in tables.items():
-                    files[name] = folder / f"{name}-{token}.parquet"
-                    with atomic_write(files[name]) as beside:
-                        pq.write_table(table, beside)
+                for name in VOCABULARIES:
+                    if (ids := getattr(model, name)) is not None:
+                        files[name] = folder / f"{name}-{token}.safetensors"
+                        write_tensors(files[name], _raw_ids(ids))
+                if columns is not None:
+                    files["item_columns"] = folder / f"item_columns-{token}.parquet"
+                    with atomic_write(files["item_columns"]) as beside:
+                        pq.write_table(columns, beside)
                 replaced = _describe(folder, description, files)
     with raise_on_all_ranks(sharded):
         if writes:
@@ -194,6 +191,15 @@ def _answers(model: Any, seen: tuple[Tensor, Tensor] | None, popularity: Tensor 
             )
         answers["popularity"] = popularity.to(torch.float32)
     return answers
+
+
+def _raw_ids(vocabulary: Vocabulary) -> dict[str, Tensor]:
+    """Return the arrays of a vocabulary as tensors, by name."""
+    if isinstance(vocabulary, HashedVocabulary):
+        return {"hashed": torch.tensor([len(vocabulary)], dtype=torch.int64, device="cpu")}
+    # Copied: PyTorch warns of memory that must not be written, such as Arrow's.
+    arrays = [torch.from_numpy(array.copy()) for array in vocabulary.arrays]
+    return dict(zip(ID_ARRAYS[vocabulary.kind], arrays, strict=True))
 
 
 def _item_columns(model: Any, columns: Any) -> Any:

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
+import pyarrow.compute as pc  # at once: a request would wait 0.2 s for it
 
 from ncf.data.columns import from_texts
 from ncf.inference.recommender import Recommender
@@ -28,12 +28,7 @@ class Served:
     recommender: Recommender
     fingerprint: str  # of the folder's description, which holds the hash of every other file
     loaded_at: float
-
-    @property
-    def has_titles(self) -> bool:
-        """The model was saved with item titles."""
-        columns = self.recommender.item_columns
-        return columns is not None and "title" in columns.column_names
+    has_titles: bool
 
     @property
     def has_seen(self) -> bool:
@@ -131,12 +126,13 @@ class ModelFolder:
 
     def _load(self, fingerprint: str) -> Served:
         recommender = Recommender.load(self.folder)
-        served = Served(recommender, fingerprint, time.time())
         recommender.recommend(recommender.some_user(), k=1)  # what is laid out late, is now
+        columns = recommender.item_columns
+        titled = columns is not None and "title" in columns.column_names
         if self.shared is not None:
             self._share(recommender, self.shared / f"{fingerprint}.rows")
         telemetry.MODEL_LOADED.set_to_current_time()
-        return served
+        return Served(recommender, fingerprint, time.time(), titled)
 
     def _share(self, recommender: Recommender, file: Path) -> None:
         """Map the rows from a file, and remove those of former models: what is still mapped stays readable."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,13 @@ from ncf import GMF, HashedVocabulary, Interactions, Recommender, Trainer, exten
 from ncf.data.columns import id_column
 from ncf.data.vocabulary import Vocabulary, encode_column
 
-
-@given(
-    st.one_of(
-        st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1),
-        st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1),
-    )
+IDS = st.one_of(
+    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1),
+    st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1),
 )
+
+
+@given(IDS)
 def test_there_and_back_in_ascending_order(raw: list) -> None:
     numbers, ids = encode_column(id_column(raw, "raw"))
     distinct = sorted(set(raw))
@@ -27,6 +28,16 @@ def test_there_and_back_in_ascending_order(raw: list) -> None:
     assert numbers.tolist() == [distinct.index(value) for value in raw]
     assert ids.encode(raw).tolist() == numbers.tolist()
     assert ids.decode(numbers) == raw
+
+
+@given(IDS.map(dict.fromkeys).map(list), st.integers(0, 3))
+def test_a_vocabulary_is_its_arrays(raw: list, start: int) -> None:
+    ids = Vocabulary(id_column(raw, "raw")[start:])
+    assert ids.ascends == (list(ids) == sorted(ids))
+    for again in (Vocabulary.from_arrays(*ids.arrays), pickle.loads(pickle.dumps(ids))):
+        assert list(again) == ids.values.to_pylist() == again.values.to_pylist() == raw[start:]
+        assert again.values.equals(ids.values)
+        assert again.fingerprint == ids.fingerprint
 
 
 def test_unknown_ids_are_named() -> None:

@@ -29,6 +29,7 @@ from ncf import (
 from ncf.data.vocabulary import Vocabulary
 from ncf.kernels.native import library
 from ncf.models import scoring
+from tests.models.folders import file_of, rehash
 
 
 @pytest.fixture
@@ -170,14 +171,31 @@ def test_a_saved_one_answers_as_before(
     )
     titled.save(tmp_path, record={"NDCG@10": 0.25})
     again = Recommender.load(tmp_path)
+    recommender.save(tmp_path)  # a later one, without titles: what was opened stays as it was
     assert again.recommend(k=3).items == recommender.recommend(k=3).items
     assert torch.equal(again.recommend(k=3).scores, recommender.recommend(k=3).scores)
     assert again.popular(4) == recommender.popular(4)
     assert again.history("u2") == recommender.history("u2")
     assert again.titles(again.popular(1)) == titled.titles(titled.popular(1))
+    assert pickle.loads(pickle.dumps(again)).item_columns.equals(titled.item_columns)
     assert again.record == {"NDCG@10": 0.25}
     with pytest.raises(ValueError, match="there is no column 'name'"):
         again.titles([], "name")
+
+
+def test_columns_that_are_no_table_are_named_at_their_first_use(
+    recommender: Recommender, bought: Interactions, tmp_path: Path
+) -> None:
+    titles = {"title": [f"Film {n}" for n in range(bought.num_items)]}
+    Recommender(recommender.model, seen=bought, item_columns=titles).save(tmp_path)
+    file = file_of(tmp_path, "item_columns")
+    file.write_bytes(file.read_bytes()[:-9])
+    rehash(tmp_path)
+    again = Recommender.load(tmp_path)
+    assert again.recommend(k=3).items == recommender.recommend(k=3).items
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"{file.name} is damaged .*: save the model again"):
+            again.titles(again.popular(1))
 
 
 def test_rows_to_spare_are_saved_with_empty_lists(bought: Interactions, tmp_path: Path) -> None:

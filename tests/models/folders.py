@@ -6,7 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ncf.models.saving import description_hash
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import ncf
+from ncf import HashedVocabulary
+from ncf.models.saving import VOCABULARIES, description_hash
 from ncf.utils.files import file_hash
 
 
@@ -30,3 +35,17 @@ def rehash(folder: Path) -> None:
         file = folder / entry["name"]
         entry |= {"bytes": file.stat().st_size, "sha256": file_hash(file)}
     describe(folder, content)
+
+
+def as_format_3(folder: Path) -> None:
+    """Write the raw ids as Parquet, as up to format 3."""
+    model, content = ncf.load(folder), description(folder)
+    for name in VOCABULARIES:
+        if (ids := getattr(model, name)) is not None:
+            file = file_of(folder, name)
+            column = {"hashed": [len(ids)]} if isinstance(ids, HashedVocabulary) else {"id": ids.values}
+            pq.write_table(pa.table(column), file.with_suffix(".parquet"))
+            file.unlink()
+            content["files"][name]["name"] = file.with_suffix(".parquet").name
+    describe(folder, content | {"format": 3})
+    rehash(folder)

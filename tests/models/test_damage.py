@@ -26,7 +26,7 @@ from ncf import NeuMF
 from ncf.data.vocabulary import Vocabulary
 from ncf.models.loading import SavedModel, load_saved
 
-from .folders import describe, description, file_of, rehash
+from .folders import as_format_3, describe, description, file_of, rehash
 
 PURPOSES = ("model", "user_ids", "item_ids", "answers", "item_columns")
 FOLDERS = int(os.environ.get("NCF_DAMAGED_FOLDERS", "65"))
@@ -60,7 +60,7 @@ def content(saved: SavedModel) -> bytes:
             model.user_ids.values.to_pylist(),
             model.item_ids.values.to_pylist(),
             [part.tolist() for part in (*seen, saved.popularity)],
-            saved.item_columns.to_pydict(),
+            saved.item_columns().to_pydict(),
             saved.record,
         )
     )
@@ -157,7 +157,7 @@ def another_config(folder: Path, chance: random.Random) -> None:
 
 def another_tensor(folder: Path, chance: random.Random) -> None:
     """Of another shape or type, missing or too many."""
-    file = file_of(folder, chance.choice(["model", "answers"]))
+    file = file_of(folder, chance.choice(["model", "answers", "user_ids", "item_ids"]))
     tensors = load_file(file)
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     name = chance.choice(sorted(tensors))
@@ -171,13 +171,16 @@ def another_tensor(folder: Path, chance: random.Random) -> None:
         lambda: tensors.update({name: torch.zeros(tensors[name].shape, dtype=torch.bool)}),
         lambda: tensors.update({name: torch.zeros(2**20)}),
     ]
+    if name == "numbers":  # the last row may have no id
+        del changes[2]
     chance.choice(changes[name == "popularity" :])()  # without popularity a folder is a good one
     save_file(tensors, file)
     rehash(folder)
 
 
 def another_table(folder: Path, chance: random.Random) -> None:
-    """Ids that are too many, doubled, missing or of no type, and columns of other lengths."""
+    """Ids of format 3 that are too many, doubled, missing or of no type, and columns of other lengths."""
+    as_format_3(folder)
     tables: list[dict[str, Any]] = [
         {"id": [7] * 10**7},
         {"id": [1, 1]},

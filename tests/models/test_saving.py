@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ncf
-from ncf import ALS, EASE, GMF, Interactions, ItemKNN, ItemPop, NeuMF, Spectral
+from ncf import ALS, EASE, GMF, HashedVocabulary, Interactions, ItemKNN, ItemPop, NeuMF, Spectral
 from ncf.data.interactions import Vocabulary
 from ncf.models import register, saving
 from ncf.models.loading import load_saved
@@ -25,7 +25,7 @@ from ncf.utils.files import write_text
 from ncf.utils.row_formats import dequantize_rows, quantize_rows
 from tests.conftest import random_interactions
 
-from .folders import describe, description, file_of, rehash
+from .folders import as_format_3, describe, description, file_of, rehash
 
 
 @pytest.fixture
@@ -175,10 +175,68 @@ def test_tensors_that_are_no_real_numbers_are_refused(folder: Path, device: str)
         ncf.load(folder, device=device)
 
 
+@pytest.mark.parametrize(
+    "raw", [Vocabulary(["c", "ä", "b"]), Vocabulary([5, 7, 9]), Vocabulary([9, 7, 5]), HashedVocabulary(3)]
+)
+def test_a_folder_of_format_3_is_read(tmp_path: Path, raw: Vocabulary) -> None:
+    model = GMF(3, 4)
+    model.user_ids, model.item_ids = raw, Vocabulary(["tea", "milk", "rice", ""])
+    model.save(tmp_path)
+    as_format_3(tmp_path)
+    assert len(list(tmp_path.glob("*_ids-*.parquet"))) == 2
+    again = ncf.load(tmp_path)
+    for ids, saved in ((again.user_ids, raw), (again.item_ids, model.item_ids)):
+        assert ids is not None
+        assert (type(ids), ids.fingerprint) == (type(saved), saved.fingerprint)
+    again.save(tmp_path)
+    assert [*{file.suffix for file in tmp_path.glob("*_ids-*")}] == [".safetensors"]
+
+
 def test_a_vocabulary_that_is_damaged_or_too_long_is_refused(tmp_path: Path) -> None:
     model = GMF(3, 4)
     model.user_ids = Vocabulary([4, 5, 6])
     model.save(tmp_path)
+    file = file_of(tmp_path, "user_ids")
+    good = file.read_bytes()
+    for bad in (good[:-7], b""):
+        file.write_bytes(bad)
+        with pytest.raises(ValueError, match=r"user_ids-\w+.safetensors has \d+ bytes, not"):
+            ncf.load(tmp_path)
+        rehash(tmp_path)
+        with pytest.raises(ValueError, match=r"user_ids-\w+.safetensors is not a complete safetensors file"):
+            ncf.load(tmp_path)
+    not_divided, text = "its offsets do not divide its text", torch.tensor([*b"aab"], dtype=torch.uint8)
+    for tensors, message in (
+        ({"name": torch.tensor([1])}, "is not a vocabulary: it holds name"),
+        ({"hashed": torch.tensor([4])}, "is not a vocabulary: it holds hashed"),
+        ({"numbers": torch.tensor([1]), "text": text}, "is not a vocabulary: it holds numbers, text"),
+        ({"numbers": torch.arange(4)}, "has 4 ids for the model's 3"),
+        ({"numbers": torch.tensor([5, 5])}, "user_ids.* holds 5 more than once"),
+        ({"numbers": torch.tensor([5.5])}, "numbers is torch.float32"),
+        ({"numbers": torch.tensor([[5]])}, r"numbers is torch.int64, \(1, 1\)"),
+        ({"offsets": torch.tensor([0, 1, 2, 3]), "text": text}, "holds 'a' more than once"),
+        ({"offsets": torch.tensor([0, 2, 1, 3]), "text": text}, not_divided),
+        ({"offsets": torch.tensor([0, 1, 2]), "text": text}, not_divided),
+        ({"offsets": torch.tensor([1, 3]), "text": text}, not_divided),
+        ({"offsets": torch.tensor([0, 1, 9]), "text": text}, not_divided),
+        ({"offsets": torch.tensor([], dtype=torch.int64), "text": text}, not_divided),
+        ({"offsets": torch.tensor([0, 3]), "text": text | 0x80}, "is not a vocabulary .*utf-8"),
+        (
+            {"offsets": torch.tensor([0, 1, 2, 3]), "text": torch.tensor([98, 97, 255], dtype=torch.uint8)},
+            "is not a vocabulary .*UTF8",
+        ),
+    ):
+        save_file(tensors, file)
+        rehash(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            ncf.load(tmp_path)
+
+
+def test_a_vocabulary_of_format_3_that_is_damaged_or_too_long_is_refused(tmp_path: Path) -> None:
+    model = GMF(3, 4)
+    model.user_ids = Vocabulary([4, 5, 6])
+    model.save(tmp_path)
+    as_format_3(tmp_path)
     file = file_of(tmp_path, "user_ids")
     good = file.read_bytes()
     for bad in (good[:-7], b"", b"PAR1"):
@@ -189,7 +247,7 @@ def test_a_vocabulary_that_is_damaged_or_too_long_is_refused(tmp_path: Path) -> 
         with pytest.raises(ValueError, match=r"user_ids-\w+.parquet is damaged"):
             ncf.load(tmp_path)
     for table, message in (
-        ({"name": ["a"]}, "is not a vocabulary: its columns are name"),
+        ({"name": ["a"]}, "is not a vocabulary: it holds name"),
         ({"id": [1, 2, 3, 4]}, "has 4 rows for the model's 3"),
         ({"id": [7] * 10**7}, "has 10000000 rows for the model's 3"),
         ({"id": ["x" * 10**7] * 3}, "unpacks to"),
@@ -209,7 +267,7 @@ def test_fault_15_nothing_in_the_folder_is_a_pickle(tmp_path: Path) -> None:
     model = GMF(3, 4)
     model.user_ids, model.item_ids = Vocabulary(["a", "b", "c"]), Vocabulary([7, 8, 9, 10])
     model.save(tmp_path)
-    kinds = {".safetensors": 1, ".parquet": 2, ".json": 1}
+    kinds = {".safetensors": 3, ".json": 1}
     assert {kind: len(list(tmp_path.glob(f"*{kind}"))) for kind in kinds} == kinds
     assert len(list(tmp_path.iterdir())) == 4
     for file in tmp_path.iterdir():
@@ -247,21 +305,22 @@ def test_a_save_that_fails_anywhere_leaves_the_old_model(
 
     old, new = ncf.load(folder), NeuMF(5, 7)
     new.user_ids, new.item_ids = Vocabulary(list("abcde")), Vocabulary(list("abcdefg"))
+    titles = {"title": list("ABCDEFG")}
     monkeypatch.setattr(f"ncf.models.saving.{function}", full_disk)
-    if calls and function in ("write_tensors", "write_text"):  # called once
-        new.save(folder)
-        assert len(list(folder.iterdir())) == 4
+    if calls and function in ("pq.write_table", "write_text"):  # called once
+        new.save(folder, item_columns=titles)
+        assert len(list(folder.iterdir())) == 5
     else:
         with pytest.raises(OSError, match="no space"):
-            new.save(folder)
+            new.save(folder, item_columns=titles)
         assert len(list(folder.iterdir())) == 2  # what the failure wrote is gone
         again = ncf.load(folder)
         assert type(again) is GMF
         assert torch.equal(again.head.weight, old.head.weight)
         assert again.user_ids is None
         monkeypatch.undo()
-        new.save(folder)
-        assert len(list(folder.iterdir())) == 4
+        new.save(folder, item_columns=titles)
+        assert len(list(folder.iterdir())) == 5
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -642,7 +701,7 @@ def test_what_answers_need_is_saved_with_the_model(tmp_path: Path) -> None:
     assert {part.dtype for part in saved.seen} == {torch.int64}
     assert saved.popularity is not None
     assert saved.popularity.tolist() == [3.0, 2.0, 1.0]
-    assert saved.item_columns.to_pydict() == {
+    assert saved.item_columns().to_pydict() == {
         "title": ["Alien", "Brazil", "Casablanca"],
         "year": [1979, 1985, 1942],
     }

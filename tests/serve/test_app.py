@@ -19,6 +19,7 @@ from ncf import Recommender
 from ncf.kernels.native import library
 from ncf.serve.app import Settings, create_app
 from ncf.serve.model_reload import ModelFolder
+from tests.models.folders import file_of, rehash
 
 from .conftest import ROOT, Service, named_interactions, recommender
 
@@ -366,6 +367,15 @@ def test_a_log_for_a_terminal_has_the_address_and_no_requests(folder: Path) -> N
     assert service.url in line
 
 
+def test_a_model_whose_titles_cannot_be_read_is_not_served(folder: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(folder, tmp_path / "model")
+    file = file_of(copied, "item_columns")
+    file.write_bytes(file.read_bytes()[:-9])
+    rehash(copied)
+    with pytest.raises(ValueError, match=f"{file.name} is damaged"):
+        ModelFolder(copied)
+
+
 def test_a_folder_without_a_model_ends_with_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ncf.serve", str(tmp_path)],
@@ -388,18 +398,19 @@ def test_a_stopped_service_leaves_no_files(
     folder: Path, tmp_path: Path, workers: int, by: signal.Signals, code: int
 ) -> None:
     service = Service(folder, "--workers", str(workers), TMPDIR=str(tmp_path))
-    assert len(list(tmp_path.iterdir())) == (workers > 1)
-    service.process.send_signal(by)
-    assert service.process.wait(timeout=60) == code
-    service.stop()
+    try:
+        assert len(list(tmp_path.iterdir())) == (workers > 1)
+        service.process.send_signal(by)
+        assert service.process.wait(timeout=60) == code
+    finally:
+        service.stop()
     assert not list(tmp_path.iterdir())
 
 
 def test_a_service_that_is_stopped_as_it_starts_leaves_no_files(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ncf.serve", str(folder), "--port", "0", "--workers", "2"]
     process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)}, cwd=ROOT)
-    while not list(tmp_path.iterdir()):
-        assert process.poll() is None
+    while process.poll() is None and not list(tmp_path.iterdir()):
         time.sleep(0.001)
     process.terminate()
     assert process.wait(timeout=60) in (0, 128 + signal.SIGTERM)
