@@ -68,7 +68,7 @@ sanitize: install
 			LD_PRELOAD="$$(for name in $$libraries; do cc -print-file-name=$$name; done | xargs)" \
 			$(CURDIR)/$(BIN)/python -m pytest --capture=sys -p no:cacheprovider \
 				tests/kernels/test_native.py tests/kernels/test_native_ranks.py tests/training/test_native_step.py \
-				tests/data/test_sampling.py tests/data/test_candidates.py) || exit 1; \
+				tests/training/test_batches.py tests/data/test_sampling.py tests/data/test_candidates.py) || exit 1; \
 	done
 
 lint: install

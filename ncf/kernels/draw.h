@@ -1,4 +1,5 @@
-/* Samples of an epoch: items that users have not interacted with, by rank, and the order of the batches. */
+/* Samples of an epoch: items that users have not interacted with, by rank, the order of the batches, and which of the
+   items that a batch shares are known. */
 
 /* How many of a user's ascending items, each less its place, are at most `rank`. */
 static int64_t skipped_up_to(const int64_t *items, int64_t count, int64_t rank) {
@@ -42,4 +43,25 @@ void ncf_reorder(const int64_t *order, int64_t count, const int64_t *users, cons
         to_users[i] = users[order[i]];
         for (int64_t n = 0; n < per_positive; n++) to_items[i * per_positive + n] = from[n];
     }
+}
+
+/* Places p · num_shared + s where the user of positive p has seen shared item s, ascending; returns how many. mark: zeros
+   for all items, and zeros again in the end; before and found: scratch for num_shared, and for as many bits. */
+int64_t ncf_seen_places(const int64_t *seen, const int64_t *offsets, const int64_t *users, int64_t positives,
+                        const int64_t *shared, int64_t num_shared, int32_t *mark, int32_t *before, uint64_t *found,
+                        int64_t *places) {
+    int64_t count = 0;
+    for (int64_t s = 0; s < num_shared; s++) { /* an item may be shared twice: a chain from its last place on */
+        before[s] = mark[shared[s]];
+        mark[shared[s]] = (int32_t)s + 1;
+    }
+    for (int64_t p = 0; p < positives; p++) {
+        for (int64_t i = offsets[users[p]]; i < offsets[users[p] + 1]; i++)
+            for (int32_t s = mark[seen[i]]; s; s = before[s - 1]) found[(s - 1) / 64] |= 1ull << (s - 1) % 64;
+        for (int64_t word = 0; word * 64 < num_shared; word++)
+            for (; found[word]; found[word] &= found[word] - 1)
+                places[count++] = p * num_shared + word * 64 + __builtin_ctzll(found[word]);
+    }
+    for (int64_t s = 0; s < num_shared; s++) mark[shared[s]] = 0;
+    return count;
 }

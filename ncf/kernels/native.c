@@ -32,7 +32,7 @@
 #define PREFETCHED_ROWS 8        /* rows that memory is asked for before they are read */
 #define MIN_LENGTH 1e-12f        /* length that a cosine divides by at least, as PyTorch's normalize does */
 #define MAX_LAYERS 16
-#define NCF_ABI 8 /* ABI of native.py: raise both when a function's arguments or a structure's meaning change */
+#define NCF_ABI 9 /* ABI of native.py: raise both when a function's arguments or a structure's meaning change */
 
 typedef float float4 __attribute__((vector_size(16), aligned(4), may_alias));
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ABI = 8  # NCF_ABI of native.c: raise both when a function's arguments or a structure's meaning change
+ABI = 9  # NCF_ABI of native.c: raise both when a function's arguments or a structure's meaning change
 MAX_LAYERS = 16  # of native.c
 
 
@@ -102,7 +102,7 @@ def library(folder: Path = Path(__file__).parent) -> Any:
             stale.append(path.name)
             continue
         ranking = found.ncf_rank, found.ncf_rank_catalogue, found.ncf_top_k, found.ncf_bytes
-        for function in (found.ncf_score, *ranking, found.ncf_train):
+        for function in (found.ncf_score, *ranking, found.ncf_train, found.ncf_seen_places):
             function.restype = c_int64
         return found
     if stale:
@@ -274,6 +274,46 @@ def reorder(order: Tensor, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor
         c_void_p(to_items.data_ptr()),
     )
     return to_users, to_items
+
+
+def seen_places(seen: Tensor, offsets: Tensor, users: Tensor, shared: Tensor, mark: Tensor) -> Tensor:
+    """Find the items shared by a batch that users have seen.
+
+    Args:
+        seen: the items of all users, ascending within a user, ``[N]``, int64.
+        offsets: where each user's begin, ``[num_users + 1]``, int64.
+        users: of the positives, ``[P]``, int64.
+        shared: items, ``[S]``, int64; one may occur twice.
+        mark: zeros for all items, ``[num_items]``, int32; they are zeros again in the end.
+
+    Returns:
+        The places ``p * S + s`` where the user of positive p has seen shared item s, ascending, int64.
+
+    Example::
+
+        >>> import torch
+        >>> from ncf.kernels.native import library, seen_places
+        >>> seen, offsets = torch.tensor([1, 2]), torch.tensor([0, 2])
+        >>> if library() is not None:
+        ...     mark = torch.zeros(4, dtype=torch.int32)
+        ...     places = seen_places(seen, offsets, torch.tensor([0]), torch.tensor([3, 2, 1]), mark)
+        ...     assert places.tolist() == [1, 2]
+    """
+    size = len(shared)
+    before = torch.empty(size, dtype=torch.int32, device="cpu")
+    found = torch.zeros(-(-size // 64), dtype=torch.int64, device="cpu")
+    places = torch.empty(len(users) * size, dtype=torch.int64, device="cpu")
+    count = library().ncf_seen_places(
+        address("seen", seen, torch.int64, seen.shape),
+        address("offsets", offsets, torch.int64, offsets.shape),
+        address("users", users, torch.int64, users.shape),
+        c_int64(len(users)),
+        address("shared", shared, torch.int64, (size,)),
+        c_int64(size),
+        address("mark", mark, torch.int32, mark.shape),
+        *(c_void_p(tensor.data_ptr()) for tensor in (before, found, places)),
+    )
+    return places[:count].clone()
 
 
 def raise_kernel_error(failed: int, users: Tensor, items: Tensor, num_users: int, num_items: int) -> None:

@@ -14,7 +14,7 @@ from ncf.data.candidates import Candidates, Catalogue
 from ncf.data.interactions import Interactions
 from ncf.data.sampling import NegativeSampler
 from ncf.distributed.collectives import all_gather_object, all_reduce_sum, raise_on_all_ranks, rank
-from ncf.kernels.native import draw_unseen, library, reorder, use_huge_pages
+from ncf.kernels.native import draw_unseen, library, reorder, seen_places, use_huge_pages
 from ncf.training.losses import Corrections
 from ncf.utils.checks import whole
 from ncf.utils.jagged import lengths_to_offsets
@@ -261,34 +261,39 @@ class TrainingBatches:
 
     def _with_shared(self, batch: Batch, shared: Tensor) -> Batch:
         """Add negatives that all positives of their batch share, less those that a positive's user has seen."""
-        places, counts = [], [0]
-        is_shared = torch.zeros(self.sampler.num_items, dtype=torch.bool, device=self.device)
-        for users, negatives in zip(batch.users, shared, strict=True):  # [P], [S]
-            is_shared[negatives] = True
-            lengths = self._offsets[users + 1] - self._offsets[users]
-            ends = lengths.cumsum(0)
-            every = torch.arange(int(ends[-1]), dtype=torch.int64, device=self.device)
-            skip = (self._offsets[users] - ends + lengths).repeat_interleave(lengths)
-            # Among all that the users have seen.
-            hit = is_shared[self._seen[every + skip]].nonzero().squeeze(1)
-            positive = torch.searchsorted(ends, hit, right=True)
-            item = self._seen[hit + skip[hit]]
-            is_shared[negatives] = False
-            ascending, order = negatives.sort()
-            first = torch.searchsorted(ascending, item)
-            times = torch.searchsorted(ascending, item, right=True) - first  # an item may be shared twice
-            nth = torch.arange(int(times.sum()), dtype=torch.int64, device=self.device)
-            nth -= (times.cumsum(0) - times).repeat_interleave(times)
-            place = positive.repeat_interleave(times) * len(negatives)
-            places.append((place + order[first.repeat_interleave(times) + nth]).sort().values)
-            counts.append(len(places[-1]))
-        offsets = torch.tensor(counts, dtype=torch.int64, device=self.device).cumsum(0)
-        return batch._replace(shared=shared, seen=torch.cat(places), seen_offsets=offsets)
+        mark = torch.zeros(self.sampler.num_items, dtype=torch.int32, device=self.device)
+        find = seen_places if self._by_kernel else _seen_places
+        places = [
+            find(self._seen, self._offsets, users, negatives, mark)
+            for users, negatives in zip(batch.users, shared, strict=True)  # [P], [S]
+        ]
+        counts = torch.tensor([0, *map(len, places)], dtype=torch.int64, device=self.device)
+        return batch._replace(shared=shared, seen=torch.cat(places), seen_offsets=counts.cumsum(0))
 
     @property
     def corrections(self) -> Corrections:
         """Logarithm of how often an item is expected among a positive's negatives, see `SampledSoftmax`."""
         return self.sampler.log_expected(self.shared or self.negatives, self.shared > 0)
+
+
+def _seen_places(seen: Tensor, offsets: Tensor, users: Tensor, shared: Tensor, mark: Tensor) -> Tensor:
+    """`ncf.kernels.native.seen_places` in PyTorch."""
+    mark[shared] = 1
+    lengths = offsets[users + 1] - offsets[users]
+    ends = lengths.cumsum(0)
+    every = torch.arange(int(ends[-1]), dtype=torch.int64, device=seen.device)
+    skip = (offsets[users] - ends + lengths).repeat_interleave(lengths)
+    hit = mark[seen[every + skip]].nonzero().squeeze(1)  # among all that the users have seen
+    positive = torch.searchsorted(ends, hit, right=True)
+    item = seen[hit + skip[hit]]
+    mark[shared] = 0
+    ascending, order = shared.sort()
+    first = torch.searchsorted(ascending, item)
+    times = torch.searchsorted(ascending, item, right=True) - first  # an item may be shared twice
+    nth = torch.arange(int(times.sum()), dtype=torch.int64, device=seen.device)
+    nth -= (times.cumsum(0) - times).repeat_interleave(times)
+    place = positive.repeat_interleave(times) * len(shared)
+    return (place + order[first.repeat_interleave(times) + nth]).sort().values
 
 
 def _in_user_order(rows: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:

@@ -116,10 +116,16 @@ def test_sizes(interactions: Interactions) -> None:
             TrainingBatches(interactions, **arguments)
 
 
+@pytest.mark.parametrize("kernel", [False, True])
 @pytest.mark.parametrize("law", ["uniform", "popularity"])
-def test_shared_negatives_that_a_user_has_seen_are_marked(interactions: Interactions, law: str) -> None:
+def test_shared_negatives_that_a_user_has_seen_are_marked(
+    interactions: Interactions, law: str, kernel: bool
+) -> None:
     own = set((interactions.users * 60 + interactions.items).tolist())
-    batches = TrainingBatches(interactions, batch_size=64, shared_negatives=50, negative_sampling=law, seed=3)  # type: ignore[arg-type]
+    batches = TrainingBatches(
+        interactions, batch_size=64, shared_negatives=150, negative_sampling=law, seed=3
+    )  # type: ignore[arg-type]
+    batches._by_kernel = batches._by_kernel and kernel
     shared_items, positives = [], 0
     for chunk in batches.epoch(1, per_chunk=2):
         assert chunk.shared is not None
