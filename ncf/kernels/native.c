@@ -25,7 +25,7 @@
 #define PAIRS_PER_PIECE (1 << 14) /* pairs that a thread scores at a time: fewer are not worth starting another for */
 #define USERS_PER_PIECE 24       /* users that a thread takes at least where all have the same items */
 #define PAIRS_PER_BLOCK 120      /* pairs of a training batch whose activations stay in the cache */
-#define POSITIVES_PER_BLOCK 24   /* positives of a block whose logits with the shared negatives stay in the cache */
+#define POSITIVES_PER_BLOCK 64   /* positives of a block whose logits with the shared negatives stay in the cache */
 #define PAIRS_PER_SLOT 240       /* pairs of a piece of a batch, at least */
 #define MAX_SLOTS 64             /* pieces of a batch, at most: more threads have nothing to do */
 #define ROWS_PER_TASK 64         /* rows that a thread takes at a time */
