@@ -62,18 +62,38 @@ class _Target:
         return GPUTarget("cuda", self._capability, 32)
 
 
+def _with_log(backend: Any = None, stages: Any = None, *_: Any) -> tuple[str, str] | None:
+    """Add what ``ptxas -v`` says to the metadata of a kernel, which Triton caches with it; or name that change."""
+    if backend is None:
+        return "ptxas log", "ptxas log"
+    assemble = stages["cubin"]
+
+    def and_log(ptx: str, metadata: dict[str, Any]) -> bytes:
+        log = io.StringIO()
+        with contextlib.redirect_stdout(log):
+            binary: bytes = assemble(ptx, metadata)
+        metadata["ptxas_log"] = log.getvalue()
+        return binary
+
+    stages["cubin"] = and_log
+    return None
+
+
 def compile_for(launch: Launch, capability: int) -> tuple[Any, Resources]:
-    """Compile one launch for a compute capability, such as 80, and read ``ptxas -v``."""
+    """Compile one launch for a compute capability, such as 80, and read ``ptxas -v``.
+
+    Triton's cache holds kernels by their source, types, sizes and options, and the versions of its own and of ptxas.
+    """
     driver.set_active(_Target(capability))
     triton.knobs.nvidia.dump_ptxas_log = True
-    triton.knobs.compilation.always_compile = True  # a kernel from the cache has no log
-    log = io.StringIO()
-    with contextlib.redirect_stdout(log):
-        kernel = launch.compile()
-    registers = re.search(r"Used (\d+) registers", log.getvalue())
-    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log.getvalue())
+    triton.knobs.compilation.store_binary_only = True
+    triton.knobs.runtime.add_stages_inspection_hook = _with_log
+    kernel = launch.compile()
+    log = kernel.metadata.ptxas_log
+    registers = re.search(r"Used (\d+) registers", log)
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     if registers is None or spills is None:
-        raise RuntimeError(f"ptxas said nothing of registers and spills:\n{log.getvalue()}")
+        raise RuntimeError(f"ptxas said nothing of registers and spills:\n{log}")
     return kernel, Resources(int(registers[1]), kernel.metadata.shared, int(spills[1]), int(spills[2]))
 
 

@@ -34,34 +34,44 @@ def _train(device: str, fused: bool, table: Tensor, batches: list[tuple[Tensor, 
     return [each.detach().cpu() for each in (value, state["exp_avg"], state["exp_avg_sq"], state["step"])]
 
 
-@pytest.mark.parametrize("width", [1, 8, 33, 300])
-def test_fused_update_is_row_sparse_adamws(run: Callable[..., Any], width: int) -> None:
+def _batches(width: int, pairs: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """A table of 17 rows, and ids and gradients of batches that have seven of them."""
     generator = torch.Generator().manual_seed(width)
     draw = partial(torch.randn, generator=generator, dtype=torch.float32)
-    batches = [
-        (torch.randint(5, 12, (pairs,), generator=generator), draw(pairs, width))
-        for pairs in (40, 0, 1, 7, 40)
-    ]
-    table = draw(17, width)
-    found, again = run(_train, True, table, batches), run(_train, True, table, batches)
-    expected = _train("cpu", False, table, batches)
-    for result, repeated, exact in zip(found, again, expected, strict=True):
-        assert torch.equal(result, repeated)
+    sizes = pairs, 0, 1, 7
+    batches = [(torch.randint(5, 12, (size,), generator=generator), draw(size, width)) for size in sizes]
+    return draw(17, width), batches
+
+
+# Rows of one column; ids that begin in one program's places and end in another's; narrow and wide rows, padded.
+@pytest.mark.parametrize(("width", "pairs"), [(1, 40), (8, 40), (33, 12), (300, 12)])
+def test_fused_update_is_row_sparse_adamws(run: Callable[..., Any], width: int, pairs: int) -> None:
+    table, batches = _batches(width, pairs)
+    found, expected = run(_train, True, table, batches), _train("cpu", False, table, batches)
+    for result, exact in zip(found, expected, strict=True):
         torch.testing.assert_close(result, exact, rtol=2e-5, atol=2e-6)
     assert torch.equal(found[0][:5], table[:5])  # rows of no batch: neither moved nor decayed
     assert not torch.equal(found[0][5:12], table[5:12])
 
 
-def _losses_and_scores(
-    device: str, fused: bool, step: bool, name: str, loss: str, path: str | None = None
-) -> tuple[list[float], Tensor]:
-    """Losses of two epochs of `Trainer`, and scores of what it trained, on a CPU.
+def test_fused_update_repeats_to_the_bit(run: Callable[..., Any]) -> None:
+    first, second = (run(_train, True, *_batches(8, 40)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
-    With the fused lookup and update in `EagerStep`, or in the step that is all of them.
+
+NUM_USERS, NUM_ITEMS = 12, 24
+
+
+def _train_and_save(device: str, fused: bool, step: bool, name: str, loss: str, path: Path) -> list[float]:
+    """Losses of two epochs of `Trainer`, which saves its model.
+
+    With the fused lookup and update in `EagerStep`, or in the step that is all of them. An epoch has two batches of
+    36 pairs, which that step takes in one call, and one of 18: none fills the tiles of its kernels.
     """
-    ids = torch.randint(12, (60, 2), generator=torch.Generator().manual_seed(0)).unique(dim=0)
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.randperm(NUM_USERS * NUM_ITEMS, generator=generator)[:30]
     layers = {"layers": (16, 12, 8)} if name in ("MLP", "NeuMF") else {}
-    model = getattr(ncf, name)(12, 12, seed=1, **layers).to(device)
+    model = getattr(ncf, name)(NUM_USERS, NUM_ITEMS, seed=1, **layers).to(device)
     kernels = []
 
     def count(launch: Launch) -> None:
@@ -77,51 +87,46 @@ def _losses_and_scores(
         trainer = ncf.Trainer(
             model,
             epochs=2,
-            batch_size=96,
+            batch_size=36,
             negatives=2,
             loss=loss,
             compile=None if step else False,
-            weight_decay=0.05,
+            learning_rate=0.01,
+            weight_decay=0.5,
             progress=False,
         )
-        history = trainer.fit(ncf.Interactions.from_arrays(ids[:, 0], ids[:, 1]))
+        history = trainer.fit(ncf.Interactions.from_arrays(pairs // NUM_ITEMS, pairs % NUM_ITEMS))
     layer = {"_backward_weight"} if name in ("MLP", "NeuMF") else set()
     assert {*kernels} == ({"_forward", "_backward_rows", "_adamw_rows", *layer} if fused else set())
-    model = model.cpu()
-    if path is not None:
-        model.save(path)
-    with torch.no_grad():
-        return history.loss, model(torch.arange(12), torch.arange(12).expand(12, -1))
+    model.save(path)
+    return history.loss
 
 
 @pytest.mark.parametrize("step", [False, True], ids=["operators", "step"])
 @pytest.mark.parametrize("loss", ["bce", "bpr"])
 @pytest.mark.parametrize("name", ["GMF", "MLP", "NeuMF", "MatrixFactorization"])
 def test_trainer_with_the_fused_kernels_ends_where_pytorch_does(
-    run: Callable[..., Any], name: str, loss: str, step: bool
+    run: Callable[..., Any], name: str, loss: str, step: bool, tmp_path: Path
 ) -> None:
-    losses, scores = run(_losses_and_scores, True, step, name, loss)
+    """Losses, and scores and ranks of the model that was saved and is loaded on a CPU."""
+    losses = run(_train_and_save, True, step, name, loss, tmp_path / "fused")
     # On the same device, which has its own random numbers.
-    expected, exact = run(_losses_and_scores, False, False, name, loss)
+    expected = run(_train_and_save, False, False, name, loss, tmp_path / "reference")
     assert len(losses) == 2
     assert losses == pytest.approx(expected, rel=1e-5)
+    users, items = torch.arange(NUM_USERS), torch.arange(NUM_ITEMS).expand(NUM_USERS, -1)
+    models = [ncf.load(tmp_path / each) for each in ("fused", "reference")]
+    with torch.no_grad():
+        scores, exact = (model(users, items) for model in models)
     if loss == "bpr":  # a user's level has a gradient of rounding alone, which AdamW scales up
         scores, exact = (each - each.mean(1, keepdim=True) for each in (scores, exact))
     torch.testing.assert_close(scores, exact, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["NeuMF", "MatrixFactorization"])
-def test_a_model_trained_by_the_fused_step_is_saved_loaded_and_ranks_as_the_references(
-    run: Callable[..., Any], name: str, tmp_path: Path
-) -> None:
-    run(_losses_and_scores, True, True, name, "bce", str(tmp_path / "fused"))
-    run(_losses_and_scores, False, False, name, "bce", str(tmp_path / "reference"))
-    users = torch.arange(12)
-    candidates = Candidates(users, users, torch.stack([(users + step) % 12 for step in range(1, 12)], dim=1))
-    models = [ncf.load(tmp_path / each) for each in ("fused", "reference")]
-    fused, reference = (ncf.evaluate(model, candidates, k=3).ranks for model in models)
-    assert torch.equal(fused, reference)
-    assert len(fused.unique()) > 3
+    others = torch.stack([(users + step) % NUM_ITEMS for step in range(1, NUM_ITEMS)], dim=1)
+    ranks, exact_ranks = (
+        ncf.evaluate(model, Candidates(users, users, others), k=3).ranks for model in models
+    )
+    assert torch.equal(ranks, exact_ranks)
+    assert len(ranks.unique()) > 3
 
 
 def test_a_table_whose_ids_do_not_fit_two_sides_in_32_bits_is_left_to_pytorch() -> None:
