@@ -140,12 +140,21 @@ def test_updates_are_those_of_pytorch(name: str, rule: str) -> None:
 
 
 def shared_chunk(batches: int, positives: int, shared: int, seed: int) -> Batch:
-    """Some shared negatives come twice, and some have been seen by some users."""
+    """Some shared negatives come twice, some are positives too, and some have been seen by some users.
+
+    The first is no positive, and seen with all others or not at all: else all that is left to a user may be the
+    positive itself, whose gradient is zero but for rounding, which Adam blows up.
+    """
     random = torch.Generator().manual_seed(seed)
     chunk = random_chunk(batches, positives, 0, seed)
-    seen = torch.rand(batches, positives * shared, generator=random) < 0.2
+    items = torch.randint(ITEMS, (batches, shared), generator=random)
+    items[:, 0] = ITEMS - 1
+    seen = torch.rand(batches, positives, shared, generator=random) < 0.2
+    seen |= seen[..., :1]
+    seen = seen.view(batches, -1)
     return chunk._replace(
-        shared=torch.randint(ITEMS, (batches, shared), generator=random),
+        items=chunk.items % (ITEMS - 1),
+        shared=items,
         seen=torch.cat([row.nonzero().squeeze(1) for row in seen]),
         seen_offsets=torch.cat([torch.zeros(1, dtype=torch.int64), seen.sum(1).cumsum(0)]),
     )
