@@ -76,7 +76,7 @@ def test_kernel_equals_the_reference(run: Callable[..., Any], model: str, dtype:
     factors=st.integers(0, 20),
     biases=st.booleans(),
     dtype=st.sampled_from(list(EPSILON)),
-    num_users=st.integers(1, 20),
+    num_users=st.integers(1, 6),
     num_candidates=st.integers(0, 40),
     seed=st.integers(0, 1 << 16),
 )
@@ -129,8 +129,8 @@ def test_more_tiles_than_programs(run: Callable[..., Any]) -> None:
 
 def test_more_users_than_a_program_takes_of_a_common_list(run: Callable[..., Any]) -> None:
     tables = random_tables(hidden=(8, 4), factors=4)
-    users, candidates = random_pairs(tables, 37, 150)
-    common = candidates[:1].expand(37, -1)
+    users, candidates = random_pairs(tables, 18, 130)
+    common = candidates[:1].expand(18, -1)
     _check(run(_score_common, tables, users, common[0]), tables, users, common)
 
 
