@@ -14,7 +14,7 @@ import torch
 import ncf
 from ncf.data.interactions import Interactions
 from ncf.models.baselines.spectral import Spectral
-from ncf.training.recipes import Recipe, recipe_for
+from ncf.training.recipes import Recipe, blending, recipe_for
 from ncf.training.recipes.blending import fuse
 from ncf.training.recipes.parts import Part, _faded, histories
 
@@ -148,6 +148,20 @@ def test_timestamps_that_follow_the_items_are_no_times():
     data = shop()
     numbered = Interactions.from_arrays(data.users, data.items, timestamps=data.items)
     assert "last" not in ncf.fit(numbered, "GMF", **FAST).record["recipe"]
+
+
+def test_users_who_judge_strengths_are_not_the_first_ones(monkeypatch):
+    """The first part knows the held-out items of the first 100 users, the second those of the other 300."""
+    monkeypatch.setattr(blending, "_SCORES", 100 * 20)  # so 100 users judge
+    random = torch.Generator("cpu").manual_seed(0)
+    users, items = torch.arange(400), torch.randint(1, 20, (400,), generator=random)
+    scores = torch.rand(2, 400, 20, generator=random)
+    scores[0, users[:100], items[:100]] += 5
+    scores[1, users[100:], items[100:]] += 5
+    parts = [Part(name, rows, torch.eye(20)) for name, rows in zip(("first", "second"), scores, strict=True)]
+    train = Interactions(users, torch.zeros(400, dtype=torch.int64), None, 400, 20)
+    held_out = Interactions(users, items, None, 400, 20)
+    assert blending.choose_strengths(parts, train, held_out, seed=0)["second"] > 0
 
 
 def test_order_without_a_gain_does_not_count():

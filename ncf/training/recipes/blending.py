@@ -36,7 +36,9 @@ def choose_strengths(
     row = torch.zeros(train.num_users, dtype=torch.int64, device="cpu")
     row[held_out.users[order]] = order  # one of each user's, at random
     users = held_out.users.unique()
-    users = users[: max(100, _SCORES // train.num_items)] if len(users) * train.num_items > _SCORES else users
+    if len(users) * train.num_items > _SCORES:  # at random: numbers often follow age or activity
+        drawn = torch.randperm(len(users), generator=stream(seed, "judges"), dtype=torch.int64, device="cpu")
+        users = users[drawn[: max(100, _SCORES // train.num_items)]].sort().values
     items = held_out.items[row[users]]
     offsets, seen = select_lists(*train.csr(), users)
     left_out = torch.repeat_interleave(offsets.diff()) * train.num_items + seen
