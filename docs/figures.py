@@ -1,6 +1,7 @@
 """Draws the figures of the documentation into docs/figures: ``make figures``.
 
-The learning curves are not among them: `examples/movielens.py` draws those from what it trained.
+The learning curves are not among them: `examples/movielens.py` and `benchmarks.quality` draw those from what they
+trained.
 """
 
 from __future__ import annotations
