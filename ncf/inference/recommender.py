@@ -94,7 +94,7 @@ class Recommender:
 
     @property
     def item_columns(self) -> Any:
-        """Columns to show of items: an Arrow table with a row per item. Those of a folder are read at first use."""
+        """An Arrow table with a row per item, to show; that of a folder is read at first use."""
         columns = self._columns
         if callable(columns):
             columns = self._columns = _table(columns(), self.num_items)
