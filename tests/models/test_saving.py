@@ -192,19 +192,23 @@ def test_a_folder_of_format_3_is_read(tmp_path: Path, raw: Vocabulary) -> None:
     assert [*{file.suffix for file in tmp_path.glob("*_ids-*")}] == [".safetensors"]
 
 
+def refuse_damage(folder: Path, file: Path, content: bytes, name: str, message: str) -> None:
+    """Expect an error of the file's size and, where the description was made to fit, of its content."""
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} has \d+ bytes, not"):
+        ncf.load(folder)
+    rehash(folder)
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        ncf.load(folder)
+
+
 def test_a_vocabulary_that_is_damaged_or_too_long_is_refused(tmp_path: Path) -> None:
     model = GMF(3, 4)
     model.user_ids = Vocabulary([4, 5, 6])
     model.save(tmp_path)
     file = file_of(tmp_path, "user_ids")
-    good = file.read_bytes()
-    for bad in (good[:-7], b""):
-        file.write_bytes(bad)
-        with pytest.raises(ValueError, match=r"user_ids-\w+.safetensors has \d+ bytes, not"):
-            ncf.load(tmp_path)
-        rehash(tmp_path)
-        with pytest.raises(ValueError, match=r"user_ids-\w+.safetensors is not a complete safetensors file"):
-            ncf.load(tmp_path)
+    for bad in (file.read_bytes()[:-7], b""):
+        refuse_damage(tmp_path, file, bad, r"user_ids-\w+.safetensors", "is not a complete safetensors file")
     not_divided, text = "its offsets do not divide its text", torch.tensor([*b"aab"], dtype=torch.uint8)
     for tensors, message in (
         ({"name": torch.tensor([1])}, "is not a vocabulary: it holds name"),
@@ -238,14 +242,8 @@ def test_a_vocabulary_of_format_3_that_is_damaged_or_too_long_is_refused(tmp_pat
     model.save(tmp_path)
     as_format_3(tmp_path)
     file = file_of(tmp_path, "user_ids")
-    good = file.read_bytes()
-    for bad in (good[:-7], b"", b"PAR1"):
-        file.write_bytes(bad)
-        with pytest.raises(ValueError, match=r"user_ids-\w+.parquet has \d+ bytes, not"):
-            ncf.load(tmp_path)
-        rehash(tmp_path)
-        with pytest.raises(ValueError, match=r"user_ids-\w+.parquet is damaged"):
-            ncf.load(tmp_path)
+    for bad in (file.read_bytes()[:-7], b"", b"PAR1"):
+        refuse_damage(tmp_path, file, bad, r"user_ids-\w+.parquet", "is damaged")
     for table, message in (
         ({"name": ["a"]}, "is not a vocabulary: it holds name"),
         ({"id": [1, 2, 3, 4]}, "has 4 rows for the model's 3"),
