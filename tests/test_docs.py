@@ -284,7 +284,7 @@ def test_the_figure_of_factors_has_the_numbers_of_its_table_wide_and_narrow() ->
 
 def test_every_figure_has_a_script() -> None:
     widths = "", "_narrow"
-    curves = {f"curves_{data}{width}.svg" for data in ("ml1m", "beauty") for width in widths}
+    curves = {f"curves_{data}{width}.svg" for data in ("ml1m", "gowalla", "beauty") for width in widths}
     made = {f"{name}.svg" for name in figures.FIGURES} | {f"learning_curves{width}.png" for width in widths}
     made |= curves  # by `benchmarks.quality --curves`
     assert {file.name for file in (ROOT / "docs" / "figures").iterdir()} == made
