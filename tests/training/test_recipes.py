@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,7 +153,7 @@ def test_timestamps_that_follow_the_items_are_no_times():
 
 def test_users_who_judge_strengths_are_not_the_first_ones(monkeypatch):
     """The first part knows the held-out items of the first 100 users, the second those of the other 300."""
-    monkeypatch.setattr(blending, "_SCORES", 100 * 20)  # so 100 users judge
+    monkeypatch.setattr(blending, "_JUDGES", 100)
     random = torch.Generator("cpu").manual_seed(0)
     users, items = torch.arange(400), torch.randint(1, 20, (400,), generator=random)
     scores = torch.rand(2, 400, 20, generator=random)
@@ -162,6 +163,36 @@ def test_users_who_judge_strengths_are_not_the_first_ones(monkeypatch):
     train = Interactions(users, torch.zeros(400, dtype=torch.int64), None, 400, 20)
     held_out = Interactions(users, items, None, 400, 20)
     assert blending.choose_strengths(parts, train, held_out, seed=0)["second"] > 0
+
+
+@pytest.mark.parametrize("listed", [400, 30])
+def test_judged_ranks_are_those_of_the_whole_catalogue(monkeypatch, listed):
+    """With lists of the best of each part, exactly for a part alone, and nearly for a sum."""
+    monkeypatch.setattr(blending, "_LISTED", listed)
+    monkeypatch.setattr(blending, "_DEPTH", 10)
+    monkeypatch.setattr(blending, "_SCORES", 7 * 400 * 3)  # users in blocks of seven
+    random = torch.Generator("cpu").manual_seed(0)
+    users, items = torch.arange(200), torch.randint(50, 400, (200,), generator=random)
+    scores = torch.randn(3, 200, 400, generator=random)
+    scores[:, users, items] += 3.0
+    scores[1] = scores[1].round()  # ties
+    parts = [Part(name, rows, torch.eye(400)) for name, rows in zip("abc", scores, strict=True)]
+    seen = torch.stack([torch.randperm(50, generator=random)[:5] for _ in users])
+    train = Interactions(users.repeat_interleave(5), seen.flatten(), None, 200, 400)
+    compared = blending._compared(parts, train, users, items)
+    units = [rows.std(dim=1).mean() for rows in scores]
+    near = []
+    for strengths in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.5, 0.3), (1.0, 1.0, 1.0)):
+        total = sum(s * rows / unit for s, rows, unit in zip(strengths, scores, units, strict=True))
+        expected = []
+        for user, item in zip(users.tolist(), items.tolist(), strict=True):
+            others = set(range(400)) - set(seen[user].tolist()) - {item}
+            rank = sum(float(total[user, other]) >= float(total[user, item]) for other in others)
+            expected.append(1 / math.log2(rank + 2) if rank < 10 else 0.0)
+        found = blending._quality(dict(zip("abc", strengths, strict=True)), compared)
+        near.append(float((found - torch.tensor(expected)).abs().mean()))
+    assert max(near[:3]) < 1e-6
+    assert max(near[3:]) < (1e-6 if listed == 400 else 0.005)
 
 
 def test_order_without_a_gain_does_not_count():

@@ -19,8 +19,11 @@ from ncf.utils.seeding import stream
 
 _STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0)  # 100: it alone
 _ALONE = 1e4  # of popularity: the first part breaks its ties
-_SCORES = 30_000_000  # of held-out users, 120 MB for each part of a model
+_SCORES = 30_000_000  # at once, 120 MB
+_PAIRS = 400_000_000  # of users who judge and items: a few seconds for each part
+_JUDGES = 10_000  # users at most
 _DEPTH = 100  # of the list that strengths are chosen by: deeper than is shown, for less noise
+_LISTED = 3 * _DEPTH  # best items of each part: the best of a sum are nearly always among them
 
 
 def choose_strengths(
@@ -36,31 +39,25 @@ def choose_strengths(
     row = torch.zeros(train.num_users, dtype=torch.int64, device="cpu")
     row[held_out.users[order]] = order  # one of each user's, at random
     users = held_out.users.unique()
-    if len(users) * train.num_items > _SCORES:  # at random: numbers often follow age or activity
+    most = min(_JUDGES, max(100, _PAIRS // train.num_items))
+    if len(users) > most:  # at random: numbers often follow age or activity
         drawn = torch.randperm(len(users), generator=stream(seed, "judges"), dtype=torch.int64, device="cpu")
-        users = users[drawn[: max(100, _SCORES // train.num_items)]].sort().values
-    items = held_out.items[row[users]]
-    offsets, seen = select_lists(*train.csr(), users)
-    left_out = torch.repeat_interleave(offsets.diff()) * train.num_items + seen
+        users = users[drawn[:most]].sort().values
+    scores = _compared(parts, train, users, held_out.items[row[users]])
     strengths = {part.name: 1.0 if at == 0 else 0.0 for at, part in enumerate(parts)}
-    scores = {}
-    for part in parts:
-        of_part = part.scores(users)
-        scores[part.name] = of_part.div_(_spread(of_part))
-    scores[parts[0].name].view(-1)[left_out] = -torch.inf
-    best = _quality(strengths, scores, items)
+    best = _quality(strengths, scores)
     for _ in range(2):
         for part in parts[1:]:
             for strength in _STRENGTHS:
                 tried = strengths | {part.name: strength}
-                if tried != strengths and (quality := _quality(tried, scores, items)).mean() > best.mean():
+                if tried != strengths and (quality := _quality(tried, scores)).mean() > best.mean():
                     best, strengths = quality, tried
     timeless = strengths | dict.fromkeys(strengths.keys() & TIMED, 0.0)
-    if timeless != strengths and not _clearly(best, unordered := _quality(timeless, scores, items)):
+    if timeless != strengths and not _clearly(best, unordered := _quality(timeless, scores)):
         best, strengths = unordered, timeless
     if "popularity" in strengths:
         alone = dict.fromkeys(strengths, 0.0) | {parts[0].name: 1.0, "popularity": _ALONE}
-        if not _clearly(best, _quality(alone, scores, items)):
+        if not _clearly(best, _quality(alone, scores)):
             return alone
     return strengths
 
@@ -71,18 +68,46 @@ def _clearly(one: Tensor, other: Tensor) -> bool:
     return bool(gain.mean() >= 2 * gain.std(correction=0) / math.sqrt(len(gain)))
 
 
+def _compared(parts: list[Part], train: Interactions, users: Tensor, items: Tensor) -> dict[str, Tensor]:
+    """Scores of the users' held-out items and, behind them, of all that may be ahead, ``[U, 1 + C]``, by part.
+
+    They are in units of the spread of a part's scores. Seen items, and those that stand twice, have ``-inf``.
+    """
+    size = train.num_items
+    at_once = max(1, _SCORES // (size * len(parts)))
+    found: dict[str, list[Tensor]] = {part.name: [] for part in parts}
+    spread = dict.fromkeys(found, 0.0)
+    others = torch.arange(size, dtype=torch.int64, device="cpu")[None]
+    for some, own in zip(users.split(at_once), items[:, None].split(at_once), strict=True):
+        offsets, seen = select_lists(*train.csr(), some)
+        left_out = torch.repeat_interleave(offsets.diff()) * size + seen
+        tables = {part.name: part.scores(some) for part in parts}
+        for name, table in tables.items():
+            spread[name] += _spread(table) * len(some) / len(users)
+            table.view(-1)[left_out] = -torch.inf
+        if size > _LISTED * len(parts):
+            best = [table.topk(_LISTED, dim=1, sorted=False).indices for table in tables.values()]
+            others = torch.cat(best, dim=1).sort(dim=1).values
+        again = others == own
+        again[:, 1:] |= others[:, 1:] == others[:, :-1]
+        for name, table in tables.items():
+            of_others = table.gather(1, others.expand(len(some), -1)).masked_fill_(again, -torch.inf)
+            found[name].append(torch.cat([table.gather(1, own), of_others], dim=1))
+    return {name: torch.cat(blocks).div_(spread[name]) for name, blocks in found.items()}
+
+
 def _spread(scores: Tensor) -> float:
     return max(1e-12, float(scores.std(dim=1).mean()))
 
 
-def _quality(strengths: Mapping[str, float], scores: Mapping[str, Tensor], items: Tensor) -> Tensor:
-    """NDCG of each held-out item in the whole catalogue, ``[U]``; ties lose."""
+def _quality(strengths: Mapping[str, float], scores: Mapping[str, Tensor]) -> Tensor:
+    """NDCG of each held-out item, the first of its row, ``[U]``; ties lose."""
     total = None
     for name, strength in strengths.items():
         if strength:
             total = scores[name] * strength if total is None else total.add_(scores[name], alpha=strength)
     assert total is not None
-    ranks = (total >= total.gather(1, items[:, None])).sum(dim=1) - 1
+    ranks = (total >= total[:, :1]).sum(dim=1) - 1
     return (ranks < _DEPTH) / torch.log2(ranks + 2.0)
 
 

@@ -96,10 +96,12 @@ def fit(
         recipe = _within(recipe, name, inner, seed, seconds - (time.perf_counter() - began), ordered)
     strengths: dict[str, float] = {}
     if held_out is not None:
-        parts, _ = train_parts(name, inner, recipe, seed, progress, members=1, ordered=ordered)
+        # Half the epochs tell as much of the strengths.
+        quick = replace(recipe, softmax_epochs=max(1, recipe.softmax_epochs // 2))
+        parts, _ = train_parts(name, inner, quick, seed, progress, members=1, ordered=ordered)
         strengths = choose_strengths(parts, inner, held_out, seed)
         if recipe.chain and any(strengths.get(part) for part in TIMED):
-            parts.append(next_part(inner, recipe, seed, progress))
+            parts.append(next_part(inner, quick, seed, progress))
             strengths = choose_strengths(parts, inner, held_out, seed)
     parts, history = train_parts(
         name, everything, recipe, seed, progress, members=recipe.members, ordered=ordered, only=strengths

@@ -70,7 +70,7 @@ def recipe_for(data: Interactions, model: str = "NeuMF") -> Recipe:
     - A part is trained by softmax of the cosine: 20 epochs, temperature 0.07 · √(23 / n), between 0.07 and 0.15. With
       few interactions a row, the dot product overfits under cross-entropy, whatever its decay. The cosine does not:
       it gains with every column. It has 512 columns, or as many as 3 · 10⁸ / N allows, a power of two, and at most an
-      eighth of the smaller side or 32.
+      eighth of the smaller side or 32. While interactions are held out to choose strengths, it has half the epochs.
     - Above n = 60 that part adds little: it has 64 columns and 10 epochs, and none below 2,000 users, who
       are too few to weigh it.
     - A spectral part (`ncf.Spectral`) has an eighth of the smaller side's size as columns, 512 at most.
