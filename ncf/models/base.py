@@ -16,6 +16,7 @@ from ncf.kernels.dispatch import can_fuse, fused_lookup, fused_rows
 from ncf.models.embeddings import Side, Table, UserItemEmbeddings
 from ncf.models.scoring import ForwardScorer, ModelScorer, Ranker, Scorer, ShardedScorer, full_precision
 from ncf.utils.checks import check_ids, whole
+from ncf.utils.threads import cpu_threads
 
 if TYPE_CHECKING:
     from ncf.data.features import Features
@@ -306,7 +307,8 @@ class EmbeddingModel(nn.Module):
             return ForwardScorer(own, distributed=sharded, device=device)
         if sharded:
             return ShardedScorer(self.embeddings, self.scoring_tables, device)
-        with torch.no_grad(), full_precision(device):
+        # PyTorch's threads would stay awake for a while, on the cores that the kernel's threads need next.
+        with torch.no_grad(), full_precision(device), cpu_threads(1 if device.type == "cpu" else None):
             return Scorer(self.scoring_tables())
 
     @property

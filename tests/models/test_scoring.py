@@ -76,3 +76,20 @@ def test_candidates_are_left_as_they_were() -> None:
         [True, True, True],
     ]
     assert torch.equal(lists, before)
+
+
+def test_a_view_is_made_by_one_thread(monkeypatch):
+    """Others of PyTorch's would stay awake on the cores that the kernel needs next."""
+    seen = []
+    of_model = MLP.scoring_tables
+    monkeypatch.setattr(
+        MLP, "scoring_tables", lambda *given: (seen.append(torch.get_num_threads()), of_model(*given))[1]
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        MLP(num_users=2, num_items=3).scorer()
+        assert seen == [1]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
