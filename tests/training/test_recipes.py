@@ -251,9 +251,11 @@ def ctrl_c_after(epoch: int) -> Iterator[list[str]]:
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
     try:
         yield lines
     finally:
+        signal.signal(signal.SIGINT, before)
         logger.removeHandler(handler)
         logger.setLevel(level)
 
