@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from ncf import MLP, NeuMF
 from ncf.models.base import EmbeddingModel
+from ncf.utils.threads import cpu_threads
 
 USERS, ITEMS = 9, 13
 
@@ -85,11 +86,7 @@ def test_a_view_is_made_by_one_thread(monkeypatch):
     monkeypatch.setattr(
         MLP, "scoring_tables", lambda *given: (seen.append(torch.get_num_threads()), of_model(*given))[1]
     )
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
+    with cpu_threads(3):
         MLP(num_users=2, num_items=3).scorer()
         assert seen == [1]
         assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
